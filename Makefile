@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+REQUIREMENTS := base export upstream-needs dev
+
+.PHONY: setup demo test check clean
+
+setup: .venv/installed
+
+# One resolver run for all pins, so that nothing pulls another torch; upstream on top without its requirements; and this checkout itself,
+# editable, so that `musiclm_deploy` and the command `musiclm` work from every folder and in every subprocess.
+.venv/installed: setup.py pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
+	$(BIN)/pip install -q $(REQUIREMENTS:%=-r requirements/%.txt)
+	$(BIN)/pip install -q --no-deps -r requirements/upstream.txt
+	$(BIN)/pip install -q --no-deps -e .
+	touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv
+
+demo: setup
+	$(BIN)/python demo/demo.py
+
+test: setup
+	$(BIN)/pytest -q
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+clean:
+	rm -rf build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,131 @@
+"""All checkpoints of one MusicLM, read and fitted together.
+
+In: file paths and overrides. Out: `Collected`: checkpoints and settings of every part, checked against each other. The export and the
+validation both start here, so they cannot disagree about what a file says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import Checkpoint, expect, read_checkpoint
+from .errors import ExportError
+from .mulan import infer_mulan, infer_quantizer, split_quantizer_state
+from .settings import Settings
+from .soundstream import infer_soundstream
+from .transformers import STAGES, infer_transformer
+
+PARTS = (*STAGES, "codec", "mulan", "quantizer")
+
+
+@dataclass(frozen=True)
+class Collected:
+    checkpoints: dict[str, Checkpoint]  # semantic, coarse, fine, codec, mulan; quantizer.<stage> per conditioned stage
+    settings: dict[str, Settings]  # the same names; quantizer.<stage> as well
+
+    @property
+    def conditioned(self) -> list[str]:
+        return [stage for stage in STAGES if self.settings[stage]["audio_text_condition"]]
+
+
+def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collected:
+    """sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it."""
+    _check_overrides(overrides)
+    missing = [name for name in (*STAGES, "codec") if name not in sources]
+    if missing:
+        raise ExportError(f"missing checkpoint: {', '.join('--' + name for name in missing)}.")
+    checkpoints = {name: read_checkpoint(sources[name], name) for name in (*STAGES, "codec")}
+    settings = {stage: infer_transformer(stage, checkpoints[stage], overrides.get(stage, {})) for stage in STAGES}
+    codec = checkpoints["codec"]
+    settings["codec"] = infer_soundstream(codec.state, codec.pickled_config, codec.version, overrides.get("codec", {}))
+
+    conditioned = [stage for stage in STAGES if settings[stage]["audio_text_condition"]]
+    mulan = read_checkpoint(sources["mulan"], "mulan") if "mulan" in sources else None
+    for stage in conditioned:
+        name = f"quantizer.{stage}" if f"quantizer.{stage}" in sources else "quantizer"
+        if name not in sources:
+            raise ExportError(
+                f"the {stage} transformer is conditioned, so it needs a quantizer: give --quantizer Q.pt, or --quantizer {stage}=Q.pt."
+            )
+        quantizer = read_checkpoint(sources[name], "quantizer")
+        quantizer.state, inside = split_quantizer_state(quantizer.state)
+        if inside is not None:
+            found = expect(Checkpoint(f"{quantizer.name} (its MuLaN)", inside, sha256=quantizer.sha256), "mulan")
+            mulan = found if mulan is None else _same_mulan(mulan, found)
+        checkpoints[f"quantizer.{stage}"] = quantizer
+        settings[f"quantizer.{stage}"] = infer_quantizer(quantizer.state, overrides.get("quantizer", {}))
+    if mulan is None:
+        raise ExportError("missing checkpoint: --mulan (no quantizer file holds one).")
+    checkpoints["mulan"] = mulan
+    settings["mulan"] = infer_mulan(mulan.state, overrides.get("mulan", {}))
+    collected = Collected(checkpoints, settings)
+    _check_fit(collected)
+    return collected
+
+
+def _check_overrides(overrides: Mapping[str, Any]) -> None:
+    for part, values in overrides.items():
+        if part not in PARTS:
+            raise ExportError(f"the overrides name {part!r}; known are {', '.join(PARTS)}.")
+        if not isinstance(values, Mapping):
+            raise ExportError(f"the overrides of {part} must be an object of argument names and values, got {values!r}.")
+
+
+def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
+    """Quantizer and MuLaN must belong together: codes of one model's latents mean nothing to another."""
+    differ = [name for name, tensor in first.state.items() if name in second.state and not tensor.equal(second.state[name])]
+    if differ or first.state.keys() != second.state.keys():
+        example = differ[0] if differ else next(iter(first.state.keys() ^ second.state.keys()))
+        raise ExportError(f"{first.name} and {second.name} are not the same MuLaN: {example!r} differs. Give the files of one training.")
+    return first
+
+
+def _check_fit(collected: Collected) -> None:
+    """Everything that must agree between files, all disagreements in one message."""
+    s, names = collected.settings, {part: checkpoint.name for part, checkpoint in collected.checkpoints.items()}
+    faults = []
+
+    def same(part: str, setting: str, other: str, other_setting: str) -> None:
+        if s[part][setting] != s[other][other_setting]:
+            faults.append(
+                f"{names[part]}: {setting} is {s[part][setting]}, but {names[other]}: {other_setting} is {s[other][other_setting]}"
+            )
+
+    same("semantic", "num_semantic_tokens", "coarse", "num_semantic_tokens")
+    same("coarse", "codebook_size", "fine", "codebook_size")
+    same("coarse", "codebook_size", "codec", "codebook_size")
+    same("coarse", "num_coarse_quantizers", "fine", "num_coarse_quantizers")
+    quantizers = s["fine"]["num_coarse_quantizers"] + s["fine"]["num_fine_quantizers"]
+    if quantizers != s["codec"]["rq_num_quantizers"]:
+        faults.append(
+            f"{names['fine']}: {quantizers} coarse and fine quantizers, "
+            f"but {names['codec']}: rq_num_quantizers is {s['codec']['rq_num_quantizers']}"
+        )
+    for stage in collected.conditioned:
+        quantizer = f"quantizer.{stage}"
+        dim = conditioning_dim(s[quantizer], stage)
+        if dim is None:
+            faults.append(f"{names[quantizer]}: has no table for {stage}, only {', '.join(s[quantizer]['namespaces'])}")
+        elif dim != s[stage]["cond_dim"]:
+            hint = " (a model conditioned on T5 text is not covered)" if s[stage]["cond_dim"] == 768 else ""
+            faults.append(f"{names[stage]}: takes a condition of width {s[stage]['cond_dim']}, but {names[quantizer]} gives {dim}{hint}")
+        same(quantizer, "dim_latent", "mulan", "dim_latent")
+        if s[quantizer]["uninitialised"]:
+            faults.append(
+                f"{names[quantizer]}: its codebooks were never initialised; run it in training mode over your data once, then save it"
+            )
+    if faults:
+        raise ExportError("the checkpoints do not fit together:\n" + "\n".join(f"  - {fault}" for fault in dict.fromkeys(faults)))
+
+
+def namespace_of(quantizer: Settings, stage: str) -> str:
+    """The namespace that serves `stage`: its own, or the only one of a quantizer made for one stage."""
+    namespaces = list(quantizer["namespaces"])
+    return namespaces[0] if len(namespaces) == 1 else stage
+
+
+def conditioning_dim(quantizer: Settings, stage: str) -> int | None:
+    return dict(zip(quantizer["namespaces"], quantizer["conditioning_dims"], strict=True)).get(namespace_of(quantizer, stage))

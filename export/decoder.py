@@ -1,0 +1,213 @@
+"""One graph for three token transformers: prefill (S > 1) and decode (S = 1), KV cache in and out, logits of the last position.
+
+In: a checkpoint, its settings, its rows and bias table. Out: the decoder graph, and the context graph that turns a conditioning
+[B, C, cond_dim] into what the decoder reads once per generation: keys and values of the cross-attention, or embeddings of a prefix.
+Names of inputs and outputs are in `runtime.bundle`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..kernels.attention.onnx_form import cached_attention, cross_attention, table_bias
+from ..kernels.geglu.onnx_form import feed_forward, layer_norm
+from ..kernels.geglu.reference import FeedForward
+from ..kernels.hyper_connection.onnx_form import hyper_connection, residual
+from ..kernels.hyper_connection.reference import HyperConnection
+from .checkpoint import Checkpoint
+from .graph import BOOL, FLOAT, INT32, INT64, Graph
+from .settings import Settings
+from .transformers import branch
+
+_LANES = 8  # GroupQueryAttention takes head sizes that are multiples of this
+
+
+def cache_head_size(settings: Settings) -> int:
+    """Head size of the KV cache: the model's own, rounded up to what the attention operator takes."""
+    return -(-settings["dim_head"] // _LANES) * _LANES
+
+
+class DecoderBuilder:
+    """Places the nodes of one transformer; the checkpoint notes each tensor it reads."""
+
+    def __init__(self, stage: str, checkpoint: Checkpoint, settings: Settings) -> None:
+        self.stage, self.checkpoint, self.settings = stage, checkpoint, settings
+        self.streams: int = settings["num_residual_streams"]
+        self.wrapped = branch(0, 0, True) + "to_q.weight" in checkpoint.state
+        self.prefix: bool = settings["cond_as_self_attn_prefix"]
+        self.cross: bool = settings["audio_text_condition"] and not self.prefix
+        self.g = Graph(stage)
+        self._first_values: str | None = None
+
+    def decoder(self, rows: np.ndarray, bias: np.ndarray | None) -> Graph:
+        g, dim, depth, D = self.g, self.settings["dim"], self.settings["depth"], cache_head_size(self.settings)
+        row_ids = g.input("row_ids", INT64, ["B", "S"])
+        seqlens = g.input("seqlens_k", INT32, ["B"])
+        total = g.input("total_sequence_length", INT32, [1])
+        bias_values = ""
+        if bias is not None:
+            coordinates = g.input("query_coordinates", INT64, ["B", "S"]), g.input("key_coordinates", INT64, ["B", "T"])
+            bias_values = table_bias(g, bias, *coordinates, total)
+        if self.prefix:
+            g.input("prefix_mask", BOOL, ["B", "S", 1])
+            g.input("prefix_embeddings", FLOAT, ["B", "S", dim])
+        for layer in range(depth):
+            for part in ("key", "value"):
+                g.input(f"past_key_values.{layer}.{part}", FLOAT, ["B", 1, "T", D])
+                g.output(f"present.{layer}.{part}", FLOAT, ["B", 1, "T", D])
+            if self.cross:
+                g.input(f"context.{layer}.key", FLOAT, ["B", self.settings["dim_head"], "C"])
+                g.input(f"context.{layer}.value", FLOAT, ["B", "C", self.settings["dim_head"]])
+
+        x = g.op("Gather", g.weight("rows", rows), row_ids)
+        if self.streams > 1:
+            x = g.op("Expand", g.op("Unsqueeze", x, g.constant([2])), g.constant([1, 1, self.streams, 1]))
+        for layer in range(depth):
+            x = self._connect(x, layer, 0, lambda y, layer=layer: self._self_attention(y, layer, bias_values))
+            if self.cross:
+                x = self._connect(x, layer, 1, lambda y, layer=layer: self._cross_attention(y, layer))
+            x = self._connect(x, layer, 2, lambda y, layer=layer: self._feed_forward(y, layer))
+
+        x = self._last_position(x, row_ids, seqlens)
+        if self.streams > 1:
+            x = g.op("ReduceSum", x, g.constant([1]), keepdims=0)
+        x = layer_norm(g, "norm", x, *self._norm("transformer.norm"))
+        g.output(self._head(x), FLOAT, ["B", "V"])
+        return g
+
+    def _connect(self, x: str, layer: int, index: int, place) -> str:
+        if self.streams == 1:
+            return residual(self.g, x, place)
+        at, read = f"transformer.layers.{layer}.{index}.", self.checkpoint.array
+        connection = HyperConnection(
+            gamma=read(at + "norm.gamma"),
+            dynamic_alpha=read(at + "dynamic_alpha_fn"),
+            alpha_scale=float(read(at + "dynamic_alpha_scale")),
+            static_alpha=read(at + "static_alpha"),
+            dynamic_beta=read(at + "dynamic_beta_fn"),
+            beta_scale=float(read(at + "dynamic_beta_scale")),
+            static_beta=read(at + "static_beta"),
+        )
+        return hyper_connection(self.g, f"layers.{layer}.{index}.connection", connection, x, place)
+
+    def _self_attention(self, x: str, layer: int, bias: str) -> str:
+        """Keys and values come from the branch input before the norm; values of layer 0 are averaged into later layers."""
+        g, name, at = self.g, f"layers.{layer}.attention", branch(layer, 0, self.wrapped)
+        H, D, padded = self.settings["heads"], self.settings["dim_head"], cache_head_size(self.settings)
+        dim = self.settings["dim"]
+        grow = ((0, 0), (0, 0), (0, padded - D))
+        w_q = np.pad(self._weight(at + "to_q").reshape(dim, H, D), grow).reshape(dim, H * padded)
+        w_kv = np.pad(self._weight(at + "to_kv").reshape(dim, 2, D), grow)
+        w_out = np.pad(self._weight(at + "to_out.0").reshape(H, D, dim), ((0, 0), (0, padded - D), (0, 0))).reshape(H * padded, dim)
+        averaged = self.settings["add_value_residual"] and layer > 0
+        if averaged:
+            w_kv[:, 1] *= 0.5  # exact, and saves a node in every layer: v = v_layer / 2 + v_first / 2
+
+        query = g.op("MatMul", layer_norm(g, f"{name}.norm", x, *self._norm(at + "norm")), g.weight(f"{name}.w_q", w_q))
+        source = g.op("Where", "prefix_mask", "prefix_embeddings", x) if self.prefix else x
+        product = g.op("MatMul", source, g.weight(f"{name}.w_kv", w_kv.reshape(dim, 2 * padded)))
+        key, value = g.op("Split", product, g.constant([padded, padded]), outputs=2, axis=-1)
+        if averaged:
+            if self._first_values is None:
+                raise AssertionError("layer 0 comes first")
+            value = g.op("Add", value, self._first_values)
+        elif self.settings["add_value_residual"] and self.settings["depth"] > 1:
+            self._first_values = g.op("Mul", value, g.constant(0.5, np.float32))
+        output = cached_attention(g, query, key, value, layer, bias, H, D**-0.5)
+        return g.op("MatMul", output, g.weight(f"{name}.w_out", w_out))
+
+    def _cross_attention(self, x: str, layer: int) -> str:
+        g, name, at = self.g, f"layers.{layer}.cross_attention", branch(layer, 1, self.wrapped)
+        normed = layer_norm(g, f"{name}.norm", x, *self._norm(at + "norm"))
+        query = g.op("MatMul", normed, g.weight(f"{name}.w_q", self._weight(at + "to_q")))
+        context = f"context.{layer}.key", f"context.{layer}.value"
+        output = cross_attention(g, query, *context, self.settings["heads"], self.settings["dim_head"])
+        return g.op("MatMul", output, g.weight(f"{name}.w_out", self._weight(at + "to_out.0")))
+
+    def _feed_forward(self, x: str, layer: int) -> str:
+        at = branch(layer, 2, self.wrapped)
+        weights = FeedForward(*self._norm(at + "0"), self._weight(at + "1"), *self._norm(at + "3"), self._weight(at + "5"))
+        return feed_forward(self.g, f"layers.{layer}.feed_forward", weights, x)
+
+    def _last_position(self, x: str, row_ids: str, seqlens: str) -> str:
+        """x [B, S, ...] -> [B, ...] at each row's last valid position: seqlens_k in a prefill from an empty cache, S - 1 after it."""
+        g = self.g
+        length = g.op("Gather", g.op("Shape", row_ids), g.constant(1))
+        last = g.op("Min", g.op("Cast", seqlens, to=INT64), g.op("Sub", length, g.constant(1)))
+        return g.op("GatherND", x, g.op("Unsqueeze", last, g.constant([1])), batch_dims=1)
+
+    def _head(self, x: str) -> str:
+        """x [B, dim] -> logits [B, V]; of several heads only the one that input `head` names is read."""
+        g = self.g
+        if self.stage == "semantic":
+            product = g.op("MatMul", x, g.weight("head.weight", self._weight("to_logits")))
+            return g.op("Add", product, g.weight("head.bias", self.checkpoint.array("to_logits.bias")), outputs=["logits"])
+        heads = self.checkpoint.array(f"{self.stage}_logit_weights")  # [Q, V, dim]
+        names = [g.weight(f"head.{q}.weight", head.T) for q, head in enumerate(heads)]
+        if len(names) == 1:
+            return g.op("MatMul", x, names[0], outputs=["logits"])
+        head = g.input("head", INT64, [1])
+        self._choose(g, x, head, names, 0, "logits")
+        return "logits"
+
+    def _choose(self, g: Graph, x: str, head: str, names: list[str], first: int, output: str) -> None:
+        """A binary tree of `If` nodes: a gathered weight would be copied whole at every step."""
+        if len(names) == 1:
+            g.op("MatMul", x, names[0], outputs=[output])
+            return
+        half = len(names) // 2
+        branches = []
+        for side, (start, part) in enumerate([(0, names[:half]), (half, names[half:])]):
+            inner = g.branch(f"head.{first + start}")
+            value = f"{output}.{side}"
+            self._choose(inner, x, head, part, first + start, value)
+            inner.output(value, FLOAT, ["B", "V"])
+            branches.append(inner.proto())
+        condition = g.op("Less", head, g.constant([first + half]))
+        g.op("If", condition, outputs=[output], then_branch=branches[0], else_branch=branches[1])
+
+    def _norm(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        return self.checkpoint.array(f"{name}.gamma"), self.checkpoint.array(f"{name}.beta")
+
+    def _weight(self, name: str) -> np.ndarray:
+        """A linear layer's weight as [in, out]."""
+        return np.array(self.checkpoint.array(f"{name}.weight").T)
+
+
+def build_context(stage: str, checkpoint: Checkpoint, settings: Settings) -> Graph:
+    """conditioning [B, C, cond_dim] -> `context.<layer>.key` [B, D, C + 1], `.value` [B, C + 1, D], or `prefix_embeddings` [B, C, dim].
+
+    The first key and value of the cross-attention are the null ones, all that a row without condition sees. Keys come scaled.
+    """
+    g = Graph(f"{stage}_context")
+    dim, cond_dim, D = settings["dim"], settings["cond_dim"], settings["dim_head"]
+    x = g.input("conditioning", FLOAT, ["B", "C", cond_dim])
+    if "proj_text_embed.weight" in checkpoint.state:
+        x = g.op("MatMul", x, g.weight("projection", checkpoint.array("proj_text_embed.weight", dim, cond_dim).T))
+    if settings["cond_as_self_attn_prefix"]:
+        g.output(g.op("Identity", x, outputs=["prefix_embeddings"]), FLOAT, ["B", "C", dim])
+        return g
+
+    wrapped = branch(0, 0, True) + "to_q.weight" in checkpoint.state
+    rows = g.op("Concat", g.op("Gather", g.op("Shape", x), g.constant([0])), g.constant([1, D]), axis=0)
+    first_values = None
+    for layer in range(settings["depth"]):
+        at = branch(layer, 1, wrapped)
+        normed = layer_norm(g, f"layers.{layer}.norm", x, *(checkpoint.array(f"{at}context_norm.{part}") for part in ("gamma", "beta")))
+        w_k, w_v = np.split(checkpoint.array(f"{at}to_kv.weight").T, 2, axis=1)
+        null_key, null_value = checkpoint.array(f"{at}null_kv", 2, 1, D)
+        key = g.op("MatMul", normed, g.weight(f"layers.{layer}.w_k", w_k * D**-0.5))
+        value = g.op("MatMul", normed, g.weight(f"layers.{layer}.w_v", w_v))
+        if settings["add_value_residual"] and first_values is not None:
+            value = g.op("Mul", g.op("Add", value, first_values), g.constant(0.5, np.float32))
+        first_values = first_values or value
+        for name, null, values in (("key", null_key * D**-0.5, key), ("value", null_value, value)):
+            first = g.op("Expand", g.weight(f"layers.{layer}.null_{name}", null), rows)
+            joined = g.op("Concat", first, values, axis=1)
+            if name == "key":
+                g.op("Transpose", joined, outputs=[f"context.{layer}.key"], perm=[0, 2, 1])
+                g.output(f"context.{layer}.key", FLOAT, ["B", D, "C_plus_1"])
+            else:
+                g.op("Identity", joined, outputs=[f"context.{layer}.value"])
+                g.output(f"context.{layer}.value", FLOAT, ["B", "C_plus_1", D])
+    return g

@@ -1,0 +1,247 @@
+"""Checkpoints to bundle: every stage exported, validated in a fresh process, written aside, then renamed into place.
+
+In: paths of checkpoints, overrides. Out: a bundle directory, complete or not there at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import file_digest
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .. import __version__
+from ..model.text_transformer import clip_merges_path
+from ..runtime.bundle import MANIFEST, Codec, Conditioner, FileRecord, Manifest, Mulan
+from ..runtime.tokenizer import ClipTokenizer
+from .collect import Collected, collect, conditioning_dim, namespace_of
+from .errors import ExportError
+from .graph import OPSET
+from .mulan import build_mulan, conditioner_weights, export_conditioner, export_mulan_audio, export_mulan_text
+from .soundstream import build_decoder, export_codec_decode, lookahead_frames
+from .stage import export_stage
+from .transformers import STAGES
+
+_STEPS = ("read", *STAGES, "mulan", "conditioner", "codec", "validate", "write")
+
+
+def export_checkpoints(
+    *,
+    semantic: str | os.PathLike,
+    coarse: str | os.PathLike,
+    fine: str | os.PathLike,
+    codec: str | os.PathLike,
+    quantizer: str | os.PathLike | Mapping[str, str | os.PathLike],
+    out: str | os.PathLike,
+    mulan: str | os.PathLike | None = None,
+    config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Export trained checkpoints to the bundle `out`.
+
+    quantizer: one file for all stages, or {stage: file}. mulan: may be left out where a quantizer file contains its MuLaN.
+    config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
+    Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
+    """
+    sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
+    if mulan is not None:
+        sources["mulan"] = Path(mulan)
+    quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
+    sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
+
+    out = Path(out)
+    if out.exists() and not (overwrite and (out / MANIFEST).is_file()):
+        raise ExportError(
+            f"{out} exists already" + (" and is not a bundle." if overwrite else "; give another --out, or --overwrite to replace it.")
+        )
+    if not out.parent.is_dir():
+        raise ExportError(f"{out.parent} is not a directory; make it first.")
+    bar = tqdm(total=len(_STEPS), desc="export", unit="step", disable=quiet, file=sys.stderr)
+    with bar, _aside(out) as folder:
+        manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet)
+        _step(bar, "validate")
+        errors = _validate(folder, sources, dict(config or {}))
+        _step(bar, "write")
+        (folder / MANIFEST).write_text(replace(manifest, errors=errors).to_json(), encoding="utf-8")
+        _replace(folder, out)
+        bar.update()
+    return out
+
+
+def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool) -> Manifest:
+    """Every graph, the tokenizer and a manifest without measured errors."""
+    _step(bar, "read", first=True)
+    collected = collect(sources, overrides)
+    if not quiet:
+        bar.write(settings_table(collected), file=sys.stderr)
+    settings, checkpoints = collected.settings, collected.checkpoints
+    groups = settings["codec"]["rq_groups"]
+    decoders = {}
+    for stage in STAGES:
+        _step(bar, stage)
+        decoders[stage] = export_stage(stage, checkpoints[stage], settings[stage], folder, settings["semantic"]["max_length"], groups)
+
+    _step(bar, "mulan")
+    codec_hz = settings["codec"]["target_sample_hz"]
+    model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
+    export_mulan_text(model, folder / "mulan_text.onnx")
+    export_mulan_audio(model, folder / "mulan_audio.onnx")
+    ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
+    _step(bar, "conditioner")
+    conditioner = _export_conditioner(collected, folder)
+
+    _step(bar, "codec")
+    decoder = build_decoder(settings["codec"], checkpoints["codec"].state)
+    export_codec_decode(decoder, folder / "codec_decode.onnx")
+    hop = 1
+    for stride in settings["codec"]["strides"]:
+        hop *= stride
+
+    manifest = Manifest(
+        mulan=Mulan(
+            text="mulan_text.onnx",
+            audio="mulan_audio.onnx",
+            tokenizer="tokenizer.json",
+            max_tokens=settings["mulan"]["text.max_seq_len"],
+            dim_latent=settings["mulan"]["dim_latent"],
+            sample_hz=settings["mulan"]["sample_hz"] or codec_hz,
+            min_samples=model.audio.min_samples,
+        ),
+        conditioner=conditioner,
+        **decoders,
+        codec=Codec(
+            decode="codec_decode.onnx",
+            sample_hz=codec_hz,
+            samples_per_frame=hop,
+            quantizers=settings["codec"]["rq_num_quantizers"] * groups,
+            groups=groups,
+            codebook_size=settings["codec"]["codebook_size"],
+            lookahead_frames=lookahead_frames(settings["codec"]),
+            min_frames=decoder.min_frames,
+        ),
+        unique_consecutive=settings["semantic"]["unique_consecutive"],
+        semantic_tokens_per_second=float(settings["semantic"]["tokens_per_second"]),
+        made_by={
+            "musiclm-deploy": __version__,
+            **{name: version(name) for name in ("torch", "onnx", "onnxscript")},
+            "opset": str(OPSET),
+            "precision": "fp32",
+        },
+        sources={
+            name: {"file": item.name, "sha256": item.sha256 or "", "version": item.version or ""} for name, item in checkpoints.items()
+        },
+        settings={name: {key: [item.value, item.source] for key, item in part.items()} for name, part in settings.items()},
+        errors={},
+        files=_records(folder),
+    )
+    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _export_conditioner(collected: Collected, folder: Path) -> Conditioner:
+    tables, dims = {}, {}
+    quantizers, codebook_size = 0, 0
+    for stage in collected.conditioned:
+        settings, state = collected.settings[f"quantizer.{stage}"], collected.checkpoints[f"quantizer.{stage}"].state
+        quantizers, codebook_size = settings["rq_num_quantizers"], settings["codebook_size"]
+        tables[stage] = conditioner_weights(state)[namespace_of(settings, stage)]
+        dims[stage] = conditioning_dim(settings, stage) or 0
+    if not tables:
+        raise ExportError("none of the three transformers is conditioned: a prompt would have no effect. Was one trained with a prefix?")
+    export_conditioner(tables, folder / "conditioner.onnx")
+    return Conditioner("conditioner.onnx", quantizers, codebook_size, dims)
+
+
+def settings_table(collected: Collected) -> str:
+    """Every value the export works with and where it came from, for the person at the terminal."""
+    lines, shown = [], set()
+    for part, settings in collected.settings.items():
+        checkpoint = collected.checkpoints[part]
+        if part.startswith("quantizer.") and checkpoint.name in shown:
+            continue
+        shown.add(checkpoint.name)
+        lines.append(f"{part.split('.')[0]}  ({checkpoint.name})")
+        lines += [f"    {name:28} {_short(setting.value):22} {setting.source}" for name, setting in settings.items()]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 21 else text[:18] + "..."
+
+
+def _validate(folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, float]:
+    """Run `export.validate` in a process of its own: what it loads is what a user would load, from disk and from scratch."""
+    task = {"bundle": str(folder), "sources": {name: str(path) for name, path in sources.items()}, "overrides": dict(overrides)}
+    result = subprocess.run(
+        [sys.executable, "-m", "musiclm_deploy.export.validate"],
+        input=json.dumps(task),
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the same packages as here
+    )
+    if result.returncode != 0:
+        raise ExportError(f"validation failed:\n{result.stderr.strip() or result.stdout.strip()}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def _records(folder: Path) -> dict[str, FileRecord]:
+    records = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            records[path.name] = FileRecord(path.stat().st_size, file_digest(file, "sha256").hexdigest())
+    return records
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, gone again unless it was renamed: also after an interrupt, a termination or a full disk."""
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    folder.chmod(0o755)
+    before = signal.getsignal(signal.SIGTERM)
+    in_main = before is not None and threading.current_thread() is threading.main_thread()
+    if in_main:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield folder
+    except OSError as error:
+        raise ExportError(f"the bundle could not be written: {error}. Nothing was left behind.") from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(folder: Path, out: Path) -> None:
+    """Rename `folder` to `out`; an older bundle there is moved away first and put back if the rename fails."""
+    if not out.exists():
+        folder.rename(out)
+        return
+    older = out.with_name(f".{out.name}.replaced-{os.getpid()}")
+    out.rename(older)
+    try:
+        folder.rename(out)
+    except OSError:
+        older.rename(out)
+        raise
+    shutil.rmtree(older)
+
+
+def _step(bar: tqdm, name: str, first: bool = False) -> None:
+    if not first:
+        bar.update()
+    bar.set_description(f"export: {name}")

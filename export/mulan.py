@@ -1,0 +1,274 @@
+"""MuLaN and its quantizer, from checkpoints to the stages `mulan_text`, `mulan_audio` and `conditioner` of a bundle.
+
+In: state dicts of musiclm-pytorch's `MuLaN` and `MuLaNEmbedQuantizer`, the user's overrides. Out: `Settings`, with the towers' arguments
+as `audio.dim`, `text.dim` and so on and the rest under upstream's own names, and one ONNX file per stage. It does not know the token
+transformers.
+"""
+
+import logging
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as F
+
+from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
+from .errors import ExportError
+from .settings import Settings
+
+OPSET = 20
+_MAX_INLINE_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
+_UPSTREAM = "default of musiclm-pytorch 0.2.8; leaves no trace in the file"
+
+
+def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Settings:
+    """Settings of the MuLaN in `state`. `sample_hz`, the rate of the waves it was trained on, is None unless overridden: the codec's."""
+    settings = Settings("mulan", overrides)
+    (audio_patch,), (window,) = _shape(state, "audio.to_patch_tokens.1.weight"), _shape(state, "audio.spec.window")
+    _infer_tower(settings, "audio", state)
+    side = math.isqrt(audio_patch)
+    patch = _pair(settings.assume("audio.patch_size", (side, side), f"to_patch_tokens.1 [{audio_patch}], taken for a square"))
+    if math.prod(patch) != audio_patch:
+        raise ExportError(f"mulan: a patch has {audio_patch} values, which is not {patch}: override audio.patch_size with [bins, frames].")
+    settings.infer("spec_win_length", window, f"audio.spec.window [{window}]")
+    n_fft = settings.assume("spec_n_fft", 128, _UPSTREAM)
+    if n_fft < window or n_fft // 2 + 1 < patch[0]:
+        raise ExportError(
+            f"mulan: spec_n_fft = {n_fft} is too small for the checkpoint's window of {window} samples and patches of {patch[0]} bins: "
+            "override spec_n_fft with the value of the training."
+        )
+    settings.assume("spec_hop_length", window // 2, f"half of spec_win_length: {_UPSTREAM}")
+    settings.assume("spec_power", 2, _UPSTREAM)
+    settings.assume("spec_pad", 0, _UPSTREAM)
+    settings.assume("spec_center", True, _UPSTREAM)
+    settings.assume("spec_pad_mode", "reflect", _UPSTREAM)
+    settings.assume("accept_spec", False, _UPSTREAM)
+    settings.assume("accept_spec_time_first", True, _UPSTREAM)
+    settings.assume("sample_hz", None, "the codec's rate")
+
+    _infer_tower(settings, "text", state)
+    for name, tensor in (("num_tokens", "text.token_emb.weight"), ("max_seq_len", "text.pos_emb.weight")):
+        settings.infer(f"text.{name}", _shape(state, tensor)[0], f"{tensor} [{_shape(state, tensor)[0]}, ...]")
+    (dim_latent,) = _shape(state, "audio_to_latents.bias")
+    settings.infer("dim_latent", dim_latent, f"audio_to_latents.bias [{dim_latent}]")
+    sigmoid, layers = "contrast.bias" in state, state.get("audio_layers_indices")
+    settings.infer("sigmoid_contrastive_loss", sigmoid, f"contrast.bias {'present' if sigmoid else 'absent'}")
+    settings.infer(
+        "hierarchical_contrastive_loss_layers",
+        None if layers is None else len(layers),
+        "audio_layers_indices absent" if layers is None else f"audio_layers_indices [{len(layers)}]",
+    )
+    return settings.finish()
+
+
+def build_mulan(settings: Settings, state: Mapping[str, Tensor]) -> MuLaN:
+    """The MuLaN of `state`, every tensor of which it must take, in evaluation mode."""
+    values = settings.values()
+    audio = _below(values, "audio.") | {name: value for name, value in values.items() if name.startswith(("spec_", "accept_"))}
+    audio["patch_size"] = _pair(audio["patch_size"])
+    layers = values["hierarchical_contrastive_loss_layers"]
+    try:
+        mulan = MuLaN(
+            AudioSpectrogramTransformer(**audio),
+            TextTransformer(**_below(values, "text.")),
+            dim_latent=values["dim_latent"],
+            hierarchical_contrastive_loss=layers is not None,
+            hierarchical_contrastive_loss_layers=layers,
+            sigmoid_contrastive_loss=values["sigmoid_contrastive_loss"],
+        )
+        mulan.load_state_dict(dict(state))
+    except (ValueError, RuntimeError) as error:  # torch lists every missing, unexpected and misshapen tensor
+        raise ExportError(f"mulan: the checkpoint and its settings do not fit together. {error}") from error
+    _check_finite("mulan", state)
+    return mulan.eval()
+
+
+def split_quantizer_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """The quantizer's own tensors, and those of the MuLaN inside it, if it holds one."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("mulan.")}, _below(state, "mulan.") or None
+
+
+def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Settings:
+    """Settings of a quantizer without its MuLaN. `uninitialised` says that some codebook has never seen data: its codes mean nothing."""
+    settings = Settings("quantizer", overrides)
+    quantizers = _count(state, "rq.layers.")
+    _, codebook_size, dim_latent = _shape(state, "rq.layers.0._codebook.embed")
+    settings.infer("rq_num_quantizers", quantizers, "number of rq.layers")
+    settings.infer("codebook_size", codebook_size, f"rq.layers.0._codebook.embed [1, {codebook_size}, ...]")
+    settings.infer("dim_latent", dim_latent, f"rq.layers.0._codebook.embed [1, ..., {dim_latent}]")
+    initialised = [bool(_tensor(state, f"rq.layers.{i}._codebook.initted").all()) for i in range(quantizers)]
+    settings.infer("uninitialised", not all(initialised), f"rq.layers.*._codebook.initted {initialised}")
+
+    tables = {name: tuple(tensor.shape) for name, tensor in _below(state, "cond_embeddings.").items()}
+    settings.infer("namespaces", tuple(tables), "names of cond_embeddings")
+    settings.infer("conditioning_dims", tuple(shape[-1] for shape in tables.values()), f"cond_embeddings {list(tables.values())}")
+    foreign = [name for name in state if not name.startswith("cond_embeddings.") and "._codebook." not in name]
+    if foreign or not tables:
+        raise ExportError(f"quantizer: not a MuLaNEmbedQuantizer: {f'unknown tensors {foreign[:5]}' if foreign else 'no cond_embeddings'}.")
+    return settings.finish()
+
+
+def conditioner_weights(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """`{namespace: (codebooks [Q, K, D], table [Q, K, dim])}` of a quantizer's own tensors."""
+    codebooks = torch.stack([_tensor(state, f"rq.layers.{i}._codebook.embed")[0] for i in range(_count(state, "rq.layers."))])
+    return {namespace: (codebooks, table) for namespace, table in _below(state, "cond_embeddings.").items()}
+
+
+def export_mulan_text(mulan: MuLaN, path: Path) -> None:
+    """Write `input_ids`, `attention_mask` [batch, tokens] int64 -> `latent` [batch, dim_latent], for 1 to max_seq_len tokens."""
+    ids, dims = torch.ones(2, 3, dtype=torch.long), {0: Dim("batch"), 1: Dim("tokens", max=mulan.text.max_seq_len)}
+    _trace(_TextLatents(mulan), (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["latent"], [dims, dims])
+
+
+def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
+    """Write `wave` [batch, samples] fp32 -> `latent` [batch, dim_latent], for waves of `mulan.audio.min_samples` and more."""
+    if mulan.audio.accept_spec:
+        raise ExportError("mulan: with accept_spec it takes spectrograms, made outside the checkpoint, but a bundle feeds it waves.")
+    shortest = mulan.audio.min_samples
+    wave = torch.zeros(2, shortest + 3 * mulan.audio.patch_size[1] * mulan.audio.spec.hop_length)
+    _trace(_AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
+
+
+def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
+    """Write `latent` [batch, D] -> `codes.<namespace>` [batch, Q] int64 and `conditioning.<namespace>` [batch, Q, dim], for each namespace
+    of `stages`: {namespace: (codebooks [Q, K, D], table [Q, K, dim])}. Namespaces with equal codebooks share their search."""
+    for namespace, (codebooks, table) in stages.items():
+        if codebooks.ndim != 3 or table.ndim != 3 or codebooks.shape[:2] != table.shape[:2]:
+            got = f"codebooks {list(codebooks.shape)} and a table {list(table.shape)}"
+            raise ExportError(f"conditioner: {namespace} has {got}, expected [Q, K, D] and [Q, K, dim].")
+        _check_finite("conditioner", {f"codebooks of {namespace}": codebooks, f"table of {namespace}": table})
+    dims = {codebooks.shape[-1] for codebooks, _ in stages.values()}
+    if len(dims) != 1:
+        raise ExportError(f"conditioner: all codebooks must have the width of MuLaN's latents, got {sorted(dims)}.")
+    outputs = [f"codes.{namespace}" for namespace in stages] + [f"conditioning.{namespace}" for namespace in stages]
+    _trace(_Conditioner(list(stages.values())), (torch.zeros(2, *dims),), path, ["latent"], outputs, [{0: Dim("batch")}])
+
+
+class _TextLatents(nn.Module):
+    def __init__(self, mulan: MuLaN) -> None:
+        super().__init__()
+        self.mulan = mulan
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.mulan.get_text_latents(input_ids, mask=attention_mask != 0)
+
+
+class _AudioLatents(nn.Module):
+    def __init__(self, mulan: MuLaN) -> None:
+        super().__init__()
+        self.mulan = mulan
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return self.mulan.get_audio_latents(wave)
+
+
+class _Conditioner(nn.Module):
+    """Residual vector quantization (Zeghidour et al. 2021, arxiv.org/abs/2107.03312, algorithm 1), then one table row per code."""
+
+    def __init__(self, stages: Sequence[tuple[Tensor, Tensor]]) -> None:
+        super().__init__()
+        self.codebooks = nn.ParameterList()
+        self.tables = nn.ParameterList()  # of each stage, [Q * K, dim]
+        self.search: list[int] = []  # of each stage, the number of its codebooks
+        for codebooks, table in stages:
+            same = [i for i, known in enumerate(self.codebooks) if torch.equal(known, codebooks.float())]
+            self.search += same or [len(self.codebooks)]
+            if not same:
+                self.codebooks.append(nn.Parameter(codebooks.float(), requires_grad=False))
+            self.tables.append(nn.Parameter(table.float().flatten(0, 1), requires_grad=False))
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
+        found = [_nearest_codes(latent, books) for books in self.codebooks]
+        codes = [found[i] for i in self.search]
+        rows = [code + torch.arange(code.shape[1]) * self.codebooks[i].shape[1] for code, i in zip(codes, self.search, strict=True)]
+        return *codes, *(F.embedding(row, table) for row, table in zip(rows, self.tables, strict=True))
+
+
+def _nearest_codes(latent: Tensor, codebooks: Tensor) -> Tensor:
+    """latent [B, D], codebooks [Q, K, D] -> codes [B, Q]. The distance is vector-quantize-pytorch's, so that near ties fall alike."""
+    codes = []
+    for codebook in codebooks:
+        squared = latent.square().sum(-1, keepdim=True) + codebook.square().sum(-1) + latent @ codebook.T * -2
+        codes.append(squared.clamp(min=1e-8).sqrt().argmin(-1))
+        latent = latent - F.embedding(codes[-1], codebook)
+    return torch.stack(codes, dim=1)
+
+
+def _trace(
+    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], dims: list[dict[int, Any]]
+) -> None:
+    """Write the ONNX form of `module`, with the weights inside it if they fit."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of every optional package that is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module.eval(),
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_shapes=dims,
+                verbose=False,
+            )
+    finally:
+        log.setLevel(level)
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces with the paths of this machine
+    weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    program.save(path, external_data=weights > _MAX_INLINE_BYTES)
+
+
+def _infer_tower(settings: Settings, tower: str, state: Mapping[str, Tensor]) -> None:
+    layers = f"{tower}.transformer.layers."
+    inner, dim = _shape(state, f"{layers}0.0.to_q.weight")
+    (dim_head,) = _shape(state, f"{layers}0.0.q_scale")
+    _, hidden = _shape(state, f"{layers}0.1.4.weight")
+    # Upstream's hidden width is int(dim * ff_mult * 2 / 3); where no whole ff_mult gives it, half a unit keeps int() from rounding down.
+    ff_mult = round(hidden * 1.5 / dim)
+    if int(dim * ff_mult * 2 / 3) != hidden:
+        ff_mult = (hidden + 0.5) * 1.5 / dim
+    settings.infer(f"{tower}.dim", dim, f"{layers}0.0.to_q [..., {dim}]")
+    settings.infer(f"{tower}.depth", _count(state, layers), f"number of {layers[:-1]}")
+    settings.infer(f"{tower}.dim_head", dim_head, f"{layers}0.0.q_scale [{dim_head}]")
+    settings.infer(f"{tower}.heads", inner // dim_head, f"{layers}0.0.to_q [{inner}, ...] over {dim_head}")
+    settings.infer(f"{tower}.ff_mult", ff_mult, f"{layers}0.1.4 [..., {hidden}]")
+
+
+def _below(entries: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.split(".")[0] for name in _below(state, prefix)})
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    return tuple(_tensor(state, name).shape)
+
+
+def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise ExportError(f"mulan: the tensor {name!r} is missing. Was the file saved whole, by musiclm-pytorch?")
+    return state[name]
+
+
+def _pair(patch_size: Any) -> tuple[int, int]:
+    """A patch size as written in JSON or Python: a side, or [bins, frames]."""
+    first, second = patch_size if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
+    return first, second
+
+
+def _check_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ExportError(f"{stage}: {name} holds NaN or infinite values; this checkpoint cannot be used.")

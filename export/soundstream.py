@@ -1,0 +1,261 @@
+"""SoundStream's decoder from a checkpoint to an ONNX graph.
+
+In: the state dict of an audiolm-pytorch `SoundStream`, the pickled arguments that upstream saves beside it, the user's overrides.
+Out: `Settings` under upstream's argument names, the decoder as a PyTorch module, the stage `codec_decode`. Upstream's pickle is read
+without running anything in it.
+"""
+
+import io
+import logging
+import pickle
+import pickletools
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from reprlib import repr as short_repr
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder
+from .errors import ExportError
+from .settings import Settings
+
+OPSET = 20
+_UPSTREAM_VERSION = "2.4.0"
+_PAD_MODES = ("reflect", "constant", "replicate")
+_MAX_CONFIG_BYTES = 64 * 1024  # upstream's own is about 1 KB
+# All that upstream's arguments can name without being a whole module: a window function of the STFT discriminator, bare or in a partial.
+_WINDOW_FUNCTION = {("functools", "partial"), ("builtins", "getattr"), ("torch._C", "_VariableFunctionsClass")}
+_RETRAIN = "The export does not cover that: train the codec without it."
+_WITHOUT_CONFIG = "Remove the entry 'config' from the checkpoint and give what the tensors do not tell with --config."
+
+
+class _Inert:
+    """Stands where a pickle names a function: takes any arguments and state, does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+class _ConfigUnpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str) -> type:
+        if (module_name, global_name) not in _WINDOW_FUNCTION:
+            raise ExportError(f"codec: the saved config names {module_name}.{global_name}, which could run code. {_WITHOUT_CONFIG}")
+        return _Inert
+
+
+def read_pickled_config(data: bytes) -> dict[str, Any]:
+    """The arguments that `SoundStream` was built with, from the pickle it saves. Nothing in it is called or imported.
+
+    Raises ExportError if it names anything but numbers, strings, containers and window functions, is damaged, or asks for much memory.
+    """
+    if len(data) > _MAX_CONFIG_BYTES:
+        raise ExportError(f"codec: the saved config has {len(data)} bytes, expected at most {_MAX_CONFIG_BYTES}. {_WITHOUT_CONFIG}")
+    try:
+        for opcode, argument, _ in pickletools.genops(data):  # checks every length against the data
+            if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(data):
+                raise ValueError("a memo index beyond its own size")  # the unpickler would allocate a table up to it
+        config = _ConfigUnpickler(io.BytesIO(data)).load()
+    except ExportError:
+        raise
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise ExportError(f"codec: the saved config is damaged ({error}). {_WITHOUT_CONFIG}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"codec: the saved config is a {type(config).__name__}, expected a dictionary of arguments. {_WITHOUT_CONFIG}")
+    return config
+
+
+def infer_soundstream(
+    state: Mapping[str, Tensor], pickled_config: bytes | None, version: str | None, overrides: Mapping[str, Any]
+) -> Settings:
+    """Settings of the decoder under upstream's argument names. `version` is that of the package which saved the state, if known.
+
+    What the tensors tell must agree with the saved config; the rest comes from it, else from the overrides, else from upstream's defaults.
+    Raises ExportError for a variant that the decoder does not cover.
+    """
+    config = {} if pickled_config is None else read_pickled_config(pickled_config)
+    _refuse_variants(state)
+    settings = Settings("codec", overrides)
+    for name, (value, source) in _from_tensors(state).items():
+        if name in config:
+            saved = tuple(config[name]) if isinstance(config[name], list) else config[name]
+            if saved != value:
+                told = f"the saved config says {name} = {short_repr(saved)}, the tensors say {value!r} ({source})"
+                raise ExportError(f"codec: {told}. They must come from one model: save it again with SoundStream.save.")
+        settings.infer(name, value, "saved config" if name in config else source)
+
+    default = f"default of audiolm-pytorch {_UPSTREAM_VERSION}"
+    if version not in (None, _UPSTREAM_VERSION):
+        default += f" (the checkpoint was saved by {version})"
+    music = settings["strides"] == (3, 4, 5, 8)
+    untold = [
+        ("dec_cycle_dilations", (1, 3, 9), default),
+        ("pad_mode", "reflect", default),
+        ("target_sample_hz", 24000 if music else 16000, f"{default}, {'MusicLMSoundStream' if music else 'SoundStream'}"),
+    ]
+    if settings["use_local_attn"]:
+        untold += [("attn_window_size", 128, default), ("attn_xpos_scale_base", None, default)]
+    for name, value, why in untold:
+        if name in config:
+            _check(name, config[name])
+            settings.infer(name, config[name], "saved config")
+        else:
+            _check(name, settings.assume(name, value, why))
+    return settings.finish()
+
+
+def lookahead_frames(settings: Settings) -> int:
+    """K: samples of the first K frames may depend on codes up to frame K - 1, every later sample on its own frame and earlier ones only.
+
+    So the first chunk of a stream must hold at least K frames. It is also the shortest clip; `SoundStreamConfig.min_frames` derives it.
+    """
+    return _decoder_config(settings).min_frames
+
+
+def build_decoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStreamDecoder:
+    """The decoder with the weights of `state`, in evaluation mode. Tensors that serve training alone are ignored."""
+    decoder = SoundStreamDecoder(_decoder_config(settings))
+    try:
+        decoder.load_upstream(state)
+    except RuntimeError as error:  # torch lists every missing, unexpected and misshapen tensor
+        raise ExportError(f"codec: the tensors are not those of a SoundStream decoder with these settings. {error}") from error
+    for name, tensor in {**decoder.state_dict(), "codebooks": decoder.codebooks}.items():
+        if not torch.isfinite(tensor).all():
+            raise ExportError(f"codec: {name} holds NaN or infinite values; this checkpoint cannot be used.")
+    return decoder.eval()
+
+
+def export_codec_decode(decoder: SoundStreamDecoder, path: Path) -> None:
+    """Write `codes` [batch, frames, G*Q] int64 -> `wave` [batch, frames * hop] fp32, weights beside it in `path` + ".data".
+
+    Any batch, and any number of frames from `decoder.min_frames` up.
+    """
+    config = decoder.config
+    frames = max(config.min_frames, 2 * config.attn_window_size) + 3  # several windows: one would be taken for a constant
+    example = torch.zeros(2, frames, config.rq_groups * config.rq_num_quantizers, dtype=torch.long)
+    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("frames", min=config.min_frames)}
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of every optional package that is not installed
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                decoder,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["codes"],
+                output_names=["wave"],
+                dynamic_shapes={"codes": dims},
+                verbose=False,
+            )
+    finally:
+        log.setLevel(level)
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # stack traces with the paths of this machine
+    program.save(path, external_data=True)
+
+
+def _decoder_config(settings: Settings) -> SoundStreamConfig:
+    values = settings.values()
+    known = {field.name: values[field.name] for field in fields(SoundStreamConfig) if field.name in values}
+    return SoundStreamConfig(**known)
+
+
+def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
+    """`{argument: (value, where it was read)}`: all that names and shapes fix."""
+    blocks = 0
+    while f"decoder.{blocks + 1}.0.conv.weight" in state:
+        blocks += 1
+    ups = [_shape(state, f"decoder.{block}.0.conv.weight") for block in range(blocks, 0, -1)]  # in the order of the encoder
+    first, last = _shape(state, "decoder.0.conv.weight"), _shape(state, f"decoder.{blocks + 1}.conv.weight")
+    if last[0] != 1:
+        raise ExportError(f"codec: this SoundStream was built with input_channels = {last[0]}, expected 1. {_RETRAIN}")
+    channels = last[1]
+
+    indices = _codebooks(state)
+    groups, quantizers = len({group for group, _ in indices}), len({quantizer for _, quantizer in indices})
+    book = _shape(state, "rq.rvqs.0.layers.0._codebook.embed")
+    order = product(range(groups), range(quantizers))
+    if any(_shape(state, f"rq.rvqs.{group}.layers.{quantizer}._codebook.embed") != book for group, quantizer in order):
+        raise ExportError(f"codec: the codebooks differ in shape, expected all to be {list(book)}. {_RETRAIN}")
+    squeeze = "decoder.1.1.fn.4.net.0.weight" in state
+    facts: dict[str, tuple[Any, str]] = {
+        "channels": (channels, f"decoder.{blocks + 1}.conv.weight {list(last)}"),
+        "strides": (tuple(kernel // 2 for *_, kernel in ups), "kernels of decoder.*.0.conv, twice the stride"),
+        "channel_mults": (tuple(wide // channels for wide, *_ in ups), "inputs of decoder.*.0.conv over channels"),
+        "codebook_dim": (first[1], f"decoder.0.conv.weight {list(first)}"),
+        "codebook_size": (book[1], f"rq.rvqs.0.layers.0._codebook.embed {list(book)}"),
+        "rq_num_quantizers": (quantizers, "number of rq.rvqs.0.layers"),
+        "rq_groups": (groups, "number of rq.rvqs"),
+        "squeeze_excite": (squeeze, f"decoder.1.1.fn.4 {'present' if squeeze else 'absent'}"),
+    }
+    attention = "decoder_attn.layers.0.0."
+    if attention + "to_qkv.weight" not in state:
+        return facts | {"use_local_attn": (False, "decoder_attn absent")}
+    depth = len({name.split(".")[2] for name in state if name.startswith("decoder_attn.layers.")})
+    bias = "decoder_attn.pos_bias.mlp.0.weight" in state
+    return facts | {
+        "use_local_attn": (True, "decoder_attn present"),
+        "attn_depth": (depth, "number of decoder_attn.layers"),
+        "attn_heads": (_shape(state, attention + "to_v_gate.0.weight")[0], f"outputs of {attention}to_v_gate"),
+        "attn_dim_head": (_shape(state, attention + "q_scale")[0], f"size of {attention}q_scale"),
+        "attn_dynamic_pos_bias": (bias, f"decoder_attn.pos_bias {'present' if bias else 'absent'}"),
+    }
+
+
+def _refuse_variants(state: Mapping[str, Tensor]) -> None:
+    """Name the argument that makes this SoundStream one which the decoder does not cover."""
+
+    def has(pattern: str) -> bool:
+        return any(re.match(pattern, name) for name in state)
+
+    variants = {
+        "use_lookup_free_quantizer": has(r"rq\.rvqs\.\d+\.layers\.\d+\.mask$"),
+        "use_finite_scalar_quantizer, which has no codebooks": not _codebooks(state),
+        "use_gate_loop_layers": has(r"decoder\.\d+\.fn\."),
+        "rq_kwargs: implicit_neural_codebook": has(r"rq\.rvqs\.\d+\.mlps\."),
+        "rq_kwargs: codebook_dim": has(r"rq\.rvqs\.\d+\.project_out\."),
+    }
+    for argument, used in variants.items():
+        if used:
+            raise ExportError(f"codec: this SoundStream was built with {argument}. {_RETRAIN}")
+
+
+def _codebooks(state: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+    """(group, quantizer) of every codebook."""
+    found = (re.fullmatch(r"rq\.rvqs\.(\d+)\.layers\.(\d+)\._codebook\.embed", name) for name in state)
+    return [(int(match[1]), int(match[2])) for match in found if match]
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in state:
+        raise ExportError(f"codec: the tensor {name!r} is missing. Was the file saved whole, by SoundStream.save or its trainer?")
+    return tuple(state[name].shape)
+
+
+def _check(name: str, value: Any) -> None:
+    """Refuse a value, from the saved config or an override, that would only fail much later."""
+
+    def whole(number: Any, least: int) -> bool:
+        return isinstance(number, int) and number >= least
+
+    valid, expected = {
+        "dec_cycle_dilations": (isinstance(value, list | tuple) and all(whole(item, 1) for item in value or [0]), "positive integers"),
+        "pad_mode": (value in _PAD_MODES, f"one of {', '.join(_PAD_MODES)}"),
+        "target_sample_hz": (whole(value, 1), "a positive integer"),
+        "attn_window_size": (whole(value, 2), "an integer from 2 up"),
+        "attn_xpos_scale_base": (value is None or (isinstance(value, int | float) and value > 0), "a positive number or null"),
+    }[name]
+    if not valid:
+        raise ExportError(f"codec: {name} is {short_repr(value)}, expected {expected}.")

@@ -1,0 +1,67 @@
+"""One token transformer, exported: its decoder graph, its context graph, and its record for the manifest."""
+
+from pathlib import Path
+
+from ..runtime.bundle import Bias, Decoder, Sampling
+from .checkpoint import Checkpoint
+from .decoder import DecoderBuilder, build_context, cache_head_size
+from .errors import ExportError
+from .settings import Settings
+from .tables import build_bias, build_rows
+
+# Tensors of heads that generation never asks for: they predict a stage's own prompt in training.
+_TRAINING_HEADS = {"semantic": (), "coarse": ("to_semantic_logits.",), "fine": ("coarse_logit_weights",)}
+
+
+def export_stage(stage: str, checkpoint: Checkpoint, settings: Settings, folder: Path, semantic_length: int, groups: int) -> Decoder:
+    """Write `<stage>.onnx` (and `<stage>_context.onnx`) into `folder`.
+
+    semantic_length: the longest semantic sequence; groups: residual groups of the codec.
+    """
+    length = settings["max_length"] if stage == "semantic" else settings["max_time_steps"]
+    if not isinstance(length, int) or length < 1:
+        raise ExportError(f"{stage}: the trained window must be a whole number of at least 1, got {length!r}.")
+    rows, first_rows = build_rows(stage, checkpoint, settings)
+    bias = build_bias(stage, checkpoint, settings, _positions(stage, settings, length, semantic_length, groups))
+    graph = DecoderBuilder(stage, checkpoint, settings).decoder(rows, bias)
+    graph.save(folder / f"{stage}.onnx")
+    context = None
+    if settings["audio_text_condition"]:
+        context = f"{stage}_context.onnx"
+        build_context(stage, checkpoint, settings).save(folder / context)
+    checkpoint.refuse_unread(ignored=(*_TRAINING_HEADS[stage], *([] if context else ["proj_text_embed."])))
+
+    values = settings.values()
+    coarse, fine = values.get("num_coarse_quantizers"), values.get("num_fine_quantizers")
+    record = None
+    if bias is not None and stage == "fine":
+        record = Bias(bias.shape[1], 2 * (values["num_coarse_quantizers"] + values["num_fine_quantizers"]) - 1, length * groups)
+    elif bias is not None:
+        record = Bias(bias.shape[1], 1)
+    return Decoder(
+        graph=f"{stage}.onnx",
+        context=context,
+        conditioning="none" if context is None else "prefix" if settings["cond_as_self_attn_prefix"] else "cross_attention",
+        # with embeddings as condition, upstream drops it in training in the coarse stage alone: elsewhere a null pass equals the first
+        guidance=context is not None and stage == "coarse",
+        dim=settings["dim"],
+        depth=settings["depth"],
+        heads=settings["heads"],
+        cache_head_size=cache_head_size(settings),
+        vocabulary=values["codebook_size"] + (stage == "coarse") if stage != "semantic" else values["num_semantic_tokens"] + 1,
+        coarse_quantizers=coarse,
+        fine_quantizers=fine,
+        rows=first_rows,
+        bias=record,
+        max_length=length,
+        sampling=Sampling(),
+    )
+
+
+def _positions(stage: str, settings: Settings, length: int, semantic_length: int, groups: int) -> int:
+    """How many distances (semantic, coarse) or transformer frames (fine) the bias table must hold."""
+    if stage == "semantic":
+        return length + 1
+    if stage == "coarse":
+        return max(semantic_length, length * settings["num_coarse_quantizers"] * groups) + 1
+    return length * groups

@@ -1,0 +1,114 @@
+"""What a token transformer's checkpoint says of itself: upstream's constructor arguments from tensor names, shapes and the version.
+
+In: a checkpoint, the user's overrides. Out: `Settings` under audiolm-pytorch's own argument names, each value with its source.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .checkpoint import Checkpoint
+from .errors import ExportError
+from .settings import Settings
+
+STAGES = ("semantic", "coarse", "fine")
+_T5_DIM = 768  # width of upstream's default text encoder, which it plans for when a stage has no condition of its own
+_UPSTREAM = "default of audiolm-pytorch 2.4.0"
+
+
+def branch(layer: int, index: int, streams: bool) -> str:
+    """Prefix of a branch's tensors: 0 self-attention, 1 cross-attention, 2 feed-forward. Before 2.4 there was no wrapper around it."""
+    return f"transformer.layers.{layer}.{index}." + ("branch." if streams else "")
+
+
+def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Settings:
+    """Settings of the semantic, coarse or fine transformer in `checkpoint`."""
+    state, shape = checkpoint.state, checkpoint.shape
+    settings = Settings(stage, overrides)
+    start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
+    (dim,) = shape(start)
+    settings.infer("dim", dim, f"{start} [{dim}]")
+    _vocabulary(stage, checkpoint, settings)
+
+    wrapped = "transformer.layers.0.0.branch.to_q.weight" in state
+    prefix = branch(0, 0, wrapped)
+    depth = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
+    settings.infer("depth", depth, "number of transformer.layers")
+    (inner, _), (double_head, _) = shape(prefix + "to_q.weight"), shape(prefix + "to_kv.weight")
+    dim_head = double_head // 2
+    settings.infer("heads", inner // dim_head, f"to_q [{inner}] over to_kv [2 x {dim_head}]")
+    settings.infer("dim_head", dim_head, f"to_kv [2 x {dim_head}]")
+
+    streams = "transformer.layers.0.0.static_beta"
+    if streams in state:
+        settings.infer("num_residual_streams", shape(streams)[0], f"static_beta [{shape(streams)[0]}]")
+    else:
+        settings.infer("num_residual_streams", 1, "no static_beta: one stream, or before version 2.4")
+    _value_residual(checkpoint, wrapped, settings)
+
+    bias = {"semantic": "transformer.rel_pos_bias.net.0.0.weight", "coarse": "cross_attn_bias", "fine": "null_pos_bias"}[stage]
+    settings.infer("rel_pos_bias", bias in state, f"{bias} {'present' if bias in state else 'absent: flash attention or no bias'}")
+    _conditioning(checkpoint, wrapped, dim, settings, explicit="cond_as_self_attn_prefix" in overrides)
+    if stage == "semantic":
+        settings.assume("unique_consecutive", True, _UPSTREAM)
+        settings.assume("max_length", 2048, _UPSTREAM + " (AudioLM.forward): trained window, in tokens")
+        settings.assume("tokens_per_second", 50.0, "HuBERT and vq-wav2vec features: one per 320 samples at 16 kHz")
+    else:
+        settings.assume("max_time_steps", 512, _UPSTREAM + " (CoarseTransformerWrapper.generate): trained window, in frames")
+    return settings.finish()
+
+
+def _vocabulary(stage: str, checkpoint: Checkpoint, settings: Settings) -> None:
+    shape, state = checkpoint.shape, checkpoint.state
+    if stage in ("semantic", "coarse"):
+        entries = shape("semantic_embedding.weight")[0]
+        settings.infer("num_semantic_tokens", entries - 1, f"semantic_embedding [{entries}], one of them the end")
+    if stage == "coarse":
+        quantizers, entries, _ = shape("coarse_logit_weights")
+        settings.infer("num_coarse_quantizers", quantizers, f"coarse_logit_weights [{quantizers}, ...]")
+        settings.infer("codebook_size", entries - 1, f"coarse_logit_weights [..., {entries}, ...], one of them the end")
+        name = "to_semantic_logits.weight"
+        settings.infer("project_semantic_logits", name in state, f"{name} {'present' if name in state else 'absent'}")
+    if stage == "fine":
+        quantizers, entries, _ = shape("fine_logit_weights")
+        coarse = shape("coarse_quantize_embedding.weight")[0]
+        settings.infer("num_coarse_quantizers", coarse, f"coarse_quantize_embedding [{coarse}]")
+        settings.infer("num_fine_quantizers", quantizers, f"fine_logit_weights [{quantizers}, ...]")
+        settings.infer("codebook_size", entries, f"fine_logit_weights [..., {entries}, ...]")
+        name = "coarse_logit_weights"
+        settings.infer("project_coarse_logits", name in state, f"{name} {'present' if name in state else 'absent'}")
+
+
+def _value_residual(checkpoint: Checkpoint, wrapped: bool, settings: Settings) -> None:
+    """Averaging layer 0's values into later layers has no parameters: audiolm-pytorch does it from 2.2 on."""
+    version = checkpoint.version
+    if version is None:
+        why = "branch wrappers: version 2.4 or later" if wrapped else "no version in the file: 2.2 or later assumed"
+        settings.assume("add_value_residual", True, why)
+        return
+    try:
+        since = tuple(int(part) for part in version.split(".")[:2]) >= (2, 2)
+    except ValueError as error:
+        raise ExportError(f"{checkpoint.name}: the version {version!r} is not a version number.") from error
+    settings.assume("add_value_residual", since, f"saved by version {version}")
+
+
+def _conditioning(checkpoint: Checkpoint, wrapped: bool, dim: int, settings: Settings, explicit: bool) -> None:
+    state = checkpoint.state
+    projection = "proj_text_embed.weight"
+    cond_dim = checkpoint.shape(projection)[1] if projection in state else dim
+    source = f"{projection} [..., {cond_dim}]" if projection in state else f"no {projection}: the model's own width"
+    if branch(0, 1, wrapped) + "to_q.weight" in state:
+        settings.infer("cond_as_self_attn_prefix", False, "cross-attention present")
+        settings.infer("audio_text_condition", True, "cross-attention present")
+        settings.infer("cond_dim", cond_dim, source)
+    elif settings.assume("cond_as_self_attn_prefix", False, _UPSTREAM + "; leaves no trace in the file"):
+        settings.infer("audio_text_condition", True, "conditioned by a prefix")
+        settings.infer("cond_dim", cond_dim, source)
+    elif projection not in state and dim != _T5_DIM and not explicit:
+        # upstream builds the projection to 768 unless a condition of the model's own width was asked for
+        raise ExportError(
+            f"{checkpoint.name}: no cross-attention, yet built for a condition of width {dim}: this looks like conditioning as a prefix. "
+            f'Say so with --config: {{"{settings.stage}": {{"cond_as_self_attn_prefix": true}}}}.'
+        )
+    else:
+        settings.infer("audio_text_condition", False, "no cross-attention")

@@ -1,0 +1,161 @@
+"""The fresh process that runs a new bundle as a user would and compares every stage with PyTorch.
+
+In, on standard input: the bundle's folder, the checkpoints, the overrides. Out: one line of JSON, stage -> largest error, or exit status 1
+and a sentence. Sizes here differ from those that any graph was traced with. The transformers are compared with audiolm-pytorch's own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.upstream import load_upstream
+from ..runtime.decoder import DecoderRun
+from ..runtime.musiclm import MusicLM, load
+from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
+from .collect import Collected, collect
+from .errors import ExportError
+from .mulan import build_mulan
+from .settings import Settings
+from .soundstream import build_decoder
+from .transformers import STAGES
+
+# Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1).
+TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, "codec_decode": 1e-4, **dict.fromkeys(STAGES, 1e-4)}
+_ROWS, _STEPS = 2, 9
+
+
+def validate(bundle: Path, sources: dict[str, Path], overrides: dict[str, Any]) -> dict[str, float]:
+    """Largest error of each stage; ExportError if one misses its tolerance."""
+    collected = collect(sources, overrides)
+    torch.manual_seed(0)
+    with load(bundle, device="cpu") as model, torch.inference_mode():
+        errors = _mulan(model, collected) | {"codec_decode": _codec(model, collected)}
+        for stage in STAGES:
+            errors[stage] = _transformer(stage, model, collected)
+    faults = [
+        f"{stage}: error {error:.2e}, allowed {TOLERANCES[stage]:.0e}" for stage, error in errors.items() if not error <= TOLERANCES[stage]
+    ]
+    if faults:
+        raise ExportError("the exported graphs differ from PyTorch:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return errors
+
+
+def _mulan(model: MusicLM, collected: Collected) -> dict[str, float]:
+    mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)
+    manifest = model.bundle.manifest.mulan
+    ids = torch.randint(1, mulan.text.token_emb.num_embeddings, (3, min(11, manifest.max_tokens)))
+    ids[1, 5:] = 0
+    text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != 0).long().numpy())["latent"]
+    wave = torch.randn(3, manifest.min_samples + 1777)
+    audio = model.run(manifest.audio, wave=wave.numpy())["latent"]
+    return {
+        "mulan_text": float(np.abs(text - mulan.get_text_latents(ids).numpy()).max()),
+        "mulan_audio": float(np.abs(audio - mulan.get_audio_latents(wave).numpy()).max()),
+    }
+
+
+def _codec(model: MusicLM, collected: Collected) -> float:
+    codec = model.bundle.manifest.codec
+    codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
+    wave = model.run(codec.decode, codes=codes.numpy())["wave"]
+    return _relative(wave, build_decoder(collected.settings["codec"], collected.checkpoints["codec"].state)(codes))
+
+
+def _transformer(stage: str, model: MusicLM, collected: Collected) -> float:
+    """Feed the same random tokens to both and compare the logits of the prompt and of each of a few steps."""
+    settings = collected.settings[stage]
+    reference = upstream_transformer(stage, settings, collected.checkpoints[stage].state)
+    manifest = model.bundle.manifest
+    decoder, groups = getattr(manifest, stage), manifest.codec.groups
+    context: dict[str, np.ndarray] = {}
+    condition: dict[str, Any] = {"cond_drop_prob": 0.0}
+    if decoder.context:
+        condition["text_embeds"] = torch.randn(_ROWS, manifest.conditioner.quantizers, settings["cond_dim"])
+        context = model.run(decoder.context, conditioning=condition["text_embeds"].numpy())
+
+    tokens = torch.randint(0, decoder.vocabulary - (stage != "fine"), (_ROWS, _STEPS))
+    if stage == "semantic":
+        plan = plan_semantic(decoder, _ROWS, _STEPS, True)
+        expected = reference(ids=tokens, **condition)
+    elif stage == "coarse":
+        semantic = torch.randint(0, settings["num_semantic_tokens"], (_ROWS, 13))
+        plan = plan_coarse(decoder, list(semantic.numpy()), 512, settings["num_coarse_quantizers"], True)
+        expected = reference(semantic_token_ids=semantic, coarse_token_ids=tokens, return_only_coarse_logits=True, **condition)[1]
+    else:
+        frames = 7
+        coarse = torch.randint(0, decoder.vocabulary, (_ROWS, frames, settings["num_coarse_quantizers"] * groups))
+        plan = plan_fine(decoder, list(coarse.numpy()), settings["num_fine_quantizers"] * groups, frames * groups)
+        expected = reference(coarse_token_ids=coarse, fine_token_ids=tokens, return_only_fine_logits=True, **condition)[1]
+    return _relative(_teacher_forced(model, plan, context, tokens.numpy()), expected)
+
+
+def _teacher_forced(model: MusicLM, plan: Plan, context: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """Logits [B, steps + 1, V] of a prefill and of one step per given token."""
+    prefix = context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0
+    capacity = len(plan.prompts[0].rows) + prefix + tokens.shape[1]
+    run = DecoderRun(model.session(plan.decoder.graph), plan.decoder, context, len(tokens), capacity)
+    logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
+    for step in range(tokens.shape[1]):
+        placed: Positions = plan.place(step, tokens[:, step])
+        logits.append(run.step(placed, plan.head(step + 1)).copy())
+    return np.stack(logits, axis=1)
+
+
+def upstream_transformer(stage: str, settings: Settings, state: dict[str, Tensor]) -> Any:
+    """audiolm-pytorch's own transformer with these weights; tensors of versions before 2.4 get the names of today."""
+    load_upstream()
+    import audiolm_pytorch
+
+    values = settings.values()
+    shared = ["dim", "depth", "heads", "dim_head", "rel_pos_bias", "num_residual_streams", "add_value_residual"]
+    own = [
+        "num_semantic_tokens",
+        "codebook_size",
+        "num_coarse_quantizers",
+        "num_fine_quantizers",
+        "project_semantic_logits",
+        "project_coarse_logits",
+    ]
+    condition = ["audio_text_condition", "cond_as_self_attn_prefix", "cond_dim"]
+    arguments = {name: values[name] for name in (*shared, *own, *condition) if name in values}
+    kind = {"semantic": "SemanticTransformer", "coarse": "CoarseTransformer", "fine": "FineTransformer"}[stage]
+    transformer = getattr(audiolm_pytorch, kind)(**arguments)
+    if "transformer.layers.0.0.to_q.weight" in state:
+        state = {_renamed(name): tensor for name, tensor in state.items()}
+    missing = [name for name in transformer.load_state_dict(state, strict=False).missing_keys if not name.startswith("proj_text_embed")]
+    if missing:
+        raise ExportError(f"{stage}: audiolm-pytorch's transformer has tensors that the checkpoint lacks: {', '.join(missing[:5])}.")
+    return transformer.float().eval()
+
+
+def _renamed(name: str) -> str:
+    parts = name.split(".")
+    return ".".join([*parts[:4], "branch", *parts[4:]]) if name.startswith("transformer.layers.") else name
+
+
+def _relative(found: np.ndarray, expected: Tensor) -> float:
+    if found.shape != tuple(expected.shape):
+        raise ExportError(f"an exported graph gives the shape {list(found.shape)}, PyTorch {list(expected.shape)}.")
+    return float(np.abs(found - expected.numpy()).max() / expected.abs().max())
+
+
+def main() -> int:
+    task = json.load(sys.stdin)
+    try:
+        errors = validate(Path(task["bundle"]), {name: Path(path) for name, path in task["sources"].items()}, task["overrides"])
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(errors))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,8 @@
+"""The PyTorch side of MusicLM: modules that load the checkpoints of musiclm-pytorch and audiolm-pytorch."""
+
+from .audio_spectrogram_transformer import AudioSpectrogramTransformer
+from .mulan import MuLaN
+from .mulan_quantizer import MuLaNEmbedQuantizer
+from .text_transformer import TextTransformer
+
+__all__ = ["AudioSpectrogramTransformer", "MuLaN", "MuLaNEmbedQuantizer", "TextTransformer"]

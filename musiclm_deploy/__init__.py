@@ -1,0 +1,34 @@
+"""MusicLM, deployed: trained checkpoints to a bundle of ONNX graphs, and a bundle to music without torch.
+
+The public names load on first use, so `import musiclm_deploy` costs nothing and needs none of the optional packages.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": ".runtime.musiclm",
+    "MusicLM": ".runtime.musiclm",
+    "SamplingConfig": ".runtime.sampling",
+    "export_checkpoints": ".export.export",
+    "export_musiclm": ".export.live",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+# In a checkout the folders export/, runtime/, kernels/ and model/ stand beside this one; in an installed wheel they stand inside it.
+_ROOT = Path(__file__).resolve().parent.parent
+if (_ROOT / "setup.py").is_file() and (_ROOT / "runtime" / "bundle.py").is_file():
+    __path__.append(str(_ROOT))
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,244 @@
+"""The command `musiclm`: export, generate, inspect.
+
+Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+_EXAMPLES = """examples:
+  musiclm generate bundle "calm piano in a ballroom" -o out.wav --seconds 10 --seed 0
+  musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
+  musiclm inspect bundle
+  musiclm export --semantic S.pt --coarse C.pt --fine F.pt --codec K.pt --mulan M.pt --quantizer Q.pt --out bundle
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("musiclm: interrupted; nothing half-written was left behind.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more can be said there
+        return 1
+    except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
+        print(f"musiclm: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "musiclm", description="MusicLM, deployed: checkpoints to a bundle, a bundle to music.", epilog=_EXAMPLES, formatter_class=raw
+    )
+    parser.add_argument("--version", action="version", version=f"musiclm-deploy {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is done, and the memory it takes")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="make music from a text", description="Make music from a text.")
+    generate.add_argument("bundle", type=Path, metavar="BUNDLE", help="the directory that export_all.py made")
+    generate.add_argument("text", metavar="TEXT", help="what the music should be like")
+    generate.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
+    generate.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's whole window)")
+    generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
+    generate.add_argument(
+        "--num-samples", type=int, default=1, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)"
+    )
+    generate.add_argument("--all", action="store_true", help="write every candidate, as FILE-1, FILE-2, ..., beside the best")
+    generate.add_argument(
+        "--stop", choices=["exact", "eos"], default="exact", help="exact length, or end where the model ends (default: exact)"
+    )
+    generate.add_argument("--compat", choices=["upstream"], help="reproduce audiolm-pytorch token for token")
+    generate.add_argument("--max-semantic-tokens", type=int, metavar="N", help="at most (default: as many as the length can hold)")
+    for name, what in (
+        ("temperature", "0 is greedy"),
+        ("filter-thres", "share of the vocabulary dropped, in [0, 1)"),
+        ("cond-scale", "guidance, coarse only"),
+    ):
+        generate.add_argument(
+            f"--{name}", type=_stage_value, action="append", default=[], metavar="[STAGE=]X", help=f"{what}; for one stage, or for all"
+        )
+    generate.add_argument("--tokens", type=Path, metavar="FILE", help="go on from saved tokens (.npz)")
+    generate.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
+    generate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
+    generate.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: one per core)")
+    generate.add_argument("--json", action="store_true", help="print what was made as one JSON object")
+    generate.set_defaults(run=_generate)
+
+    inspect = commands.add_parser("inspect", help="say what a bundle holds", description="Check a bundle and say what it holds.")
+    inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
+    inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    inspect.set_defaults(run=_inspect)
+
+    export = commands.add_parser(
+        "export", help="turn trained checkpoints into a bundle", description="Turn trained checkpoints into a bundle."
+    )
+    for name, what in (
+        ("semantic", "semantic transformer"),
+        ("coarse", "coarse transformer"),
+        ("fine", "fine transformer"),
+        ("codec", "SoundStream"),
+    ):
+        export.add_argument(f"--{name}", type=Path, required=True, metavar="FILE", help=f"checkpoint of the {what}")
+    export.add_argument("--mulan", type=Path, metavar="FILE", help="checkpoint of MuLaN; not needed where the quantizer's holds it")
+    export.add_argument(
+        "--quantizer",
+        action="append",
+        required=True,
+        metavar="[STAGE=]FILE",
+        help="checkpoint of the MuLaN quantizer; repeat with STAGE= if each stage has its own",
+    )
+    export.add_argument(
+        "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to make")
+    export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
+    export.add_argument("--quiet", action="store_true", help="no progress bar, no table of settings")
+    export.set_defaults(run=_export)
+    return parser
+
+
+def _stage_value(text: str) -> tuple[str, float]:
+    stage, _, value = text.rpartition("=")
+    return stage, float(value)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .runtime.audio import SUFFIXES
+    from .runtime.musiclm import load
+
+    if options.out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"cannot write {options.out}: the suffix must be one of {', '.join(SUFFIXES)}.")
+    if not options.out.parent.is_dir():
+        raise ValueError(f"cannot write {options.out}: {options.out.parent} is not a directory.")
+    bars: dict[str, Any] = {}
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            bars[stage] = tqdm(
+                total=total, desc=f"{stage:8}", unit="tok" if stage not in ("codec", "rank") else "clip", file=sys.stderr, disable=None
+            )
+        bars[stage].update(done - bars[stage].n)
+        if done == total:
+            bars[stage].close()
+
+    try:
+        with load(options.bundle, options.device, threads=options.threads) as model:
+            music = model.generate(
+                options.text,
+                seconds=options.seconds,
+                seed=options.seed,
+                num_samples=options.num_samples,
+                stop=options.stop,
+                compat=options.compat,
+                max_semantic_tokens=options.max_semantic_tokens,
+                sampling=_sampling(options, model.bundle.manifest),
+                tokens=options.tokens,
+                progress=progress,
+            )
+    finally:
+        for bar in bars.values():
+            bar.close()
+    files = [music.save(options.out)]
+    if options.all:
+        names = [options.out.with_stem(f"{options.out.stem}-{index + 1}") for index in range(len(music.candidates))]
+        files += [music.save(name, candidate=index) for index, name in enumerate(names)]
+    if options.save_tokens:
+        files.append(music.save_tokens(options.save_tokens))
+    seconds = len(music.audio) / music.sample_rate
+    if options.json:
+        scores = [candidate.score for candidate in music.candidates]
+        facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
+        print(json.dumps({"files": [str(file) for file in files], **facts, "timings": music.timings, "bundle_sha256": music.bundle_sha256}))
+    else:
+        spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.timings.items() if stage not in ("total", "real_time_factor"))
+        print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz")
+        print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}")
+    return 0
+
+
+def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:
+    """`--temperature 0.9 --temperature fine=0.7`: a value without a stage is for every stage that takes it."""
+    from .runtime.bundle import STAGES
+    from .runtime.sampling import SamplingConfig
+
+    chosen: dict[str, dict[str, float]] = {}
+    for name in ("temperature", "filter_thres", "cond_scale"):
+        for stage, value in sorted(getattr(options, name), key=lambda pair: pair[0] != ""):
+            guided = [s for s in STAGES if name != "cond_scale" or getattr(manifest, s).guidance]
+            for target in [stage] if stage else guided:
+                chosen.setdefault(target, {})[name] = value
+    return {stage: SamplingConfig(**values) for stage, values in chosen.items()}
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .runtime.bundle import STAGES, Bundle
+
+    bundle = Bundle.open(options.bundle)
+    manifest = bundle.manifest
+    if options.json:
+        print(manifest.to_json(), end="")
+        return 0
+    codec = manifest.codec
+    megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
+    window = min(manifest.coarse.max_length, manifest.fine.max_length) * codec.samples_per_frame / codec.sample_hz
+    print(f"{options.bundle}: {megabytes:.1f} MB in {len(manifest.files)} files, up to {window:.2f} s at {codec.sample_hz} Hz")
+    print(f"  made by   {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}")
+    print(f"  SHA-256   {bundle.sha256}")
+    for stage in STAGES:
+        decoder = getattr(manifest, stage)
+        print(
+            f"  {stage:9} dim {decoder.dim}, depth {decoder.depth}, heads {decoder.heads}, vocabulary {decoder.vocabulary}, "
+            f"condition: {decoder.conditioning.replace('_', '-')}, window {decoder.max_length}"
+        )
+    print(
+        f"  codec     {codec.quantizers} quantizers of {codec.codebook_size}, {codec.sample_hz / codec.samples_per_frame:g} frames a second"
+    )
+    mulan = manifest.mulan
+    print(f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz")
+    print("  largest error against PyTorch, measured at export:")
+    for stage, error in manifest.errors.items():
+        print(f"    {stage:13} {error:.1e}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .export.errors import ExportError
+    from .export.export import export_checkpoints
+
+    config = None
+    if options.config:
+        try:
+            config = json.loads(options.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ExportError(f"--config {options.config}: {error}") from error
+        if not isinstance(config, dict):
+            raise ExportError(f"--config {options.config}: expected a JSON object, got {type(config).__name__}.")
+    quantizers = dict((stage, path) for stage, _, path in (item.rpartition("=") for item in options.quantizer))
+    checkpoints = {name: getattr(options, name) for name in ("semantic", "coarse", "fine", "codec", "mulan")}
+    out = export_checkpoints(
+        **checkpoints, quantizer=quantizers, out=options.out, config=config, overwrite=options.overwrite, quiet=options.quiet
+    )
+    print(f'{out}: done. Try: musiclm generate {out} "calm piano in a ballroom" -o out.wav')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Bundle to wave: numpy and ONNX Runtime, no torch."""

@@ -1,0 +1,71 @@
+"""Which device runs the graphs, and the sessions on it.
+
+In: a device name from the caller. Out: ONNX Runtime sessions. A device that was named and cannot be had is an error; only "auto" chooses.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+
+
+class BackendError(RuntimeError):
+    """The device asked for cannot be used here; the message says what to install."""
+
+
+def choose_device(device: str) -> str:
+    """The device to use for what the caller asked."""
+    if device not in DEVICES:
+        raise BackendError(f"device must be one of {', '.join(DEVICES)}, got {device!r}.")
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) == 2:
+        raise BackendError(
+            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other. "
+            "Uninstall both, then install one: pip install musiclm-deploy[cpu] or musiclm-deploy[gpu]."
+        )
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise BackendError(
+            "ONNX Runtime is not installed. Install one: pip install musiclm-deploy[cpu], or musiclm-deploy[gpu] for NVIDIA GPUs."
+        )
+    if device in ("cuda", "tensorrt"):
+        raise BackendError(f"device={device!r}: this version has no {device} backend; it runs on device='cpu'.")
+    return "cpu"
+
+
+def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
+    """A session on the CPU. `threads` None takes one per physical core."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be taken without swapping, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

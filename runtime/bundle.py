@@ -1,0 +1,225 @@
+"""The bundle: the one contract between exporter and runtime. A directory with a manifest, a tokenizer and one ONNX graph per stage.
+
+In: a directory. Out: a checked `Manifest`. Both sides import this file and nothing else of each other. It reads no graph.
+
+Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of the cache, C conditioning tokens, Q quantizers):
+
+    mulan_text    input_ids int64 [B, n], attention_mask int64 [B, n] -> latent [B, dim_latent]
+    mulan_audio   wave [B, t] -> latent [B, dim_latent]
+    conditioner   latent [B, dim_latent] -> codes.<namespace> int64 [B, C], conditioning.<namespace> [B, C, dim]
+    <stage>_context   conditioning [B, C, dim] -> context.<layer>.key [B, D, C + 1], context.<layer>.value [B, C + 1, D]
+                  or, with a prefix: prefix_embeddings [B, C, dim]
+    <stage>       row_ids int64 [B, S], seqlens_k int32 [B] (positions of each row including this call, less one),
+                  total_sequence_length int32 [1] (the largest seqlens_k + 1),
+                  past_key_values.<layer>.key|value [B, 1, T, D] (bind past and present to the same memory)
+                  with bias: query_coordinates int64 [B, S], key_coordinates int64 [B, T]; with several heads: head int64 [1]
+                  with a prefix: prefix_mask bool [B, S, 1], prefix_embeddings [B, S, dim]; with cross-attention: the context
+                  -> logits [B, V] of each row's last position, present.<layer>.key|value
+    codec_decode  codes int64 [B, frames, Q] -> wave [B, frames * samples_per_frame]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+FORMAT = 1  # rises when the layout changes
+MANIFEST = "musiclm.json"
+STAGES = ("semantic", "coarse", "fine")
+
+
+class BundleError(ValueError):
+    """The bundle cannot be used; the message lists every fault found."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a stage samples with unless the caller says otherwise."""
+
+    temperature: float = 1.0
+    filter_thres: float = 0.9  # the share of the vocabulary that top-k drops
+    cond_scale: float = 3.0  # classifier-free guidance; without effect on a stage whose null condition was never trained
+
+
+@dataclass(frozen=True)
+class Mulan:
+    text: str  # graph
+    audio: str  # graph
+    tokenizer: str  # tokenizer.json
+    max_tokens: int  # of a text
+    dim_latent: int
+    sample_hz: int  # of the audio it embeds
+    min_samples: int  # the shortest audio it embeds
+
+
+@dataclass(frozen=True)
+class Conditioner:
+    graph: str
+    quantizers: int  # conditioning tokens per namespace
+    codebook_size: int
+    namespaces: dict[str, int]  # name -> width of its conditioning
+
+
+@dataclass(frozen=True)
+class Bias:
+    """The bias table, see kernels/attention: a query at coordinate q sees a key at k with entry clip(q - k, 0, entries - 1)."""
+
+    entries: int
+    stride: int  # 1: coordinates are positions; else frame * stride + quantizer (fine)
+    frames: int | None = None  # fine: the number of frames that the table was trained for
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One token transformer."""
+
+    graph: str
+    context: str | None  # graph; None for a stage without condition
+    conditioning: str  # "none", "cross_attention" or "prefix"
+    guidance: bool  # whether a null condition was trained
+    dim: int
+    depth: int
+    heads: int
+    cache_head_size: int
+    vocabulary: int  # V: entries of the logits, the end among them where there is one
+    coarse_quantizers: int | None  # of the transformer, before residual groups
+    fine_quantizers: int | None
+    rows: dict[str, int]  # first row of each kind of token in the table of input embeddings
+    bias: Bias | None
+    max_length: int  # trained window: semantic tokens, or frames
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Codec:
+    decode: str  # graph
+    sample_hz: int
+    samples_per_frame: int
+    quantizers: int  # columns of the codes, residual groups included
+    groups: int
+    codebook_size: int
+    lookahead_frames: int  # K: the first chunk of a stream holds at least this many frames
+    min_frames: int  # the shortest clip it decodes
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    mulan: Mulan
+    conditioner: Conditioner
+    semantic: Decoder
+    coarse: Decoder
+    fine: Decoder
+    codec: Codec
+    unique_consecutive: bool  # repeated semantic tokens were collapsed in training
+    semantic_tokens_per_second: float
+    made_by: dict[str, str]  # tool -> version, precision, opset
+    sources: dict[str, dict[str, str]]  # checkpoint -> file, sha256, version
+    settings: dict[str, dict[str, list[Any]]]  # stage -> name -> [value, where it came from]
+    errors: dict[str, float]  # measured against PyTorch at export
+    files: dict[str, FileRecord]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+class Bundle:
+    """A directory whose manifest and files were checked."""
+
+    def __init__(self, root: Path, manifest: Manifest, sha256: str) -> None:
+        self.root, self.manifest = root, manifest
+        self.sha256 = sha256  # of the manifest, which holds the hash of every other file: it names the whole bundle
+
+    @classmethod
+    def open(cls, root: str | Path) -> Bundle:
+        """Check everything about the bundle at `root` before using any of it; all faults are listed together."""
+        root = Path(root)
+        path = root / MANIFEST
+        if not path.is_file():
+            raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}. Make one with export_all.py.")
+        data = path.read_bytes()
+        faults: list[str] = []
+        manifest = _parse_manifest(data, faults)
+        if manifest is not None:
+            _check_files(root, manifest, faults)
+        if faults:
+            raise BundleError(f"the bundle {root} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
+        assert manifest is not None
+        return cls(root, manifest, hashlib.sha256(data).hexdigest())
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+
+def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:
+    try:
+        values = json.loads(data)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        faults.append(f"{MANIFEST} is not JSON: {error}")
+        return None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        advice = "update musiclm-deploy" if isinstance(found, int) and found > FORMAT else "export the checkpoints again"
+        faults.append(f"{MANIFEST} has format {found!r}, this version reads {FORMAT}: {advice}")
+        return None
+    manifest = _parse(Manifest, values, MANIFEST, faults)
+    return manifest if not faults else None
+
+
+def _parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
+    """`value` from JSON as `kind`, a type annotation; every difference is noted in `faults`."""
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        names = [f.name for f in fields(kind)]
+        faults += [f"{where}: unknown field {name!r}" for name in value if name not in names]
+        faults += [f"{where}: the field {name!r} is missing" for name in names if name not in value]
+        return (
+            kind(**{name: _parse(hints[name], value[name], f"{where}: {name}", faults) for name in names if name in value})
+            if not faults
+            else None
+        )
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _parse(next(option for option in get_args(kind) if option is not type(None)), value, where, faults)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _parse(get_args(kind)[1], item, f"{where}: {name}", faults) for name, item in value.items()}
+    if get_origin(kind) is list and isinstance(value, list):
+        return value
+    if kind is Any:
+        return value
+    accepted = (int, float) if kind is float else kind
+    if isinstance(accepted, type | tuple) and isinstance(value, accepted) and not (isinstance(value, bool) and kind is not bool):
+        return value
+    faults.append(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    return None
+
+
+def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
+    decoders = [getattr(manifest, stage) for stage in STAGES]
+    named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.decode]
+    named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
+    faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
+    inside = root.resolve()
+    for name, record in manifest.files.items():
+        path = (root / name).resolve()
+        if not path.is_relative_to(inside) or Path(name).is_absolute():
+            faults.append(f"{name}: this path leaves the bundle")
+        elif not path.is_file():
+            faults.append(f"{name}: the file is missing")
+        elif path.stat().st_size != record.bytes:
+            faults.append(f"{name}: {path.stat().st_size} bytes, the manifest says {record.bytes}: it was cut short or changed")
+        else:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+                    faults.append(f"{name}: its content was changed after the export (SHA-256 differs)")

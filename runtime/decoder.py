@@ -1,0 +1,114 @@
+"""One token transformer at work: a preallocated KV cache, one prefill call, then one call per token, nothing copied or rebound.
+
+In: a stage's graphs, positions (`runtime.stages`), conditioning. Out: logits. It does not know what tokens mean or how they are sampled.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+
+from .bundle import Decoder
+from .stages import PREFIX_KEY, Positions
+
+
+class DecoderRun:
+    """One request in one stage: B rows, each with its own length; caches float32 [B, 1, capacity, D] per layer, written in place."""
+
+    def __init__(self, session: ort.InferenceSession, decoder: Decoder, context: dict[str, np.ndarray], rows: int, capacity: int) -> None:
+        """context: the outputs of the stage's context graph, one entry per row; a row without condition has only null entries."""
+        self._session, self._decoder, self._context = session, decoder, context
+        self._rows, self._capacity = rows, capacity
+        shape = (rows, 1, capacity, decoder.cache_head_size)
+        self._caches = {
+            f"{layer}.{part}": ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+            for layer in range(decoder.depth)
+            for part in ("key", "value")
+        }
+        self._lengths = np.zeros(rows, np.int64)
+        self._key_coordinates = np.zeros((rows, capacity), np.int64)
+        self._logits = np.empty((rows, decoder.vocabulary), np.float32)
+        self._seqlens = np.zeros(rows, np.int32)
+        self._total = np.zeros(1, np.int32)
+        self._head = np.zeros(1, np.int64)
+        self._row_ids = np.zeros((rows, 1), np.int64)
+        self._query_coordinates = np.zeros((rows, 1), np.int64)
+        self._has_head = any(value.name == "head" for value in session.get_inputs())
+        self._step_binding: ort.IOBinding | None = None
+
+    def prefill(self, prompts: list[Positions], head: int, without_prefix: int = 0) -> np.ndarray:
+        """Feed every row's prompt in one call. The last `without_prefix` rows leave a conditioning prefix out. Returns logits [B, V]."""
+        assert not self._lengths.any(), "prefill comes first, once"
+        prefix = self._context.get("prefix_embeddings")
+        if prefix is not None:
+            C = prefix.shape[1]
+            before = Positions(np.zeros(C, np.int64), np.zeros(C, np.int64), np.full(C, PREFIX_KEY))
+            conditioned = self._rows - without_prefix
+            prompts = [Positions.join(before, prompt) if row < conditioned else prompt for row, prompt in enumerate(prompts)]
+        S = max(len(prompt.rows) for prompt in prompts)
+        row_ids, query_coordinates = np.zeros((2, self._rows, S), np.int64)
+        for row, prompt in enumerate(prompts):
+            n = len(prompt.rows)
+            row_ids[row, :n], query_coordinates[row, :n] = prompt.rows, prompt.query
+            self._key_coordinates[row, :n] = prompt.key
+            self._advance(row, n)
+        if prefix is not None:
+            mask, embeddings = np.zeros((self._rows, S, 1), bool), np.zeros((self._rows, S, prefix.shape[2]), np.float32)
+            mask[:conditioned, :C], embeddings[:conditioned, :C] = True, prefix[:conditioned]
+            binding = self._bind(row_ids, query_coordinates, mask, embeddings)
+        else:
+            binding = self._bind(row_ids, query_coordinates)
+        return self._run(binding, head)
+
+    def step(self, positions: Positions, head: int) -> np.ndarray:
+        """Feed one position per row. Returns logits [B, V], valid until the next call."""
+        if self._step_binding is None:
+            masks = ()
+            if "prefix_embeddings" in self._context:
+                masks = np.zeros((self._rows, 1, 1), bool), np.zeros((self._rows, 1, self._decoder.dim), np.float32)
+            self._step_binding = self._bind(self._row_ids, self._query_coordinates, *masks)
+        self._row_ids[:, 0], self._query_coordinates[:, 0] = positions.rows, positions.query
+        self._key_coordinates[np.arange(self._rows), self._lengths] = positions.key
+        self._advance(slice(None), 1)
+        return self._run(self._step_binding, head)
+
+    def _advance(self, rows: int | slice, positions: int) -> None:
+        self._lengths[rows] += positions
+        if self._lengths.max() > self._capacity:
+            raise AssertionError(f"the cache holds {self._capacity} positions, {self._lengths.max()} were asked for")
+
+    def _bind(
+        self, row_ids: np.ndarray, query: np.ndarray, prefix_mask: np.ndarray | None = None, prefix: np.ndarray | None = None
+    ) -> ort.IOBinding:
+        """Bind every input and output once; later calls only write into these arrays."""
+        binding = self._session.io_binding()
+        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens, "total_sequence_length": self._total}
+        if self._decoder.bias is not None:
+            inputs |= {"query_coordinates": query, "key_coordinates": self._key_coordinates}
+        if self._has_head:
+            inputs["head"] = self._head
+        if prefix_mask is not None and prefix is not None:
+            inputs |= {"prefix_mask": prefix_mask, "prefix_embeddings": prefix}
+        else:
+            inputs |= self._context
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))  # shares the array's memory
+        for name, cache in self._caches.items():
+            binding.bind_ortvalue_input(f"past_key_values.{name}", cache)
+            binding.bind_ortvalue_output(f"present.{name}", cache)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+        return binding
+
+    def _run(self, binding: ort.IOBinding, head: int) -> np.ndarray:
+        self._seqlens[:] = self._lengths - 1
+        self._total[0] = self._lengths.max()
+        self._head[0] = head
+        self._session.run_with_iobinding(binding)
+        return self._logits
+
+
+def memory_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> int:
+    """What one stage of a request takes beside the weights: caches, and the bias and scores of the prefill."""
+    caches = 2 * decoder.depth * rows * capacity * decoder.cache_head_size * 4
+    scores = rows * prompt * prompt * (2 * 4 * decoder.heads + 8)
+    return caches + scores

@@ -1,0 +1,101 @@
+"""What a generation returns, and how its tokens are kept: small named objects with the sample rate inside."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .audio import save_audio
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One candidate's tokens; a later stage that has not run is None."""
+
+    semantic: np.ndarray  # int64 [n]
+    coarse: np.ndarray | None = None  # int64 [frames, Qc]
+    fine: np.ndarray | None = None  # int64 [frames, Qf]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    audio: np.ndarray  # float32 [samples]
+    tokens: Tokens
+    score: float | None  # cosine of MuLaN's latents of text and audio; None when there was nothing to choose from
+
+
+@dataclass(frozen=True)
+class Music:
+    """What one prompt gave: the best candidate, and all of them."""
+
+    prompt: str
+    seed: int
+    sample_rate: int
+    candidates: list[Candidate]
+    best: int  # index of the candidate that MuLaN finds closest to the prompt
+    timings: dict[str, float]  # seconds per stage of the whole request, and real_time_factor: seconds taken per second of audio
+    bundle_sha256: str
+    settings: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def audio(self) -> np.ndarray:
+        return self.candidates[self.best].audio
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.candidates[self.best].tokens
+
+    def save(self, path: str | Path, candidate: int | None = None) -> Path:
+        """Write the best (or the given) candidate as wav, flac or ogg by suffix; prompt, seed and bundle hash go in as a comment."""
+        path = Path(path)
+        comment = json.dumps(
+            {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}, ensure_ascii=False
+        )
+        chosen = self.candidates[self.best if candidate is None else candidate]
+        save_audio(path, chosen.audio, self.sample_rate, comment)
+        return path
+
+    def save_tokens(self, path: str | Path) -> Path:
+        """Write every candidate's tokens as .npz, from which `generate(tokens=...)` goes on."""
+        return save_tokens(Path(path), [candidate.tokens for candidate in self.candidates])
+
+
+def save_tokens(path: Path, candidates: list[Tokens]) -> Path:
+    if path.suffix != ".npz":
+        raise ValueError(f"tokens are saved as .npz, got {path.name}.")
+    arrays = {
+        f"{index}.{stage}": array
+        for index, tokens in enumerate(candidates)
+        for stage in ("semantic", "coarse", "fine")
+        if (array := getattr(tokens, stage)) is not None
+    }
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        with aside.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load_tokens(path: Path) -> list[Tokens]:
+    """Read what `save_tokens` wrote; nothing pickled is accepted."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise ValueError(f"{path} is not a file of tokens: {error}") from error
+    candidates = []
+    while f"{len(candidates)}.semantic" in arrays:
+        index = len(candidates)
+        candidates.append(Tokens(*(arrays.pop(f"{index}.{stage}", None) for stage in ("semantic", "coarse", "fine"))))
+    if not candidates or arrays:
+        raise ValueError(f"{path} is not a file of tokens: it holds {', '.join(arrays) or 'nothing'}.")
+    return candidates

@@ -1,0 +1,72 @@
+"""Sampling noise as data: the same seed gives the same noise on every machine, for every batch and window arrangement.
+
+Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the generator of the GPU libraries:
+
+    key      (seed & 0xffffffff, seed >> 32)
+    counter  (v // 4, step, stage, item)           entry v of the vocabulary takes output word v % 4
+    uniform  u = ((bits >> 8) + 0.5) / 2**24       in (0, 1), never 0 or 1
+    gumbel   -log(-log(u))                         in float64, rounded to float32
+
+`step` is the token's index in its item's stage, `item` the candidate's number under its seed. A GPU kernel follows the same lines.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+STAGE_IDS = {"semantic": 0, "coarse": 1, "fine": 2}
+_MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_LOW = np.uint64(0xFFFFFFFF)
+_ROUNDS = 10
+_STEPS_AHEAD = 32  # one vectorized call serves this many steps: numpy's cost is per call
+
+
+class NoiseSource(Protocol):
+    """What the decode loop asks for noise."""
+
+    def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
+        """float32 [batch, vocab] for the token number `step` of every row, rows in the order of the request."""
+        ...
+
+
+def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """counter uint32 [..., 4], key of two 32-bit words -> random uint32 [..., 4]."""
+    a, b, c, d = np.moveaxis(counter.astype(np.uint64), -1, 0)
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        first, second = _MULTIPLIERS[0] * a, _MULTIPLIERS[1] * c
+        a, b, c, d = (
+            (second >> np.uint64(32)) ^ b ^ np.uint64(k0),
+            second & _LOW,
+            (first >> np.uint64(32)) ^ d ^ np.uint64(k1),
+            first & _LOW,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
+    return np.stack([a, b, c, d], axis=-1).astype(np.uint32)
+
+
+class PhiloxNoise:
+    """The default source: row r of a request draws from (seed, item) = rows[r]."""
+
+    def __init__(self, rows: list[tuple[int, int]]) -> None:
+        self._rows = rows
+        self._block: tuple[str, int, int, np.ndarray] | None = None  # stage, first step, vocab, [steps, batch, vocab]
+
+    def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
+        assert batch == len(self._rows), (batch, len(self._rows))
+        first = step - step % _STEPS_AHEAD
+        if self._block is None or self._block[:3] != (stage, first, vocab):
+            block = np.stack([self._gumbel(stage, first, seed, item, vocab) for seed, item in self._rows], axis=1)
+            self._block = (stage, first, vocab, block)
+        return self._block[3][step - first]
+
+    @staticmethod
+    def _gumbel(stage: str, first: int, seed: int, item: int, vocab: int) -> np.ndarray:
+        counter = np.zeros((_STEPS_AHEAD, -(-vocab // 4), 4), np.uint32)
+        counter[..., 0] = np.arange(counter.shape[1])
+        counter[..., 1] = np.arange(first, first + _STEPS_AHEAD)[:, None]
+        counter[..., 2], counter[..., 3] = STAGE_IDS[stage], item
+        bits = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(_STEPS_AHEAD, -1)[:, :vocab]
+        uniform = ((bits >> np.uint32(8)) + 0.5) / 2**24
+        return -np.log(-np.log(uniform)).astype(np.float32)

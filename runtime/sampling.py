@@ -1,0 +1,49 @@
+"""From logits to a token: guidance, the forbidden entry, top-k, temperature, noise, argmax.
+
+    token = argmax( top_k(null + (cond - null) * scale) / temperature + gumbel )
+
+In: float32 logits and noise. Out: one token per row. It knows nothing of stages or models.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How one stage samples; None takes the bundle's default."""
+
+    temperature: float | None = None  # 0 is greedy: the most likely token, no noise
+    filter_thres: float | None = None  # share of the vocabulary that is dropped before sampling, in [0, 1)
+    cond_scale: float | None = None  # classifier-free guidance: 1 is none
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 or more, got {self.temperature}.")
+        if self.filter_thres is not None and not 0 <= self.filter_thres < 1:
+            raise ValueError(f"filter_thres must be in [0, 1), got {self.filter_thres}.")
+        if self.cond_scale is not None and not abs(self.cond_scale) < float("inf"):
+            raise ValueError(f"cond_scale must be finite, got {self.cond_scale}.")
+
+
+def guide(cond: np.ndarray, null: np.ndarray, scale: float) -> np.ndarray:
+    """Classifier-free guidance (Ho and Salimans 2022): cond, null [B, V] -> [B, V]."""
+    return null + (cond - null) * np.float32(scale)
+
+
+def sample(logits: np.ndarray, gumbel: np.ndarray, temperature: float, filter_thres: float, forbid_last: bool) -> np.ndarray:
+    """logits, gumbel float32 [B, V] -> tokens int64 [B].
+
+    `forbid_last` excludes the last entry before top-k, whose k counts it all the same, as upstream does.
+    """
+    V = logits.shape[-1]
+    if forbid_last:
+        logits = logits.copy()
+        logits[:, -1] = -np.inf
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    k = max(int((1 - filter_thres) * V), 1)
+    kth = np.partition(logits, V - k, axis=-1)[:, V - k, None]
+    scores = np.where(logits >= kth, logits / np.float32(temperature) + gumbel, -np.inf)
+    return scores.argmax(axis=-1)

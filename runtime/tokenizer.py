@@ -1,0 +1,138 @@
+"""CLIP's byte-pair tokenizer, the one MuLaN's text tower was trained with.
+
+In: texts. Out: token ids, equal to those of x-clip's `SimpleTokenizer` on any text, without torch. A tokenizer is read from CLIP's merges
+file or from a `tokenizer.json`, of which only the vocabulary and the merges are believed: everything else about CLIP's tokenizer is here.
+It does not know MuLaN.
+"""
+
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import numpy as np
+import regex
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
+_END_OF_WORD = "</w>"
+_MERGES = 49152 - 256 - 2  # CLIP's file lists more merges than CLIP uses
+_MAX_FILE_BYTES = 32 << 20  # the real file takes 3 MB
+# CLIP's definition (github.com/openai/CLIP, clip/simple_tokenizer.py): English clitics, runs of letters, single digits, runs of the rest.
+_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_FIND_PIECES = regex.compile(_PIECES, regex.IGNORECASE)
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """One printable character per byte, GPT-2's way: bytes that print as Latin-1 stand for themselves, the rest for U+0100 and on. The
+    order of the entries is CLIP's order of token ids: the bytes that print come first."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+_BYTE_ALPHABET = _byte_alphabet()
+
+
+class ClipTokenizer:
+    """Texts to CLIP token ids. Without start and end tokens: MuLaN is trained on the text alone."""
+
+    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
+        """vocabulary: token -> id, 0 to V - 1; merges: pairs of tokens, the earliest first. ValueError lists what does not fit CLIP."""
+        alphabet = [symbol + suffix for symbol in _BYTE_ALPHABET.values() for suffix in ("", _END_OF_WORD)]
+        faults = [f"the vocabulary lacks {token!r}" for token in (*alphabet, *SPECIAL_TOKENS) if token not in vocabulary]
+        if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+            faults.append(f"the {len(vocabulary)} token ids are not the numbers from 0 to {len(vocabulary) - 1}")
+        strange = [pair for pair in merges if not {*pair, "".join(pair)} <= vocabulary.keys()]
+        faults += [f"the merge {pair!r} uses or makes a token that the vocabulary lacks" for pair in strange]
+        if faults:
+            raise ValueError(f"not CLIP's tokenizer: {'; '.join(faults[:5])}{f' and {len(faults) - 5} more' if len(faults) > 5 else ''}")
+        self.vocabulary = vocabulary
+        self._bpe = BPE(vocabulary, merges, end_of_word_suffix=_END_OF_WORD)
+
+    @classmethod
+    def from_merges(cls, path: str | Path) -> "ClipTokenizer":
+        """Read CLIP's merges file, `bpe_simple_vocab_16e6.txt`: a header, then one pair a line."""
+        lines = Path(path).read_text(encoding="utf-8").split("\n")[1 : _MERGES + 1]
+        merges = [(first, second) for first, second in (line.split() for line in lines)]
+        symbols = list(_BYTE_ALPHABET.values())
+        tokens = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), *map("".join, merges), *SPECIAL_TOKENS]
+        return cls({token: index for index, token in enumerate(tokens)}, merges)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "ClipTokenizer":
+        """Read a `tokenizer.json`. Nothing in it is run, not even its patterns; ValueError if it is not CLIP's."""
+        path = Path(path)
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {_MAX_FILE_BYTES} a tokenizer may have")
+        try:
+            model = json.loads(path.read_text(encoding="utf-8"))["model"]
+            if model["type"] != "BPE" or model["end_of_word_suffix"] != _END_OF_WORD:
+                raise ValueError(f"the model is not a BPE with the end-of-word suffix {_END_OF_WORD!r}")
+            return cls(_vocabulary(model["vocab"]), [_merge(pair) for pair in model["merges"]])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is not a tokenizer.json of CLIP's tokenizer: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write a `tokenizer.json` for this class and for other hosts of that format. The format has no word for ftfy's repairs, HTML
+        entities and some of Unicode's case rules: on texts with those, other hosts may get other ids."""
+        tokenizer = Tokenizer(self._bpe)
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip(), normalizers.Lowercase()]
+        )
+        split = pre_tokenizers.Split(Regex(f"(?i:{_PIECES})"), behavior="removed", invert=True)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([AddedToken(token, normalized=True, special=True) for token in SPECIAL_TOKENS])
+        tokenizer.save(str(path), pretty=False)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, perhaps none. Case, runs of white space and HTML entities do not matter."""
+        if not isinstance(text, str):
+            raise ValueError(f"a text must be a string, got {type(text).__name__}")
+        ids = []
+        # Upstream also trims and collapses white space; no piece holds any, so that changes nothing.
+        for piece in _FIND_PIECES.findall(html.unescape(html.unescape(ftfy.fix_text(text))).lower()):
+            if piece in SPECIAL_TOKENS:
+                ids.append(self.vocabulary[piece])
+            else:
+                ids += [token.id for token in self._bpe.tokenize("".join(_BYTE_ALPHABET[byte] for byte in piece.encode()))]
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """B texts -> input_ids [B, n] int64, padded with 0 at the end, and attention_mask [B, n] int64, 1 = token.
+
+        ValueError on a text that is not a string, holds no token, or holds more than `max_tokens`.
+        """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"expected a list of at least one text, got {texts!r}")
+        rows = [self.encode(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                raise ValueError(f"the text {text!r} holds no token: write what the music should sound like")
+            if len(row) > max_tokens:
+                raise ValueError(f"a text of {len(row)} tokens is longer than the {max_tokens} MuLaN takes: shorten {text[:60]!r}")
+        input_ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = row
+        # Upstream pads with 0 and masks what equals 0. But 0 is also the token "!" where a word goes on after it, as in "!?": MuLaN never
+        # saw that token in training, so it is masked here too.
+        return input_ids, (input_ids != 0).astype(np.int64)
+
+
+def _vocabulary(entries: Any) -> dict[str, int]:
+    if not isinstance(entries, dict) or not all(type(index) is int for index in entries.values()):
+        raise ValueError("vocab must map tokens to whole numbers")
+    return entries
+
+
+def _merge(pair: Any) -> tuple[str, str]:
+    """A merge as either generation of the format writes it: "a b" or ["a", "b"]."""
+    parts: Iterable[Any] = pair.split(" ") if isinstance(pair, str) else pair
+    first, second = parts
+    if not (isinstance(first, str) and isinstance(second, str)):
+        raise ValueError(f"a merge must be two tokens, got {pair!r}")
+    return first, second

@@ -1,0 +1,74 @@
+"""Describes the distribution; the settings of the tools are in pyproject.toml, the exact versions of the checks in requirements/.
+
+The folders at the root are mapped below one name, so that no `export`, `runtime`, `kernels` or `model` lands bare in site-packages:
+installed bare, `kernels` would overwrite the Hugging Face package of that name.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+FOLDERS = ("export", "kernels", "model", "runtime")
+
+package_dir = {"musiclm_deploy": "musiclm_deploy"}
+for folder in FOLDERS:
+    for init in sorted((ROOT / folder).rglob("__init__.py")):
+        path = init.parent.relative_to(ROOT)
+        package_dir[".".join(("musiclm_deploy", *path.parts))] = path.as_posix()
+
+# Read as text: importing the package would run it before it is built.
+front_door = (ROOT / "musiclm_deploy" / "__init__.py").read_text(encoding="utf-8")
+version = front_door.split('__version__ = "')[1].split('"')[0]
+
+# The lower bounds are the versions the tests run with.
+TORCH = "torch>=2.13,<3"
+EXTRAS = {
+    "cpu": ["onnxruntime>=1.32,<2"],
+    "gpu": ["onnxruntime-gpu>=1.31,<2", "cuda-python>=13,<14"],
+    "tensorrt": ["tensorrt>=10.15,<12"],
+    "pycuda": ["pycuda>=2026.1"],
+    "export": [TORCH, "einops>=0.8,<1", "onnx>=1.23,<2", "onnxscript>=0.7,<1", "vector-quantize-pytorch>=1.32,<2"],
+    # What upstream imports. Upstream itself cannot be resolved by pip, see requirements/upstream.txt.
+    "train": [
+        TORCH,
+        "accelerate>=1.15,<2",
+        "beartype>=0.23,<1",
+        "ema-pytorch>=0.8,<1",
+        "encodec>=0.1.1,<1",
+        "gateloop-transformer>=0.2.5,<1",
+        "hyper-connections>=0.4.11,<1",
+        "joblib>=1.6,<2",
+        "lion-pytorch>=0.2.5,<1",
+        "local-attention>=1.11,<2",
+        "pytorch-warmup>=0.2,<1",
+        "scikit-learn>=1.9,<2",
+        "sentencepiece>=0.2.3,<1",
+        "torchaudio>=2.11,<3",
+        "transformers>=5.23,<6",
+        "vector-quantize-pytorch>=1.32,<2",
+        "wandb>=0.31,<1",
+    ],
+    "dev": ["hypothesis>=6.170,<7", "pyright[nodejs]>=1.1.414,<2", "pytest>=9.2,<10", "ruff>=0.17.6,<1"],
+}
+
+setup(
+    name="musiclm-deploy",
+    version=version,
+    description="Trained MusicLM checkpoints to a bundle of ONNX graphs, and a bundle to music without torch",
+    license="MIT",
+    author="musiclm-deploy contributors",
+    python_requires=">=3.11,<3.14",
+    packages=list(package_dir),
+    package_dir=package_dir,
+    install_requires=[
+        "ftfy>=6.3,<7",
+        "numpy>=2.4,<3",
+        "regex>=2026.11.15",
+        "soundfile>=0.14,<1",
+        "tokenizers>=0.23,<1",
+        "tqdm>=4.70,<5",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["musiclm = musiclm_deploy.cli:main"]},
+)

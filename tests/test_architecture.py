@@ -1,0 +1,117 @@
+"""The arrows between the folders, read from the source: a wrong import fails here before it costs a user torch, or a wheel its module.
+
+In: every Python file of the project, parsed and never imported. Dynamic imports are not seen.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "musiclm_deploy"
+
+# What a folder may import of ours, besides itself and the version; the front door, musiclm_deploy/, may import all of it.
+# A name admits everything below it.
+MAY_IMPORT = {
+    "kernels": (),
+    "runtime": (),
+    "model": ("runtime.tokenizer",),
+    "export": ("runtime.bundle", "runtime.tokenizer", "model", "kernels"),
+}
+# The one file that may import more than its folder: it runs a new bundle through the runtime, as a user would.
+MAY_IMPORT_MORE = {"export/validate.py": ("runtime",)}
+# What must stay importable, and make music, without torch: these packages appear in no import of theirs, not even inside a function.
+TORCH_FREE = ("musiclm_deploy", "runtime")
+TORCH_SIDE = {"audiolm_pytorch", "musiclm_pytorch", "onnx", "onnx_ir", "onnxscript", "torch", "torchaudio", "transformers"}
+
+MAX_LINES = 400
+SOURCES = {".py", ".cpp", ".cu", ".h"}
+
+
+def imported_names(source: str, module: str, is_package: bool = False) -> set[str]:
+    """Absolute dotted names of everything `source`, the text of `module`, imports: `from a import b` gives `a.b`."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: len(module.split(".")) + is_package - node.level] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
+            names |= {f"{origin}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_of(folder: str) -> dict[str, set[str]]:
+    """`{path: imported names}` of the Python files below one folder at the root, which is imported as `musiclm_deploy.<folder>`."""
+    imports = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if folder != PACKAGE:
+            parts = (PACKAGE, *parts)
+        module = ".".join(parts).removesuffix(".__init__")
+        imports[f"{path.relative_to(ROOT)}"] = imported_names(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+    return imports
+
+
+def within(name: str, allowed: str) -> bool:
+    return name == allowed or name.startswith(f"{allowed}.")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import torch.nn as nn", "torch.nn"),
+        ("def f():\n    from torch import nn", "torch.nn"),
+        ("from . import graph", "musiclm_deploy.export.graph"),
+        ("from .. import runtime", "musiclm_deploy.runtime"),
+        ("from ..runtime.bundle import Bundle", "musiclm_deploy.runtime.bundle.Bundle"),
+        ("from musiclm_deploy.runtime import bundle", "musiclm_deploy.runtime.bundle"),
+    ],
+)
+def test_every_form_of_import_is_read(source: str, name: str) -> None:
+    """Fault: an import written in another form slips through the tests below."""
+    assert imported_names(source, "musiclm_deploy.export.decoder") == {name}
+    assert imported_names(source, "musiclm_deploy.export", is_package=True) == {name}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_arrows(folder: str) -> None:
+    """Fault: a folder reaches into another one that it should not know."""
+    allowed = (folder, "__version__", *MAY_IMPORT[folder])
+    wrong = [
+        f"{path}: {name}"
+        for path, names in imports_of(folder).items()
+        for name in sorted(names)
+        if within(name, PACKAGE) and not any(within(name, f"{PACKAGE}.{one}") for one in (*allowed, *MAY_IMPORT_MORE.get(path, ())))
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", TORCH_FREE)
+def test_no_torch(folder: str) -> None:
+    """Fault: music needs the packages of training or export."""
+    wrong = [f"{path}: {name}" for path, names in imports_of(folder).items() for name in names if name.split(".")[0] in TORCH_SIDE]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", [*MAY_IMPORT, PACKAGE, "benchmarks", "demo", "tests"])
+def test_no_bare_folder_names(folder: str) -> None:
+    """Fault: `from runtime import ...` works in a checkout's root, fails from the wheel, and loads a module a second time."""
+    wrong = [f"{path}: {name}" for path, names in imports_of(folder).items() for name in names if name.split(".")[0] in MAY_IMPORT]
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_every_folder_is_a_package(folder: str) -> None:
+    """Fault: setup.py finds packages by their `__init__.py`, so that a folder without one is missing from the wheel."""
+    folders = {path.parent for path in (ROOT / folder).rglob("*.py")}
+    assert folders
+    assert not [str(path) for path in folders if not (path / "__init__.py").is_file()]
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_no_file_is_too_long(folder: str) -> None:
+    """Fault: a second idea has moved into a file."""
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*") if path.suffix in SOURCES}
+    assert not {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES}
