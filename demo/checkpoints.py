@@ -92,7 +92,7 @@ def build_models(preset: Preset, seed: int = 0) -> dict[str, nn.Module]:
         mulan, conditioning_dims=dims, rq_num_quantizers=p.conditioning_quantizers, codebook_size=p.conditioning_codebook
     )
     for model in models.values():
-        _randomize(model)
+        randomize(model)
     return {name: model.eval() for name, model in models.items()}
 
 
@@ -118,7 +118,7 @@ def _conditioning_dim(transformer: nn.Module, dim: int) -> int:
     return projection.in_features if isinstance(projection, nn.Linear) else dim
 
 
-def _randomize(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     """Nothing stays at 0 or 1, where a wrong export would not show; gains stay near 1, so that activations keep their size."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():

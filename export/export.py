@@ -27,9 +27,9 @@ from .. import __version__
 from ..model.text_transformer import clip_merges_path
 from ..runtime.bundle import MANIFEST, Codec, Conditioner, FileRecord, Manifest, Mulan
 from ..runtime.tokenizer import ClipTokenizer
+from . import graph, trace
 from .collect import Collected, collect, conditioning_dim, namespace_of
 from .errors import ExportError
-from .graph import OPSET
 from .mulan import build_mulan, conditioner_weights, export_conditioner, export_mulan_audio, export_mulan_text
 from .soundstream import build_decoder, export_codec_decode, lookahead_frames
 from .stage import export_stage
@@ -138,7 +138,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
         made_by={
             "musiclm-deploy": __version__,
             **{name: version(name) for name in ("torch", "onnx", "onnxscript")},
-            "opset": str(OPSET),
+            "opset": f"{graph.OPSET} (transformers), {trace.OPSET} (other stages)",
             "precision": "fp32",
         },
         sources={

@@ -78,7 +78,9 @@ class Graph:
         """Write `path` and, beside it, `<path>.data` with every weight over a kilobyte."""
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(self.proto(), opset_imports=opsets, ir_version=IR_VERSION, producer_name="musiclm-deploy")
-        onnx.save_model(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=1024)
+        data = path.with_name(path.name + ".data")
+        data.unlink(missing_ok=True)  # onnx appends to a file that is there
+        onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
         onnx.checker.check_model(path)
 
 

@@ -5,9 +5,7 @@ as `audio.dim`, `text.dim` and so on and the rest under upstream's own names, an
 transformers.
 """
 
-import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,8 @@ from torch.nn import functional as F
 from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
 from .errors import ExportError
 from .settings import Settings
+from .trace import trace
 
-OPSET = 20
-_MAX_INLINE_BYTES = 1_500_000_000  # protobuf ends at 2 GiB
 _UPSTREAM = "default of musiclm-pytorch 0.2.8; leaves no trace in the file"
 
 
@@ -122,7 +119,7 @@ def conditioner_weights(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, 
 def export_mulan_text(mulan: MuLaN, path: Path) -> None:
     """Write `input_ids`, `attention_mask` [batch, tokens] int64 -> `latent` [batch, dim_latent], for 1 to max_seq_len tokens."""
     ids, dims = torch.ones(2, 3, dtype=torch.long), {0: Dim("batch"), 1: Dim("tokens", max=mulan.text.max_seq_len)}
-    _trace(_TextLatents(mulan), (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["latent"], [dims, dims])
+    trace(_TextLatents(mulan), (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["latent"], [dims, dims])
 
 
 def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
@@ -131,7 +128,7 @@ def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
         raise ExportError("mulan: with accept_spec it takes spectrograms, made outside the checkpoint, but a bundle feeds it waves.")
     shortest = mulan.audio.min_samples
     wave = torch.zeros(2, shortest + 3 * mulan.audio.patch_size[1] * mulan.audio.spec.hop_length)
-    _trace(_AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
+    trace(_AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
 
 
 def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
@@ -146,7 +143,7 @@ def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]], path: Path) 
     if len(dims) != 1:
         raise ExportError(f"conditioner: all codebooks must have the width of MuLaN's latents, got {sorted(dims)}.")
     outputs = [f"codes.{namespace}" for namespace in stages] + [f"conditioning.{namespace}" for namespace in stages]
-    _trace(_Conditioner(list(stages.values())), (torch.zeros(2, *dims),), path, ["latent"], outputs, [{0: Dim("batch")}])
+    trace(_Conditioner(list(stages.values())), (torch.zeros(2, *dims),), path, ["latent"], outputs, [{0: Dim("batch")}])
 
 
 class _TextLatents(nn.Module):
@@ -199,35 +196,6 @@ def _nearest_codes(latent: Tensor, codebooks: Tensor) -> Tensor:
     return torch.stack(codes, dim=1)
 
 
-def _trace(
-    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], dims: list[dict[int, Any]]
-) -> None:
-    """Write the ONNX form of `module`, with the weights inside it if they fit."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of every optional package that is not installed
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module.eval(),
-                example,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=inputs,
-                output_names=outputs,
-                dynamic_shapes=dims,
-                verbose=False,
-            )
-    finally:
-        log.setLevel(level)
-    assert program is not None
-    for node in program.model.graph:
-        node.metadata_props.clear()  # stack traces with the paths of this machine
-    weights = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-    program.save(path, external_data=weights > _MAX_INLINE_BYTES)
-
-
 def _infer_tower(settings: Settings, tower: str, state: Mapping[str, Tensor]) -> None:
     layers = f"{tower}.transformer.layers."
     inner, dim = _shape(state, f"{layers}0.0.to_q.weight")
@@ -258,7 +226,7 @@ def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in state:
-        raise ExportError(f"mulan: the tensor {name!r} is missing. Was the file saved whole, by musiclm-pytorch?")
+        raise ExportError(f"The tensor {name!r} is missing. Was the file saved whole, by musiclm-pytorch?")
     return state[name]
 
 

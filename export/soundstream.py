@@ -6,11 +6,9 @@ without running anything in it.
 """
 
 import io
-import logging
 import pickle
 import pickletools
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
@@ -24,8 +22,8 @@ from torch import Tensor
 from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder
 from .errors import ExportError
 from .settings import Settings
+from .trace import trace
 
-OPSET = 20
 _UPSTREAM_VERSION = "2.4.0"
 _PAD_MODES = ("reflect", "constant", "replicate")
 _MAX_CONFIG_BYTES = 64 * 1024  # upstream's own is about 1 KB
@@ -142,28 +140,7 @@ def export_codec_decode(decoder: SoundStreamDecoder, path: Path) -> None:
     frames = max(config.min_frames, 2 * config.attn_window_size) + 3  # several windows: one would be taken for a constant
     example = torch.zeros(2, frames, config.rq_groups * config.rq_num_quantizers, dtype=torch.long)
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("frames", min=config.min_frames)}
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of every optional package that is not installed
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                decoder,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["codes"],
-                output_names=["wave"],
-                dynamic_shapes={"codes": dims},
-                verbose=False,
-            )
-    finally:
-        log.setLevel(level)
-    assert program is not None
-    for node in program.model.graph:
-        node.metadata_props.clear()  # stack traces with the paths of this machine
-    program.save(path, external_data=True)
+    trace(decoder, (example,), path, ["codes"], ["wave"], [dims])
 
 
 def _decoder_config(settings: Settings) -> SoundStreamConfig:

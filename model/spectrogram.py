@@ -19,16 +19,7 @@ class Spectrogram(nn.Module):
     window: Tensor
     dft: Tensor
 
-    def __init__(
-        self,
-        n_fft: int,
-        power: float,
-        win_length: int,
-        hop_length: int | None,
-        pad: int,
-        center: bool,
-        pad_mode: str,
-    ) -> None:
+    def __init__(self, n_fft: int, power: float, win_length: int, hop_length: int | None, pad: int, center: bool, pad_mode: str) -> None:
         super().__init__()
         if not 0 < win_length <= n_fft:
             raise ValueError(f"win_length must lie between 1 and n_fft = {n_fft}, got {win_length}")

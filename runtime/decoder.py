@@ -49,9 +49,9 @@ class DecoderRun:
         row_ids, query_coordinates = np.zeros((2, self._rows, S), np.int64)
         for row, prompt in enumerate(prompts):
             n = len(prompt.rows)
+            self._advance(row, n)
             row_ids[row, :n], query_coordinates[row, :n] = prompt.rows, prompt.query
             self._key_coordinates[row, :n] = prompt.key
-            self._advance(row, n)
         if prefix is not None:
             mask, embeddings = np.zeros((self._rows, S, 1), bool), np.zeros((self._rows, S, prefix.shape[2]), np.float32)
             mask[:conditioned, :C], embeddings[:conditioned, :C] = True, prefix[:conditioned]
@@ -68,14 +68,15 @@ class DecoderRun:
                 masks = np.zeros((self._rows, 1, 1), bool), np.zeros((self._rows, 1, self._decoder.dim), np.float32)
             self._step_binding = self._bind(self._row_ids, self._query_coordinates, *masks)
         self._row_ids[:, 0], self._query_coordinates[:, 0] = positions.rows, positions.query
-        self._key_coordinates[np.arange(self._rows), self._lengths] = positions.key
+        at = self._lengths.copy()
         self._advance(slice(None), 1)
+        self._key_coordinates[np.arange(self._rows), at] = positions.key
         return self._run(self._step_binding, head)
 
     def _advance(self, rows: int | slice, positions: int) -> None:
         self._lengths[rows] += positions
         if self._lengths.max() > self._capacity:
-            raise AssertionError(f"the cache holds {self._capacity} positions, {self._lengths.max()} were asked for")
+            raise RuntimeError(f"the cache holds {self._capacity} positions, {self._lengths.max()} were asked for")
 
     def _bind(
         self, row_ids: np.ndarray, query: np.ndarray, prefix_mask: np.ndarray | None = None, prefix: np.ndarray | None = None
