@@ -314,6 +314,6 @@ def _check_memory(stage: str, needed: int) -> None:
     _LOG.info("%s takes %.1f MB for caches and attention", stage, needed / 1e6)
     if available is not None and needed > available:
         raise MemoryError(
-            f"the {stage} stage of this request needs {needed / 1e9:.1f} GB, {available / 1e9:.1f} GB are free. "
+            f"the {stage} stage of this request needs {needed / 1e6:.1f} MB, {available / 1e6:.1f} MB are free. "
             "Ask for fewer seconds, samples or prompts at once."
         )

@@ -1,0 +1,212 @@
+"""A whole generation on the tiny bundle: reproducible, independent of its company, exact in length, and resumable."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+import musiclm_deploy as md
+from musiclm_deploy.runtime import musiclm as module
+from musiclm_deploy.runtime.music import Tokens
+
+DRAWN = {stage: md.SamplingConfig(filter_thres=0.5) for stage in ("semantic", "coarse", "fine")}  # by default k would be 1 at this size
+EVERY_TOKEN = {stage: md.SamplingConfig(filter_thres=0.0) for stage in ("semantic", "coarse")}
+SHORT: dict[str, Any] = {"seconds": 0.3, "max_semantic_tokens": 6, "sampling": DRAWN}
+UNFILTERED: dict[str, Any] = {**SHORT, "sampling": EVERY_TOKEN}
+
+
+def same_tokens(a: Tokens, b: Tokens) -> bool:
+    return all(np.array_equal(getattr(a, stage), getattr(b, stage)) for stage in ("semantic", "coarse", "fine"))
+
+
+def test_same_seed_same_wave(music) -> None:
+    """Fault: anything random beside the seed, or a seed that does nothing."""
+    first, again, other = (music.generate("calm piano", seed=seed, **SHORT) for seed in (5, 5, 6))
+    assert first.audio.tobytes() == again.audio.tobytes()
+    assert same_tokens(first.tokens, again.tokens)
+    assert not same_tokens(first.tokens, other.tokens)
+
+
+def test_the_prompt_matters(music) -> None:
+    """Fault: a conditioning that never reaches the transformers."""
+    first, other = (music.generate(text, seed=5, **SHORT) for text in ("calm piano", "a brass band at full volume"))
+    assert not same_tokens(first.tokens, other.tokens)
+
+
+def test_same_tokens_for_any_thread_count(music, tiny_bundle) -> None:
+    """Fault: sums that depend on how many threads share them."""
+    with md.load(tiny_bundle, threads=1) as alone:
+        assert same_tokens(alone.generate("x", **SHORT).tokens, music.generate("x", **SHORT).tokens)
+
+
+def test_a_batch_is_its_rows_run_alone(music) -> None:
+    """Fault: rows that see their neighbours' tokens, noise, lengths or ends. Ends are allowed, so that rows get different lengths."""
+    texts, seeds = ["calm piano", "brass", "a long sentence about a slow waltz in three four time"], [7, 7, 8]
+    batch = music.generate(texts, seed=seeds, num_samples=2, stop="eos", **SHORT)
+    assert len({len(item.tokens.semantic) for song in batch for item in song.candidates}) > 1, "all rows ended alike: nothing is compared"
+    for text, seed, song in zip(texts, seeds, batch, strict=True):
+        alone = music.generate(text, seed=seed, num_samples=2, stop="eos", **SHORT)
+        single = music.generate(text, seed=seed, stop="eos", **SHORT)
+        assert alone.best == song.best
+        for a, b in zip(alone.candidates, song.candidates, strict=True):
+            assert same_tokens(a.tokens, b.tokens)
+            np.testing.assert_allclose(a.audio, b.audio, atol=1e-6 * np.abs(a.audio).max())
+        assert same_tokens(single.tokens, alone.candidates[0].tokens)  # the first candidate is the one that a single sample gives
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.30001, 1 / 3, 0.0001])
+def test_exactly_as_long_as_asked(music, seconds: float) -> None:
+    """Fault: a length rounded to frames; clips shorter than the codec's least included."""
+    song = music.generate("x", seconds=seconds, max_semantic_tokens=3)
+    assert len(song.audio) == max(round(seconds * song.sample_rate), 1)
+    assert song.audio.dtype == np.float32 and np.isfinite(song.audio).all()
+
+
+class _EndAt:
+    """Noise that draws the end token of a stage at one step, and never elsewhere."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self._stage, self._step = stage, step
+
+    def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
+        noise = np.random.default_rng([step, vocab]).gumbel(size=(batch, vocab)).astype(np.float32)
+        if stage != "fine":
+            noise[:, -1] = 1000 if (stage, step) == (self._stage, self._step) else -1000
+        return noise
+
+
+def test_an_end_at_once_leaves_no_semantic_tokens_and_still_gives_music(music) -> None:
+    """Fault: an empty semantic row that raises, or that is fed on as something else than nothing."""
+    song = music.generate("x", noise=_EndAt("semantic", 0), **UNFILTERED)
+    assert song.tokens.semantic.shape == (0,)
+    assert len(song.audio) == 0.3 * song.sample_rate
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+def test_stop_at_the_end_token(music, frames: int) -> None:
+    """Fault: an end that is ignored or kept as a token; a clip of fewer frames than the codec takes."""
+    noise = _EndAt("coarse", frames * music.bundle.manifest.coarse.coarse_quantizers)
+    song = music.generate("x", noise=noise, stop="eos", **UNFILTERED)
+    assert len(song.tokens.coarse) == len(song.tokens.fine) == frames
+    assert len(song.audio) == frames * music.bundle.manifest.codec.samples_per_frame
+    exact = music.generate("x", noise=noise, **UNFILTERED)
+    assert len(exact.tokens.coarse) == 15, "the end is forbidden until the length is reached"
+
+
+def test_without_unique_consecutive_the_semantic_tokens_carry_time(music, monkeypatch) -> None:
+    """Fault: a clip of fixed length whose semantic tokens stop early."""
+    from dataclasses import replace
+
+    monkeypatch.setattr(music.bundle, "manifest", replace(music.bundle.manifest, unique_consecutive=False))
+    song = music.generate("x", seconds=0.3, noise=_EndAt("semantic", 2), sampling=EVERY_TOKEN)
+    assert len(song.tokens.semantic) == 15  # 50 a second
+
+
+def test_candidates_are_ranked_by_mulan(music) -> None:
+    """Fault: a score of another candidate or prompt, or the worst taken for the best."""
+    for song in music.generate(["calm piano", "brass"], num_samples=3, seed=[1, 2], seconds=0.5, max_semantic_tokens=6):
+        text = music.embed_text(song.prompt)[0]
+        scores = [float(music.embed_audio((candidate.audio, song.sample_rate))[0] @ text) for candidate in song.candidates]
+        np.testing.assert_allclose([candidate.score for candidate in song.candidates], scores, atol=1e-6)
+        assert song.best == int(np.argmax(scores))
+        assert song.audio is song.candidates[song.best].audio
+    assert music.generate("x", **SHORT).candidates[0].score is None, "one candidate is not scored"
+
+
+@pytest.mark.parametrize("kept", ["semantic", "coarse", "fine"])
+def test_tokens_resume_at_any_stage(music, tmp_path, kept: str) -> None:
+    """Fault: a stage that runs again, or goes on from something else than what was saved."""
+    song = music.generate("calm piano", seed=3, num_samples=2, **SHORT)
+    stages = ("semantic", "coarse", "fine")
+    tokens = [Tokens(**{stage: getattr(item.tokens, stage) for stage in stages[: stages.index(kept) + 1]}) for item in song.candidates]
+    ran = set()
+    again = music.generate(
+        "calm piano", seed=3, seconds=0.3, tokens=tokens, sampling=DRAWN, progress=lambda stage, done, total: ran.add(stage)
+    )
+    assert [same_tokens(a.tokens, b.tokens) for a, b in zip(song.candidates, again.candidates, strict=True)] == [True, True]
+    assert again.audio.tobytes() == song.audio.tobytes()
+    assert ran & set(stages) == set(stages[stages.index(kept) + 1 :])
+    saved = song.save_tokens(tmp_path / "tokens.npz")
+    assert music.generate("calm piano", seconds=0.3, tokens=saved).audio.tobytes() == song.audio.tobytes()
+
+
+def test_progress_and_cancel(music) -> None:
+    """Fault: a bar that never ends, or a cancel that is only looked at once."""
+    seen: dict[str, list[tuple[int, int]]] = {}
+    music.generate("x", num_samples=2, progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)), **SHORT)
+    assert list(seen) == ["semantic", "coarse", "fine", "codec", "rank"]
+    for stage in ("coarse", "fine", "codec"):
+        assert seen[stage] == [(n + 1, len(seen[stage])) for n in range(len(seen[stage]))]
+
+    cancel = threading.Event()
+
+    def stop_in_coarse(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("coarse", 4):
+            cancel.set()
+
+    with pytest.raises(module.GenerationCancelled, match="cancelled in stage coarse after 5 of 30"):
+        music.generate("x", progress=stop_in_coarse, cancel=cancel, **SHORT)
+
+
+def test_one_object_serves_several_threads(music) -> None:
+    """Fault: requests that share a cache, a binding or a noise block."""
+    expected = [music.generate("calm piano", seed=seed, **SHORT) for seed in range(4)]
+    found: list[Any] = [None] * 4
+
+    def work(seed: int) -> None:
+        found[seed] = music.generate("calm piano", seed=seed, **SHORT)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(same_tokens(a.tokens, b.tokens) for a, b in zip(expected, found, strict=True))
+
+
+def test_closed(tiny_bundle) -> None:
+    """Fault: a closed model that crashes the process, or that still answers."""
+    model = md.load(tiny_bundle)
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.generate("x", **SHORT)
+
+
+def test_memory_is_checked_before_it_is_taken(music, monkeypatch) -> None:
+    """Fault: a request that drives the machine into swap instead of being refused."""
+    monkeypatch.setattr(module, "available_memory_bytes", lambda: 10)
+    with pytest.raises(MemoryError, match=r"the semantic stage of this request needs .* MB, 0\.0 MB are free\. Ask for fewer"):
+        music.generate("x", **SHORT)
+
+
+def test_embeddings_are_those_of_upstream(music, tiny_models) -> None:
+    """Fault: another tokenizer, mask, spectrogram or resampling than the model was trained with."""
+    import torch
+    from torchaudio.functional import resample
+    from x_clip.tokenizer import tokenizer
+
+    mulan = tiny_models["mulan"]
+    texts = ["Calm piano!", "café &amp; bar, 120 BPM"]
+    rng = np.random.default_rng(0)
+    wave = rng.standard_normal((2, 9_001), np.float32)
+    with torch.inference_mode():
+        text = torch.cat([mulan.get_text_latents(tokenizer.tokenize([text])) for text in texts]).numpy()
+        audio = mulan.get_audio_latents(resample(torch.from_numpy(wave), 44_100, 16_000)).numpy()
+    np.testing.assert_allclose(music.embed_text(texts), text, atol=1e-5)
+    np.testing.assert_allclose(music.embed_audio((wave, 44_100)), audio, atol=1e-5)
+    with pytest.raises(ValueError, match="at least"):
+        music.embed_audio((wave[:, :9], 16_000))
+    with pytest.raises(ValueError, match="NaN"):
+        music.embed_audio((np.full(9_001, np.nan, np.float32), 16_000))
+
+
+def test_unknown_devices_are_errors_by_name(tiny_bundle) -> None:
+    """Fault: a device that was named and silently replaced."""
+    with pytest.raises(RuntimeError, match="device must be one of auto, cpu, cuda, tensorrt, got 'tpu'"):
+        md.load(tiny_bundle, device="tpu")
+    for device in ("cuda", "tensorrt"):
+        with pytest.raises(RuntimeError, match=f"device='{device}'"):
+            md.load(tiny_bundle, device=device)
