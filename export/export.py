@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from .soundstream import build_decoder, export_codec_decode, lookahead_frames
 from .stage import export_stage
 from .transformers import STAGES
 
+_FATAL = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 _STEPS = ("read", *STAGES, "mulan", "conditioner", "codec", "validate", "write")
 
 
@@ -64,12 +64,7 @@ def export_checkpoints(
     sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
 
     out = Path(out)
-    if out.exists() and not (overwrite and (out / MANIFEST).is_file()):
-        raise ExportError(
-            f"{out} exists already" + (" and is not a bundle." if overwrite else "; give another --out, or --overwrite to replace it.")
-        )
-    if not out.parent.is_dir():
-        raise ExportError(f"{out.parent} is not a directory; make it first.")
+    _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, _aside(out) as folder:
         manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet)
@@ -77,6 +72,7 @@ def export_checkpoints(
         errors = _validate(folder, sources, dict(config or {}))
         _step(bar, "write")
         (folder / MANIFEST).write_text(replace(manifest, errors=errors).to_json(), encoding="utf-8")
+        _check_out(out, overwrite)  # once more: something may have been put there meanwhile
         _replace(folder, out)
         bar.update()
     return out
@@ -100,7 +96,10 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
     model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
-    ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
+    try:
+        ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
+    except Exception as error:  # the tokenizers library has no type for a full disk
+        raise OSError(f"tokenizer.json: {error}") from error
     _step(bar, "conditioner")
     conditioner = _export_conditioner(collected, folder)
 
@@ -120,6 +119,8 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
             dim_latent=settings["mulan"]["dim_latent"],
             sample_hz=settings["mulan"]["sample_hz"] or codec_hz,
             min_samples=model.audio.min_samples,
+            audio_heads=settings["mulan"]["audio.heads"],
+            samples_per_patch=model.audio.samples_per_patch,
         ),
         conditioner=conditioner,
         **decoders,
@@ -195,7 +196,7 @@ def _validate(folder: Path, sources: Mapping[str, Path], overrides: Mapping[str,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the same packages as here
     )
     if result.returncode != 0:
-        raise ExportError(f"validation failed:\n{result.stderr.strip() or result.stdout.strip()}")
+        raise ExportError(f"validation failed:\n{result.stderr.strip() or f'its process ended with status {result.returncode}'}")
     return json.loads(result.stdout.splitlines()[-1])
 
 
@@ -207,38 +208,45 @@ def _records(folder: Path) -> dict[str, FileRecord]:
     return records
 
 
+def _check_out(out: Path, overwrite: bool) -> None:
+    if os.path.lexists(out) and not (overwrite and (out / MANIFEST).is_file()):
+        raise ExportError(
+            f"{out} exists already" + (" and is not a bundle." if overwrite else "; give another --out, or --overwrite to replace it.")
+        )
+    if not out.parent.is_dir():
+        raise ExportError(f"{out.parent} is not a directory; make it first.")
+
+
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, gone again unless it was renamed: also after an interrupt, a termination or a full disk."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    folder.chmod(0o755)
-    before = signal.getsignal(signal.SIGTERM)
-    in_main = before is not None and threading.current_thread() is threading.main_thread()
-    if in_main:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """A folder beside `out`, gone again unless it was renamed: also after an interrupt, a termination, a hangup or a full disk."""
+    in_main = threading.current_thread() is threading.main_thread()
+    fatal = [number for number in _FATAL if in_main and signal.getsignal(number) == signal.SIG_DFL]
+    for number in fatal:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        yield folder
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent, ignore_cleanup_errors=True) as parent:
+            folder = Path(parent) / "new"
+            folder.mkdir()  # unlike its parent, readable by whom the umask says
+            yield folder
     except OSError as error:
         raise ExportError(f"the bundle could not be written: {error}. Nothing was left behind.") from error
     finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
-        shutil.rmtree(folder, ignore_errors=True)
+        for number in fatal:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _replace(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; an older bundle there is moved away first and put back if the rename fails."""
-    if not out.exists():
-        folder.rename(out)
-        return
-    older = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-    out.rename(older)
+    """Rename `folder` to `out`; an older bundle there is moved away first, and put back if the rename fails."""
+    older = folder.with_name("older")
     try:
+        if out.exists():
+            out.rename(older)
         folder.rename(out)
-    except OSError:
-        older.rename(out)
+    except BaseException:
+        if older.exists() and not out.exists():
+            older.rename(out)
         raise
-    shutil.rmtree(older)
 
 
 def _step(bar: tqdm, name: str, first: bool = False) -> None:

@@ -81,6 +81,8 @@ class Graph:
         data = path.with_name(path.name + ".data")
         data.unlink(missing_ok=True)  # onnx appends to a file that is there
         onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=1024)
+        if data.exists():  # not for a graph without large weights
+            data.chmod(path.stat().st_mode)  # onnx writes it for the owner alone, and a bundle is there to be read by others
         onnx.checker.check_model(path)
 
 

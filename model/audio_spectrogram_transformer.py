@@ -76,6 +76,12 @@ class AudioSpectrogramTransformer(nn.Module):
         """The shortest wave that fills one patch, in samples."""
         return self.spec.min_samples(self.patch_size[1])
 
+    @property
+    def samples_per_patch(self) -> float:
+        """How much longer a wave must be for one patch more, in samples: attention costs the square of the number of patches."""
+        bins, frames = self.patch_size
+        return frames * self.spec.hop_length / ((self.spec.n_fft // 2 + 1) // bins)
+
     def forward(self, x: Tensor) -> Tensor:
         """x: waves [B, t], or with `accept_spec` spectrograms [B, frames, bins] ([B, bins, frames] unless time comes first) -> [B, dim]."""
         if self.training:

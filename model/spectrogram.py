@@ -30,7 +30,7 @@ class Spectrogram(nn.Module):
         self.hop_length = win_length // 2 if hop_length is None else hop_length
         if self.hop_length < 1:
             raise ValueError(f"hop_length must be at least 1, got {self.hop_length}")
-        self.power, self.pad, self.center, self.pad_mode = power, pad, center, pad_mode
+        self.n_fft, self.power, self.pad, self.center, self.pad_mode = n_fft, power, pad, center, pad_mode
         # Outside its window a frame counts for nothing, so the convolution has win_length taps, not n_fft, and the wave is padded
         # for them alone: by as much less on either side as the window leaves free in the frame.
         left = (n_fft - win_length) // 2

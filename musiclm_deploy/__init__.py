@@ -9,14 +9,16 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": ".runtime.musiclm",
+    "BackendError": ".runtime.backend",
+    "BundleError": ".runtime.bundle",
+    "ExportError": ".export.errors",
+    "GenerationCancelled": ".runtime.musiclm",
     "MusicLM": ".runtime.musiclm",
     "SamplingConfig": ".runtime.sampling",
     "export_checkpoints": ".export.export",
     "export_musiclm": ".export.live",
+    "load": ".runtime.musiclm",
 }
-
-__all__ = ["__version__", *_PUBLIC]
 
 # In a checkout the folders export/, runtime/, kernels/ and model/ stand beside this one; in an installed wheel they stand inside it.
 _ROOT = Path(__file__).resolve().parent.parent
@@ -31,4 +33,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*_PUBLIC, "__version__"])

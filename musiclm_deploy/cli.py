@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        return options.run(options)
+        status = options.run(options)
+        print(end="", flush=True)  # a reader that is gone shows here, not when Python ends
+        return status
     except KeyboardInterrupt:
         print("musiclm: interrupted; nothing half-written was left behind.", file=sys.stderr)
         return 130
@@ -37,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more can be said there
         return 1
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
-        print(f"musiclm: {error}", file=sys.stderr)
+        print(f"musiclm: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 1
+    except Exception as error:  # ONNX Runtime's own, which have no common base; or a mistake of ours
+        logging.getLogger(__name__).info("unexpected", exc_info=True)
+        print(f"musiclm: {type(error).__name__}: {error} (musiclm -v says where)", file=sys.stderr)
         return 1
 
 
@@ -124,10 +130,9 @@ def _generate(options: argparse.Namespace) -> int:
     from .runtime.audio import SUFFIXES
     from .runtime.musiclm import load
 
-    if options.out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"cannot write {options.out}: the suffix must be one of {', '.join(SUFFIXES)}.")
-    if not options.out.parent.is_dir():
-        raise ValueError(f"cannot write {options.out}: {options.out.parent} is not a directory.")
+    _check_writable(options.out, SUFFIXES)
+    if options.save_tokens:
+        _check_writable(options.save_tokens, [".npz"])
     bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -172,6 +177,16 @@ def _generate(options: argparse.Namespace) -> int:
         print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz")
         print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}")
     return 0
+
+
+def _check_writable(path: Path, suffixes: Collection[str]) -> None:
+    """What can be known of an output before minutes are spent on what goes into it."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"cannot write {path}: the suffix must be {' or '.join(suffixes)}.")
+    if path.is_dir():
+        raise ValueError(f"cannot write {path}: it is a directory.")
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: {path.parent} is not a directory.")
 
 
 def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:
@@ -222,6 +237,7 @@ def _inspect(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from .export.errors import ExportError
     from .export.export import export_checkpoints
+    from .runtime.bundle import STAGES
 
     config = None
     if options.config:
@@ -231,7 +247,15 @@ def _export(options: argparse.Namespace) -> int:
             raise ExportError(f"--config {options.config}: {error}") from error
         if not isinstance(config, dict):
             raise ExportError(f"--config {options.config}: expected a JSON object, got {type(config).__name__}.")
-    quantizers = dict((stage, path) for stage, _, path in (item.rpartition("=") for item in options.quantizer))
+    quantizers = {}
+    for item in options.quantizer:
+        stage, _, path = item.partition("=")
+        stage, path = (stage, path) if stage in STAGES else ("", item)  # a path may hold "=" as well
+        if stage in quantizers:
+            raise ExportError(
+                f"--quantizer {item}: {stage or 'one for all stages'} was given already. Repeat it with STAGE= for each stage."
+            )
+        quantizers[stage] = path
     checkpoints = {name: getattr(options, name) for name in ("semantic", "coarse", "fine", "codec", "mulan")}
     out = export_checkpoints(
         **checkpoints, quantizer=quantizers, out=options.out, config=config, overwrite=options.overwrite, quiet=options.quiet

@@ -12,6 +12,7 @@ import numpy as np
 
 _LOG = logging.getLogger(__name__)
 _LOWPASS_WIDTH, _ROLLOFF = 6, 0.99  # torchaudio's defaults, so that both resample alike
+_BLOCK = 1 << 14  # samples: libsndfile's Vorbis encoder keeps what one call writes on the stack, and minutes at once overflow it
 SUFFIXES = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG"}
 
 
@@ -24,18 +25,22 @@ def resample(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
         raise ValueError(f"sample rates must be positive, got {from_hz} and {to_hz} Hz.")
     divisor = math.gcd(int(from_hz), int(to_hz))
     source, target = int(from_hz) // divisor, int(to_hz) // divisor
-    if source == target:
+    if source == target or wave.shape[-1] == 0:
         return wave
     cutoff = min(source, target) * _ROLLOFF
     width = math.ceil(_LOWPASS_WIDTH * source / cutoff)
-    offsets = np.arange(-width, width + source)[None] / source
-    t = np.clip((offsets - np.arange(target)[:, None] / target) * cutoff, -_LOWPASS_WIDTH, _LOWPASS_WIDTH)
-    kernel = (np.sinc(t) * np.cos(t * np.pi / _LOWPASS_WIDTH / 2) ** 2 * cutoff / source).astype(np.float32)  # [target, taps]
-
-    length = wave.shape[-1]
-    padded = np.pad(wave, [(0, 0)] * (wave.ndim - 1) + [(width, width + source)])
-    frames = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[1], axis=-1)[..., ::source, :]
-    return (frames @ kernel.T).reshape(*wave.shape[:-1], -1)[..., : math.ceil(target * length / source)]
+    padded = np.pad(wave, [(0, 0)] * (wave.ndim - 1) + [(width - 1, width)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * width, axis=-1)  # [..., t, taps]
+    out = np.empty((*wave.shape[:-1], math.ceil(target * wave.shape[-1] / source)), np.float32)
+    # Every target-th sample has the same kernel. One at a time: all of them as a matrix would not fit in memory for rates without
+    # a common divisor.
+    for phase in range(min(target, out.shape[-1])):
+        first = phase * source // target
+        offsets = (first + np.arange(1 - width, width + 1)) / source - phase / target
+        t = np.clip(offsets * cutoff, -_LOWPASS_WIDTH, _LOWPASS_WIDTH)
+        kernel = np.sinc(t) * np.cos(t * np.pi / _LOWPASS_WIDTH / 2) ** 2 * cutoff / source
+        out[..., phase::target] = windows[..., first::source, :] @ kernel.astype(np.float32)
+    return out
 
 
 def save_audio(path: Path, audio: np.ndarray, sample_hz: int, comment: str) -> None:
@@ -49,17 +54,20 @@ def save_audio(path: Path, audio: np.ndarray, sample_hz: int, comment: str) -> N
     if suffix not in SUFFIXES:
         raise ValueError(f"cannot write {path.name}: the suffix must be one of {', '.join(SUFFIXES)}.")
     peak = float(np.abs(audio).max(initial=0))
+    if not math.isfinite(peak):
+        raise ValueError(f"cannot write {path.name}: the audio holds NaN or infinite samples.")
     if peak > 1:
         _LOG.warning(
             "%s: the peak is %.2f, above full scale; the whole clip is scaled by %.3f so that nothing clips.", path.name, peak, 1 / peak
         )
         audio = audio / peak
-    handle, aside = tempfile.mkstemp(suffix=suffix, prefix=f".{path.stem}.", dir=path.parent)
+    handle, aside = tempfile.mkstemp(suffix=suffix, prefix=".partial.", dir=path.parent)
     os.close(handle)
     try:
         with soundfile.SoundFile(aside, "w", samplerate=sample_hz, channels=1, format=SUFFIXES[suffix]) as file:
             file.comment = comment
-            file.write(audio)
+            for start in range(0, len(audio), _BLOCK):
+                file.write(audio[start : start + _BLOCK])
         os.chmod(aside, 0o666 & ~_umask())
         os.replace(aside, path)
     except BaseException:

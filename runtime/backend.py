@@ -10,6 +10,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .bundle import BundleError
+
 if TYPE_CHECKING:
     import onnxruntime as ort
 
@@ -40,7 +42,7 @@ def choose_device(device: str) -> str:
 
 
 def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
-    """A session on the CPU. `threads` None takes one per physical core."""
+    """A session on the CPU. `threads` None takes one per physical core. BundleError for a graph that does not load."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -48,7 +50,10 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own errors have no common base
+        raise BundleError(f"{path}: ONNX Runtime refuses this graph: {error}") from error
 
 
 def available_memory_bytes() -> int | None:

@@ -23,8 +23,9 @@ from __future__ import annotations
 import hashlib
 import json
 import types
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 FORMAT = 1  # rises when the layout changes
@@ -54,6 +55,8 @@ class Mulan:
     dim_latent: int
     sample_hz: int  # of the audio it embeds
     min_samples: int  # the shortest audio it embeds
+    audio_heads: int  # of the audio transformer, and how long a wave is per patch: what its attention costs in memory
+    samples_per_patch: float
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Bundle:
 def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:
     try:
         values = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         faults.append(f"{MANIFEST} is not JSON: {error}")
         return None
     found = values.get("format") if isinstance(values, dict) else None
@@ -179,15 +182,13 @@ def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:
 def _parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     """`value` from JSON as `kind`, a type annotation; every difference is noted in `faults`."""
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints = get_type_hints(kind)
-        names = [f.name for f in fields(kind)]
-        faults += [f"{where}: unknown field {name!r}" for name in value if name not in names]
-        faults += [f"{where}: the field {name!r} is missing" for name in names if name not in value]
-        return (
-            kind(**{name: _parse(hints[name], value[name], f"{where}: {name}", faults) for name in names if name in value})
-            if not faults
-            else None
-        )
+        hints, before = get_type_hints(kind), len(faults)
+        faults += [f"{where}: unknown field {name!r}" for name in value if name not in hints]
+        faults += [f"{where}: the field {name!r} is missing" for name in hints if name not in value]
+        parsed = {name: _parse(hint, value[name], f"{where}: {name}", faults) for name, hint in hints.items() if name in value}
+        counts = [name for name, hint in hints.items() if hint in (int, int | None) and parsed.get(name) is not None]
+        faults += [f"{where}: {name}: expected at least 1, got {parsed[name]}" for name in counts if parsed[name] < 1]
+        return kind(**parsed) if len(faults) == before else None
     if get_origin(kind) in (Union, types.UnionType):
         if value is None:
             return None
@@ -201,7 +202,7 @@ def _parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     accepted = (int, float) if kind is float else kind
     if isinstance(accepted, type | tuple) and isinstance(value, accepted) and not (isinstance(value, bool) and kind is not bool):
         return value
-    faults.append(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    faults.append(f"{where}: expected {getattr(kind, '__name__', kind)}, got {short_repr(value)}")
     return None
 
 
@@ -210,16 +211,24 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.decode]
     named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
-    inside = root.resolve()
     for name, record in manifest.files.items():
-        path = (root / name).resolve()
-        if not path.is_relative_to(inside) or Path(name).is_absolute():
-            faults.append(f"{name}: this path leaves the bundle")
-        elif not path.is_file():
-            faults.append(f"{name}: the file is missing")
-        elif path.stat().st_size != record.bytes:
-            faults.append(f"{name}: {path.stat().st_size} bytes, the manifest says {record.bytes}: it was cut short or changed")
-        else:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                    faults.append(f"{name}: its content was changed after the export (SHA-256 differs)")
+        try:
+            fault = _fault_of_file(root, name, record)
+        except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no permission
+            fault = str(error)
+        faults += [f"{name!r}: {fault}"] if fault else []
+
+
+def _fault_of_file(root: Path, name: str, record: FileRecord) -> str | None:
+    path = (root / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
+        return "this path leaves the bundle"
+    if not path.is_file():
+        return "the file is missing"
+    size = path.stat().st_size
+    if size != record.bytes:
+        return f"{size} bytes, the manifest says {record.bytes}: it was cut short or changed"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+            return "its content was changed after the export (SHA-256 differs)"
+    return None

@@ -5,11 +5,15 @@ In: a stage's graphs, positions (`runtime.stages`), conditioning. Out: logits. I
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import onnxruntime as ort
 
 from .bundle import Decoder
 from .stages import PREFIX_KEY, Positions
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 
 class DecoderRun:
@@ -17,13 +21,14 @@ class DecoderRun:
 
     def __init__(self, session: ort.InferenceSession, decoder: Decoder, context: dict[str, np.ndarray], rows: int, capacity: int) -> None:
         """context: the outputs of the stage's context graph, one entry per row; a row without condition has only null entries."""
+        from onnxruntime import OrtValue  # not at the top: without ONNX Runtime, `load` says what to install
+
         self._session, self._decoder, self._context = session, decoder, context
+        self._share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         self._rows, self._capacity = rows, capacity
         shape = (rows, 1, capacity, decoder.cache_head_size)
         self._caches = {
-            f"{layer}.{part}": ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
-            for layer in range(decoder.depth)
-            for part in ("key", "value")
+            f"{layer}.{part}": self._share(np.zeros(shape, np.float32)) for layer in range(decoder.depth) for part in ("key", "value")
         }
         self._lengths = np.zeros(rows, np.int64)
         self._key_coordinates = np.zeros((rows, capacity), np.int64)
@@ -93,11 +98,11 @@ class DecoderRun:
         else:
             inputs |= self._context
         for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))  # shares the array's memory
+            binding.bind_ortvalue_input(name, self._share(array))
         for name, cache in self._caches.items():
             binding.bind_ortvalue_input(f"past_key_values.{name}", cache)
             binding.bind_ortvalue_output(f"present.{name}", cache)
-        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+        binding.bind_ortvalue_output("logits", self._share(self._logits))
         return binding
 
     def _run(self, binding: ort.IOBinding, head: int) -> np.ndarray:

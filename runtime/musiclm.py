@@ -113,6 +113,8 @@ class MusicLM:
             )
         if not np.isfinite(wave).all():
             raise ValueError("the wave holds NaN or infinite samples.")
+        patches = wave.shape[-1] / mulan.samples_per_patch
+        _check_memory("mulan", round(4 * 4 * len(wave) * mulan.audio_heads * patches**2))  # scores, bias, their sum, its softmax
         return self.run(mulan.audio, wave=wave)["latent"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:

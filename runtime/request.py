@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
+from reprlib import repr as short_repr
+from typing import Any
+
+import numpy as np
 
 from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens, load_tokens
 from .sampling import SamplingConfig
 
 STOPS = ("exact", "eos")
+_MOST_CHARACTERS = 10_000  # white space is no token, but every prompt is written into the file's comment
+_MOST_ITEMS = 1 << 16  # clips in one batch: far above what memory holds, far below what the lists of a request cannot
 
 
 @dataclass(frozen=True)
@@ -59,20 +66,24 @@ def make_request(
         raise ValueError(f"stop must be 'exact' or 'eos', got {stop!r}.")
     if compat not in (None, "upstream"):
         raise ValueError(f"compat must be None or 'upstream', got {compat!r}.")
+    if not _is_whole(num_samples) or num_samples < 1:
+        raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}.")
     given = _given_tokens(tokens, manifest)
     if given is not None:
         if len(prompts) > 1:
             raise ValueError(f"tokens continue one prompt, got {len(prompts)} prompts.")
+        if num_samples not in (1, len(given)):
+            raise ValueError(f"num_samples is {num_samples}, but the tokens to continue from hold {len(given)} candidates. Leave it out.")
         num_samples = len(given)
-    if not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}.")
+    if num_samples * len(prompts) > _MOST_ITEMS:
+        raise ValueError(f"{num_samples} samples of {len(prompts)} prompts are more than the {_MOST_ITEMS} clips of one request.")
     frames, samples = _duration(manifest, seconds, given)
     upstream = compat == "upstream"
     end_allowed = upstream or stop == "eos"
     return Request(
         prompts=prompts,
         seeds=seeds,
-        num_samples=num_samples,
+        num_samples=int(num_samples),
         frames=frames,
         samples=samples,
         semantic_steps=_semantic_steps(manifest, samples, max_semantic_tokens, upstream),
@@ -84,90 +95,115 @@ def make_request(
     )
 
 
+def _is_whole(value: Any) -> bool:
+    """Python's and numpy's integers, but not bool, which is one of Python's."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _prompts(text: str | Sequence[str]) -> list[str]:
-    prompts = [text] if isinstance(text, str) else list(text)
+    prompts = list(text) if isinstance(text, Iterable) and not isinstance(text, str | bytes) else [text]
     if not prompts:
         raise ValueError("no prompt: the list of texts is empty.")
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise ValueError(f"a prompt must be a str, got {type(prompt).__name__}.")
+        if len(prompt) > _MOST_CHARACTERS:
+            raise ValueError(f"a prompt has at most {_MOST_CHARACTERS} characters, got {len(prompt)}: shorten {prompt[:60]!r}.")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ValueError(f"the prompt {prompt[:60]!r} holds bytes that are no text: give it in UTF-8.")
     return prompts
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    seeds: list[Any] = list(seed) if isinstance(seed, Iterable) and not isinstance(seed, str | bytes) else [seed] * count
     if len(seeds) != count:
         raise ValueError(f"got {len(seeds)} seeds for {count} prompts; give one seed, or one per prompt.")
     for value in seeds:
-        if not isinstance(value, int) or not 0 <= value < 2**64:
+        if not _is_whole(value) or not 0 <= value < 2**64:
             raise ValueError(f"a seed must be a whole number from 0 to 2**64 - 1, got {value!r}.")
-    return seeds
+    return [int(value) for value in seeds]
 
 
 def _given_tokens(tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None, manifest: Manifest) -> list[Tokens] | None:
     if tokens is None:
         return None
-    given = load_tokens(Path(tokens)) if isinstance(tokens, str | os.PathLike) else [tokens] if isinstance(tokens, Tokens) else list(tokens)
-    if not given:
-        raise ValueError("tokens to continue from: the list is empty.")
-    columns = {"coarse": manifest.coarse.coarse_quantizers, "fine": manifest.fine.fine_quantizers}
-    limits = {"semantic": manifest.semantic.vocabulary - 1, "coarse": manifest.codec.codebook_size, "fine": manifest.codec.codebook_size}
+    if isinstance(tokens, str | os.PathLike):
+        given = load_tokens(Path(tokens))
+    else:
+        given = list(tokens) if isinstance(tokens, Iterable) else [tokens]
+    if not given or not all(isinstance(item, Tokens) for item in given):
+        raise ValueError(f"tokens to continue from must be a file or one Tokens per candidate, got {short_repr(tokens)}.")
     for stage in STAGES:
-        arrays = [getattr(item, stage) for item in given]
-        if any(array is None for array in arrays) and any(array is not None for array in arrays):
-            raise ValueError(f"tokens to continue from: some candidates have {stage} tokens and some have none.")
-        for array in arrays:
-            if array is None:
-                continue
-            Q = (columns.get(stage) or 1) * manifest.codec.groups
-            expected = f"[n]{'' if stage == 'semantic' else f' x {Q}'}"
-            if (
-                array.dtype.kind not in "iu"
-                or array.ndim != (1 if stage == "semantic" else 2)
-                or (stage != "semantic" and array.shape[1] != Q)
-            ):
-                raise ValueError(f"{stage} tokens must be whole numbers of shape {expected}, got {array.dtype} {list(array.shape)}.")
-            if array.size and (array.min() < 0 or array.max() >= limits[stage]):
-                raise ValueError(f"{stage} tokens must lie in [0, {limits[stage]}), got {array.min()} to {array.max()}.")
-    if any(item.fine is not None and (item.coarse is None or len(item.coarse) != len(item.fine)) for item in given):
-        raise ValueError("fine tokens need coarse tokens of as many frames.")
+        missing = [getattr(item, stage) is None for item in given]
+        if any(missing) and (stage == "semantic" or not all(missing)):
+            raise ValueError(f"tokens to continue from: {'some' if not all(missing) else 'all'} candidates have no {stage} tokens.")
+    given = [Tokens(*(_checked(stage, getattr(item, stage), manifest) for stage in STAGES)) for item in given]
+    for item in given:
+        if item.fine is not None and (item.coarse is None or len(item.coarse) != len(item.fine)):
+            raise ValueError("fine tokens need coarse tokens of as many frames.")
+        if item.coarse is None and len(item.semantic) > manifest.semantic.max_length:
+            raise ValueError(f"{len(item.semantic)} semantic tokens are more than the model's window of {manifest.semantic.max_length}.")
+        if item.coarse is not None and item.fine is None and len(item.coarse) > _window(manifest):
+            raise ValueError(f"{len(item.coarse)} frames of coarse tokens are more than the model's window of {_window(manifest)}.")
     return given
 
 
+def _checked(stage: str, array: Any, manifest: Manifest) -> Any:
+    """One candidate's tokens of a stage as int64, or None where it has none."""
+    if array is None:
+        return None
+    array = np.asarray(array)
+    if stage == "semantic":
+        expected, fits, limit = "[n]", array.ndim == 1, manifest.semantic.vocabulary - 1
+    else:
+        quantizers = manifest.coarse.coarse_quantizers if stage == "coarse" else manifest.fine.fine_quantizers
+        columns, limit = (quantizers or 1) * manifest.codec.groups, manifest.codec.codebook_size
+        expected, fits = f"[n > 0, {columns}]", array.ndim == 2 and array.shape[1] == columns and len(array) > 0
+    if array.dtype.kind not in "iu" or not fits:
+        raise ValueError(f"{stage} tokens must be whole numbers of shape {expected}, got {array.dtype} {list(array.shape)}.")
+    if array.size and (array.min() < 0 or array.max() >= limit):
+        raise ValueError(f"{stage} tokens must lie in [0, {limit}), got {array.min()} to {array.max()}.")
+    return array.astype(np.int64)
+
+
+def _window(manifest: Manifest) -> int:
+    """Frames of the longest clip."""
+    return min(manifest.coarse.max_length, manifest.fine.max_length)
+
+
 def _duration(manifest: Manifest, seconds: float | None, given: list[Tokens] | None) -> tuple[int, int]:
+    """(frames to generate, or those that are given; samples of the wave)."""
     codec = manifest.codec
-    longest = min(manifest.coarse.max_length, manifest.fine.max_length)
     fixed = max((len(item.coarse) for item in given if item.coarse is not None), default=None) if given else None
+    limit = _window(manifest) if fixed is None else fixed
     if seconds is None:
-        frames = longest if fixed is None else fixed
-        return frames, frames * codec.samples_per_frame
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"seconds must be a number above 0, got {seconds!r}.")
-    samples = max(round(seconds * codec.sample_hz), 1)
-    frames = max(-(-samples // codec.samples_per_frame), codec.min_frames)
-    limit = longest if fixed is None else fixed
+        return limit, limit * codec.samples_per_frame
+    if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds < 1e9:
+        raise ValueError(f"seconds must be a number above 0 and below 1e9, got {seconds!r}.")
+    samples = max(round(float(seconds) * codec.sample_hz), 1)
+    frames = -(-samples // codec.samples_per_frame)
     if frames > limit:
         most = limit * codec.samples_per_frame / codec.sample_hz
-        raise ValueError(
-            f"seconds = {seconds:g} needs {frames} frames, but the {'window of the model' if fixed is None else 'given tokens'} "
-            f"has {limit}. Ask for at most {most:g} s."
-        )
-    return frames, samples
+        has = "window of the model has" if fixed is None else "given tokens have"
+        raise ValueError(f"seconds = {float(seconds):g} needs {frames} frames, but the {has} {limit}. Ask for at most {most:g} s.")
+    return min(max(frames, codec.min_frames), limit) if fixed is None else fixed, samples
 
 
 def _semantic_steps(manifest: Manifest, samples: int, asked: int | None, upstream: bool) -> int:
     limit = manifest.semantic.max_length
     if asked is not None:
-        if not isinstance(asked, int) or not 0 <= asked <= limit:
+        if not _is_whole(asked) or not 0 <= asked <= limit:
             raise ValueError(f"max_semantic_tokens must be from 0 to {limit} (the window of the model), got {asked!r}.")
-        return asked
+        return int(asked)
     return limit if upstream else min(math.ceil(samples / manifest.codec.sample_hz * manifest.semantic_tokens_per_second), limit)
 
 
 def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:
-    unknown = set(configs) - set(STAGES)
+    if not isinstance(configs, Mapping) or not all(isinstance(config, SamplingConfig) for config in configs.values()):
+        raise ValueError(f"sampling must map a stage to a SamplingConfig, got {configs!r}.")
+    unknown = [repr(stage) for stage in configs if stage not in STAGES]
     if unknown:
-        raise ValueError(f"sampling has the stages {', '.join(STAGES)}, got {', '.join(map(repr, sorted(unknown)))}.")
+        raise ValueError(f"sampling has the stages {', '.join(STAGES)}, got {', '.join(unknown)}.")
     resolved = {}
     for stage in STAGES:
         decoder, config = getattr(manifest, stage), configs.get(stage, SamplingConfig())

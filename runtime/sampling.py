@@ -19,8 +19,9 @@ class SamplingConfig:
     cond_scale: float | None = None  # classifier-free guidance: 1 is none
 
     def __post_init__(self) -> None:
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}.")
+        # below 1e-30 logits divided by it overflow float32, and infinite scores have no order
+        if self.temperature is not None and self.temperature != 0 and not 1e-30 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be 0 (greedy) or a number of at least 1e-30, got {self.temperature}.")
         if self.filter_thres is not None and not 0 <= self.filter_thres < 1:
             raise ValueError(f"filter_thres must be in [0, 1), got {self.filter_thres}.")
         if self.cond_scale is not None and not abs(self.cond_scale) < float("inf"):
@@ -35,7 +36,8 @@ def guide(cond: np.ndarray, null: np.ndarray, scale: float) -> np.ndarray:
 def sample(logits: np.ndarray, gumbel: np.ndarray, temperature: float, filter_thres: float, forbid_last: bool) -> np.ndarray:
     """logits, gumbel float32 [B, V] -> tokens int64 [B].
 
-    `forbid_last` excludes the last entry before top-k, whose k counts it all the same, as upstream does.
+    `forbid_last` excludes the last entry before top-k, whose k counts it all the same, as upstream does. Entries equal to the k-th all
+    stay, so that the result does not depend on how a machine orders them.
     """
     V = logits.shape[-1]
     if forbid_last:
