@@ -12,7 +12,7 @@ _PUBLIC = {
     "BackendError": ".runtime.backend",
     "BundleError": ".runtime.bundle",
     "ExportError": ".export.errors",
-    "GenerationCancelled": ".runtime.musiclm",
+    "GenerationCancelled": ".runtime.generation",
     "MusicLM": ".runtime.musiclm",
     "SamplingConfig": ".runtime.sampling",
     "export_checkpoints": ".export.export",

@@ -56,18 +56,6 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
         raise BundleError(f"{path}: ONNX Runtime refuses this graph: {error}") from error
 
 
-def available_memory_bytes() -> int | None:
-    """Memory that can be taken without swapping, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
 def _is_installed(distribution: str) -> bool:
     try:
         importlib.metadata.distribution(distribution)

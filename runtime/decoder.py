@@ -111,10 +111,3 @@ class DecoderRun:
         self._head[0] = head
         self._session.run_with_iobinding(binding)
         return self._logits
-
-
-def memory_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> int:
-    """What one stage of a request takes beside the weights: caches, and the bias and scores of the prefill."""
-    caches = 2 * decoder.depth * rows * capacity * decoder.cache_head_size * 4
-    scores = rows * prompt * prompt * (2 * 4 * decoder.heads + 8)
-    return caches + scores

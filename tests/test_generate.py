@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import musiclm_deploy as md
-from musiclm_deploy.runtime import musiclm as module
+from musiclm_deploy.runtime import generation, memory
 from musiclm_deploy.runtime.music import Tokens
 
 DRAWN = {stage: md.SamplingConfig(filter_thres=0.5) for stage in ("semantic", "coarse", "fine")}  # by default k would be 1 at this size
@@ -147,7 +147,7 @@ def test_progress_and_cancel(music) -> None:
         if (stage, done) == ("coarse", 4):
             cancel.set()
 
-    with pytest.raises(module.GenerationCancelled, match="cancelled in stage coarse after 5 of 30"):
+    with pytest.raises(md.GenerationCancelled, match="cancelled in stage coarse after 5 of 30"):
         music.generate("x", progress=stop_in_coarse, cancel=cancel, **SHORT)
 
 
@@ -177,9 +177,18 @@ def test_closed(tiny_bundle) -> None:
 
 def test_memory_is_checked_before_it_is_taken(music, monkeypatch) -> None:
     """Fault: a request that drives the machine into swap instead of being refused."""
-    monkeypatch.setattr(module, "available_memory_bytes", lambda: 10)
-    with pytest.raises(MemoryError, match=r"the semantic stage of this request needs .* MB, 0\.0 MB are free\. Ask for fewer"):
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 10)
+    with pytest.raises(MemoryError, match=r"the (coarse|fine) stage of this request needs .* MB, 0\.0 MB are free\. Ask for fewer"):
         music.generate("x", **SHORT)
+
+
+def test_ranking_is_refused_before_anything_is_computed(music, monkeypatch) -> None:
+    """Fault: candidates generated for minutes, then lost because MuLaN's attention over them does not fit."""
+    stages = set()
+    monkeypatch.setattr(generation, "mulan_audio_bytes", lambda mulan, rows, samples: 1 << 60)
+    with pytest.raises(MemoryError, match="the rank stage"):
+        music.generate("x", num_samples=2, progress=lambda stage, done, total: stages.add(stage), **SHORT)
+    assert not stages
 
 
 def test_embeddings_are_those_of_upstream(music, tiny_models) -> None:

@@ -1,0 +1,47 @@
+"""What a request takes in memory, known before it is taken.
+
+In: the manifest's records and the sizes of a request. Out: bytes, and a MemoryError in place of a machine that swaps.
+"""
+
+import logging
+from pathlib import Path
+
+from .bundle import Decoder, Mulan
+
+_LOG = logging.getLogger(__name__)
+
+
+def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> int:
+    """What one stage of a request takes beside the weights: caches, and the bias and scores of the prefill."""
+    caches = 2 * decoder.depth * rows * capacity * decoder.cache_head_size * 4
+    scores = rows * prompt * prompt * (2 * 4 * decoder.heads + 8)
+    return caches + scores
+
+
+def mulan_audio_bytes(mulan: Mulan, rows: int, samples: int) -> int:
+    """Bytes that MuLaN's attention over a wave takes: scores, bias, their sum and its softmax, each float32 [rows, H, patches, patches]."""
+    return round(4 * 4 * rows * mulan.audio_heads * (samples / mulan.samples_per_patch) ** 2)
+
+
+def check_memory(needed: dict[str, int]) -> None:
+    """State what the stages will take, and refuse before anything is computed what cannot fit."""
+    available = available_memory_bytes()
+    _LOG.info("memory beside the weights: %s", ", ".join(f"{stage} {size / 1e6:.1f} MB" for stage, size in needed.items()))
+    stage = max(needed, key=lambda name: needed[name], default="")
+    if available is not None and stage and needed[stage] > available:
+        raise MemoryError(
+            f"the {stage} stage of this request needs {needed[stage] / 1e6:.1f} MB, {available / 1e6:.1f} MB are free. "
+            "Ask for fewer seconds, samples or prompts at once."
+        )
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be taken without swapping, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return None
