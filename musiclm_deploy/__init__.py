@@ -27,9 +27,15 @@ if (_ROOT / "setup.py").is_file() and (_ROOT / "runtime" / "bundle.py").is_file(
 
 
 def __getattr__(name: str):
-    if name in _PUBLIC:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
         return getattr(import_module(_PUBLIC[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if not _PUBLIC[name].startswith(".export"):
+            raise
+        advice = "pip install musiclm-deploy[cpu,export,train], and upstream as the README says"
+        raise ImportError(f"{name} needs the package {error.name}, which is not installed: {advice}.") from error
 
 
 def __dir__() -> list[str]:

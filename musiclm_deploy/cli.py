@@ -6,6 +6,7 @@ Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wr
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ _EXAMPLES = """examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parser().parse_args(arguments)
+    sys.stderr = sys.stderr or io.StringIO()  # closed by the caller; a progress bar cannot do without
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         status = options.run(options)
@@ -121,7 +123,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _stage_value(text: str) -> tuple[str, float]:
     stage, _, value = text.rpartition("=")
-    return stage, float(value)
+    try:
+        return stage, float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number, or STAGE=number, got {text!r}") from error
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -235,8 +240,8 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
+    from . import export_checkpoints
     from .export.errors import ExportError
-    from .export.export import export_checkpoints
     from .runtime.bundle import STAGES
 
     config = None

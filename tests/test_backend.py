@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 
@@ -44,9 +46,15 @@ def test_one_runtime_installed(monkeypatch, distribution: str) -> None:
 
 def test_without_a_runtime_load_still_imports() -> None:
     """Fault: onnxruntime imported at the top of a module, so that the sentence above is never reached."""
-    import subprocess
-    import sys
-
     code = "import sys; sys.modules['onnxruntime'] = None; import musiclm_deploy; print(musiclm_deploy.load.__name__)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "load\n", result.stderr
+
+
+def test_export_without_torch_names_the_extra() -> None:
+    """Fault: `No module named 'torch'` for someone who installed the package to generate."""
+    code = "import sys; sys.modules['torch'] = None; import musiclm_deploy as md; md.export_checkpoints"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (
+        "export_checkpoints needs the package torch, which is not installed: pip install musiclm-deploy[cpu,export,train]" in result.stderr
+    )
