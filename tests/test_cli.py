@@ -1,0 +1,361 @@
+"""The command line, as a user meets it: what it writes and prints, its exit statuses, and one sentence instead of a traceback."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from musiclm_deploy import cli
+from musiclm_deploy.runtime import musiclm
+from musiclm_deploy.runtime.bundle import MANIFEST, Bundle
+
+COMMAND = [sys.executable, "-m", "musiclm_deploy.cli"]
+WIDE = ["--filter-thres", "0.2"]  # of the tiny vocabularies the default leaves a single entry: nothing would be drawn
+EXPORT = ["export", "--semantic", "s.pt", "--coarse", "c.pt", "--fine", "f.pt", "--codec", "k.pt", "--out", "bundle"]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """`run("inspect", ...)` in an empty folder gives the exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse
+            status = error.code if isinstance(error.code, int) else 1
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def never_loads(monkeypatch) -> None:
+    """What is refused on sight must not cost the loading of a model."""
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(musiclm, "load", load)
+
+
+# --- generate
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "WAV"])
+def test_generate(run, tiny_bundle, tmp_path, suffix):
+    """The file has exactly the samples asked for, the codec's rate and one channel; and nothing else is left beside it."""
+    status, out, err = run("generate", tiny_bundle, "calm piano", "-o", f"a.{suffix}", "--seconds", "0.1001", "--seed", 3)
+    assert (status, err) == (0, "")
+    assert out.startswith(f"a.{suffix}: 0.100125 s at 16000 Hz\n") and "real-time factor" in out
+    wave, hz = soundfile.read(f"a.{suffix}")
+    assert wave.shape == (1602,) and hz == 16000 and np.isfinite(wave).all() and wave.std() > 0
+    assert os.listdir(tmp_path) == [f"a.{suffix}"]
+    with soundfile.SoundFile(f"a.{suffix}") as file:
+        comment = json.loads(file.comment)
+    assert (comment["prompt"], comment["seed"], comment["bundle_sha256"]) == ("calm piano", 3, Bundle.open(tiny_bundle).sha256)
+
+
+def test_same_seed_same_file(run, tiny_bundle):
+    """Byte for byte; another seed gives other music."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        status, _, err = run("generate", tiny_bundle, "x", "-o", f"{name}.wav", "--seconds", 0.2, "--seed", seed, *WIDE)
+        assert status == 0, err
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert (soundfile.read("a.wav")[0] != soundfile.read("c.wav")[0]).any()
+
+
+def test_json(run, tiny_bundle):
+    """Standard output is one JSON object and nothing else, for a script to read."""
+    status, out, _ = run("generate", tiny_bundle, "x", "-o", "a.wav", "--seconds", 0.05, "--seed", 9, "--json")
+    facts = json.loads(out)
+    assert status == 0 and out.count("\n") == 1
+    assert facts["files"] == ["a.wav"] and (facts["seconds"], facts["sample_rate"], facts["seed"]) == (0.05, 16000, 9)
+    assert facts["best"] == 0 and facts["scores"] == [None] and facts["bundle_sha256"] == Bundle.open(tiny_bundle).sha256
+    assert {"mulan", "semantic", "coarse", "fine", "codec", "total", "real_time_factor"} <= facts["timings"].keys()
+
+
+def test_all_candidates(run, tiny_bundle, tmp_path):
+    """--all writes each candidate under its number, and the best once more under the name that was asked for."""
+    arguments = ["-o", "a.b.wav", "--seconds", 0.2, "--num-samples", 3, "--all", "--json", *WIDE]
+    facts = json.loads(run("generate", tiny_bundle, "x", *arguments)[1])
+    assert facts["files"] == ["a.b.wav", "a.b-1.wav", "a.b-2.wav", "a.b-3.wav"]
+    assert sorted(os.listdir(tmp_path)) == sorted(facts["files"])
+    assert facts["best"] == int(np.argmax(facts["scores"])) and len(facts["scores"]) == 3
+    waves = [Path(name).read_bytes() for name in facts["files"]]
+    assert waves[0] == waves[1 + facts["best"]] and len(set(waves)) == 3
+
+
+def test_tokens_again(run, tiny_bundle):
+    """From saved tokens comes the same file, to the bit; and nothing is generated on the way."""
+    common = ["generate", tiny_bundle, "x", "--seconds", 0.2, "--json", *WIDE, "-o"]
+    first = json.loads(run(*common, "a.wav", "--num-samples", 2, "--all", "--save-tokens", "t.npz")[1])
+    assert first["files"][-1] == "t.npz"
+    again = json.loads(run(*common, "b.wav", "--all", "--tokens", "t.npz")[1])
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert Path("a-2.wav").read_bytes() == Path("b-2.wav").read_bytes()
+    assert again["scores"] == first["scores"] and not {"semantic", "coarse", "fine"} & again["timings"].keys()
+
+
+def test_sampling_options(run, tiny_bundle):
+    """A value for one stage goes before a value for all, whatever their order: here fine samples, after greedy stages."""
+    waves = []
+    for options in (
+        ["--temperature", 0, "--seed", 1],
+        ["--temperature", 0, "--seed", 2],
+        ["--temperature", 0, "--temperature", "fine=1", "--seed", 2],
+        ["--temperature", "fine=1", "--temperature", 0, "--cond-scale", 3, "--filter-thres", "semantic=0.9", "--seed", 2],
+    ):
+        status, _, err = run("generate", tiny_bundle, "x", "-o", "a.wav", "--seconds", 0.2, *WIDE, *options)
+        assert status == 0, err
+        waves.append(soundfile.read("a.wav")[0])
+    assert (waves[0] == waves[1]).all() and (waves[1] != waves[2]).any() and (waves[2] == waves[3]).all()
+
+
+def test_without_torch(tiny_bundle, tmp_path):
+    """A user's machine has no torch and no onnx: neither is imported on the way from a text to a file."""
+    code = "import sys; sys.modules.update(torch=None, onnx=None); from musiclm_deploy.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["generate", str(tiny_bundle), "x", "-o", "a.wav", "--seconds", "0.1", "--num-samples", "2", "--save-tokens", "t.npz"]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(os.listdir(tmp_path)) == ["a.wav", "t.npz"]
+
+
+# --- inspect
+
+
+def test_inspect(run, tiny_bundle):
+    """What a user wants to know of a bundle: sizes, versions, its hash, its measured errors."""
+    status, out, err = run("inspect", tiny_bundle)
+    manifest = Bundle.open(tiny_bundle).manifest
+    assert (status, err) == (0, "")
+    for part in ("up to 10.24 s at 16000 Hz", Bundle.open(tiny_bundle).sha256, "vocabulary 20", "cross-attention", "5 quantizers of 13"):
+        assert part in out
+    assert all(stage in out and f"{error:.1e}" in out for stage, error in manifest.errors.items())
+
+
+def test_inspect_json(run, tiny_bundle):
+    """The manifest as it is on disk."""
+    assert run("inspect", tiny_bundle, "--json") == (0, (tiny_bundle / MANIFEST).read_text(encoding="utf-8"), "")
+
+
+# --- help
+
+
+@pytest.mark.parametrize("command", [[], ["generate"], ["inspect"], ["export"]])
+def test_help(run, command):
+    """Every command explains itself, and every option has its line."""
+    status, out, err = run(*command, "--help")
+    assert (status, err) == (0, "") and out.startswith(f"usage: musiclm {' '.join(command)}".strip())
+    text = " ".join(out.split())
+    for line in re.findall(r"^  (--?[a-z][^\n]*)", out, re.M):
+        assert len(line.split()) > 1 or text.count(line) > 1, line
+    if not command:
+        assert "generate" in out and "inspect" in out and "export" in out and "calm piano in a ballroom" in out
+
+
+def test_version(run):
+    """The version alone, for bug reports."""
+    assert run("--version") == (0, f"musiclm-deploy {cli.__version__}\n", "")
+
+
+def test_installed_command(tiny_bundle):
+    """The script that installing puts beside Python is this command line."""
+    script = Path(sys.executable).parent / "musiclm"
+    if not script.exists():
+        pytest.skip("musiclm-deploy is not installed here")
+    assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == f"musiclm-deploy {cli.__version__}\n"
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "a.mp3"], "cannot write a.mp3: the suffix must be .wav or .flac or .ogg."),
+        (["-o", "a"], "cannot write a: the suffix must be .wav or .flac or .ogg."),
+        (["-o", "nowhere/a.wav"], "cannot write nowhere/a.wav: nowhere is not a directory."),
+        (["-o", "folder.wav"], "cannot write folder.wav: it is a directory."),
+        (["--save-tokens", "t.txt"], "cannot write t.txt: the suffix must be .npz."),
+        (["--save-tokens", "nowhere/t.npz"], "cannot write nowhere/t.npz: nowhere is not a directory."),
+    ],
+)
+def test_outputs_are_checked_first(run, never_loads, tmp_path, arguments, message):
+    """A name that cannot be written is refused before minutes are spent on what goes into it."""
+    (tmp_path / "folder.wav").mkdir()
+    assert run("generate", "bundle", "x", *arguments) == (1, "", f"musiclm: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seconds", "0"], "seconds must be a number above 0"),
+        (["--seconds", "nan"], "seconds must be a number above 0"),
+        (["--seconds", "1e308"], "seconds must be a number above 0 and below 1e9, got 1e+308."),
+        (["--seconds", "60"], "needs 3000 frames, but the window of the model has 512. Ask for at most 10.24 s."),
+        (["--seed", "-1"], "a seed must be a whole number from 0 to 2**64 - 1, got -1."),
+        (["--num-samples", "0"], "num_samples must be a whole number of at least 1, got 0."),
+        (["--max-semantic-tokens", "9999"], "max_semantic_tokens must be from 0 to 2048"),
+        (["--temperature", "-1"], "temperature must be 0"),
+        (["--filter-thres", "fine=1"], "filter_thres must be in [0, 1), got 1.0."),
+        (["--temperature", "codec=1"], "sampling has the stages semantic, coarse, fine, got 'codec'."),
+        (["--cond-scale", "fine=2"], "cond_scale has no effect on the fine stage"),
+        (["--tokens", "missing.npz"], "missing.npz is not a file of tokens: "),
+        (["--threads", "0"], "threads must be a whole number of at least 1, got 0."),
+        (["--device", "cuda"], "device='cuda'"),
+    ],
+)
+def test_refused_requests(run, tiny_bundle, tmp_path, arguments, message):
+    """Exit status 1, one line on standard error that names the option's value, and an older file of that name untouched."""
+    Path("a.wav").write_bytes(b"older")
+    status, out, err = run("generate", tiny_bundle, "x", "-o", "a.wav", *arguments)
+    assert (status, out) == (1, "") and err.startswith("musiclm: ") and err.count("\n") == 1 and message in err, err
+    assert os.listdir(tmp_path) == ["a.wav"] and Path("a.wav").read_bytes() == b"older"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "holds no token"), ("la " * 300, "300 tokens"), ("caf\udce9", "holds bytes that are no text")]
+)
+def test_refused_texts(run, tiny_bundle, text, message):
+    """Texts that MuLaN cannot take; the last is what Python makes of an argument that is not UTF-8."""
+    status, out, err = run("generate", tiny_bundle, text, "--seconds", 0.1)
+    assert (status, out) == (1, "") and message in err and err.count("\n") == 1
+    assert not Path("out.wav").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect"])
+def test_no_bundle(run, tmp_path, command):
+    """A wrong path."""
+    arguments = ["x"] if command == "generate" else []
+    message = f"musiclm: {tmp_path} is not a bundle: it has no musiclm.json. Make one with export_all.py.\n"
+    assert run(command, tmp_path, *arguments) == (1, "", message)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["compose"],
+        ["generate"],
+        ["generate", "bundle"],
+        ["generate", "bundle", "x", "--seed", "abc"],
+        ["generate", "bundle", "x", "--seconds", "long"],
+        ["generate", "bundle", "x", "--device", "tpu"],
+        ["generate", "bundle", "x", "--stop", "never"],
+        ["generate", "bundle", "x", "--temprature", "1"],
+        ["inspect"],
+        ["export", "--semantic", "s.pt"],
+    ],
+)
+def test_wrong_usage(run, never_loads, arguments):
+    """Exit status 2, the usage and what is wrong with it."""
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "") and err.startswith("usage: musiclm") and "error: " in err
+
+
+def test_wrong_stage_value(run, never_loads):
+    """An option of our own form says what that form is."""
+    status, _, err = run("generate", "bundle", "x", "--temperature", "fine=hot")
+    assert status == 2 and err.endswith("argument --temperature: expected a number, or STAGE=number, got 'fine=hot'\n")
+
+
+# --- export
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quantizer", "q.pt"], "--semantic s.pt: there is no such file."),
+        (["--quantizer", "q.pt", "--quantizer", "p.pt"], "--quantizer p.pt: one for all stages was given already."),
+        (["--quantizer", "fine=q.pt", "--quantizer", "fine=p.pt"], "--quantizer fine=p.pt: fine was given already."),
+        (["--quantizer", "q.pt", "--config", "none.json"], "--config none.json: [Errno 2] No such file"),
+        (["--quantizer", "q.pt", "--config", "text.json"], "--config text.json: Expecting value"),
+        (["--quantizer", "q.pt", "--config", "list.json"], "--config list.json: expected a JSON object, got list."),
+        (["--quantizer", "q.pt", "--config", "unknown.json"], "the overrides name 'decoder'; known are semantic, coarse, fine"),
+    ],
+)
+def test_refused_exports(run, tmp_path, arguments, message):
+    """What can be refused at once is, with exit status 1, one line, and no folder left behind."""
+    for name, content in (("text", "dim = 24"), ("list", "[]"), ("unknown", '{"decoder": {}}')):
+        Path(f"{name}.json").write_text(content)
+    before = sorted(os.listdir(tmp_path))
+    status, out, err = run(*EXPORT, "--quiet", *arguments)
+    assert (status, out) == (1, "") and err.startswith("musiclm: ") and err.count("\n") == 1 and message in err, err
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_path_with_an_equals_sign(run, tiny_checkpoints, tmp_path):
+    """Folders of experiments are called lr=0.1: only a stage's name before the sign makes it [STAGE=]FILE."""
+    paths = [part for name, path in tiny_checkpoints.items() if name not in ("mulan", "quantizer") for part in (f"--{name}", path)]
+    status, _, err = run("export", *paths, "--quantizer", "lr=0.1/q.pt", "--out", "bundle", "--quiet")
+    assert status == 1 and "--quantizer lr=0.1/q.pt: there is no such file." in err
+
+
+# --- the world around
+
+
+def test_reader_that_is_gone(tiny_bundle, tmp_path):
+    """`musiclm generate ... | head -0`: the file is written, and no complaint comes from Python's end."""
+    command = [*COMMAND, "generate", str(tiny_bundle), "x", "--seconds", "0.05"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+    assert os.listdir(tmp_path) == ["out.wav"]
+
+
+@pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
+def test_closed_streams(tiny_bundle, tmp_path, closed):
+    """Started by a daemon without one of its standard streams: Python has None in their place."""
+    command = [*COMMAND, "generate", str(tiny_bundle), "x", "--seconds", "0.05"]
+    process = subprocess.Popen(command, cwd=tmp_path, preexec_fn=lambda: [os.close(stream) for stream in closed])
+    assert process.wait() == 0 and os.listdir(tmp_path) == ["out.wav"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_full_standard_output(tiny_bundle, tmp_path):
+    """A report that cannot be written is a failure, said once."""
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([*COMMAND, "inspect", str(tiny_bundle)], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, "musiclm: [Errno 28] No space left on device\n")
+
+
+def test_interrupt(tiny_bundle, tmp_path):
+    """Ctrl-C while tokens are generated: exit status 130, one sentence, no file."""
+    command = [*COMMAND, "-v", "generate", str(tiny_bundle), "x", "--num-samples", "8", "--save-tokens", "t.npz"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "MB" not in (line := process.stderr.readline()):  # the memory that the request takes, said as it begins
+        assert line, process.wait()
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130, rest
+    assert rest.endswith("musiclm: interrupted; nothing half-written was left behind.\n") and "Traceback" not in rest
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_unexpected_error(run, monkeypatch, caplog, verbose):
+    """ONNX Runtime's exceptions have no common base class: one line all the same, with -v the traceback."""
+
+    class Fail(Exception):
+        pass
+
+    def load(*_: object, **__: object) -> None:
+        raise Fail("[ONNXRuntimeError] : 6 : allocation failed")
+
+    monkeypatch.setattr(musiclm, "load", load)
+    caplog.set_level("INFO" if verbose else "WARNING")
+    status, out, err = run(*["-v"] * verbose, "generate", "bundle", "x")
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1] == "musiclm: Fail: [ONNXRuntimeError] : 6 : allocation failed (musiclm -v says where)"
+    assert any(record.exc_info for record in caplog.records) is verbose
