@@ -175,6 +175,13 @@ def test_installed_command(tiny_bundle):
     assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == f"musiclm-deploy {cli.__version__}\n"
 
 
+def test_export_all(tmp_path):
+    """The one command after training is `musiclm export`, from any folder."""
+    script = Path(__file__).resolve().parent.parent / "export_all.py"
+    result = subprocess.run([sys.executable, script, *EXPORT[1:], "--quantizer", "q.pt"], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.endswith("musiclm: --semantic s.pt: there is no such file.\n")
+
+
 # --- refusals
 
 
