@@ -5,6 +5,7 @@ In: a preset and a seed. Out: six files that `export_all.py` takes. The demo and
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def build_models(preset: Preset, seed: int = 0) -> dict[str, nn.Module]:
     import musiclm_pytorch
 
     torch.manual_seed(seed)
+    random.seed(seed)  # hyper-connections draws its first stream from Python's generator
     p = preset
     shared: dict[str, Any] = {
         "dim": p.dim,

@@ -79,14 +79,15 @@ class DecoderBuilder:
         if self.streams == 1:
             return residual(self.g, x, place)
         at, read = f"transformer.layers.{layer}.{index}.", self.checkpoint.array
+        dim, s = self.settings["dim"], self.streams
         connection = HyperConnection(
-            gamma=read(at + "norm.gamma"),
-            dynamic_alpha=read(at + "dynamic_alpha_fn"),
+            gamma=read(at + "norm.gamma", dim),
+            dynamic_alpha=read(at + "dynamic_alpha_fn", dim, s + 1),
             alpha_scale=float(read(at + "dynamic_alpha_scale")),
-            static_alpha=read(at + "static_alpha"),
-            dynamic_beta=read(at + "dynamic_beta_fn"),
+            static_alpha=read(at + "static_alpha", s, s + 1),
+            dynamic_beta=read(at + "dynamic_beta_fn", dim),
             beta_scale=float(read(at + "dynamic_beta_scale")),
-            static_beta=read(at + "static_beta"),
+            static_beta=read(at + "static_beta", s),
         )
         return hyper_connection(self.g, f"layers.{layer}.{index}.connection", connection, x, place)
 
@@ -96,9 +97,11 @@ class DecoderBuilder:
         H, D, padded = self.settings["heads"], self.settings["dim_head"], cache_head_size(self.settings)
         dim = self.settings["dim"]
         grow = ((0, 0), (0, 0), (0, padded - D))
-        w_q = np.pad(self._weight(at + "to_q").reshape(dim, H, D), grow).reshape(dim, H * padded)
-        w_kv = np.pad(self._weight(at + "to_kv").reshape(dim, 2, D), grow)
-        w_out = np.pad(self._weight(at + "to_out.0").reshape(H, D, dim), ((0, 0), (0, padded - D), (0, 0))).reshape(H * padded, dim)
+        w_q = np.pad(self._weight(at + "to_q", dim, H * D).reshape(dim, H, D), grow).reshape(dim, H * padded)
+        w_kv = np.pad(self._weight(at + "to_kv", dim, 2 * D).reshape(dim, 2, D), grow)
+        w_out = np.pad(self._weight(at + "to_out.0", H * D, dim).reshape(H, D, dim), ((0, 0), (0, padded - D), (0, 0))).reshape(
+            H * padded, dim
+        )
         averaged = self.settings["add_value_residual"] and layer > 0
         if averaged:
             w_kv[:, 1] *= 0.5  # exact, and saves a node in every layer: v = v_layer / 2 + v_first / 2
@@ -118,15 +121,18 @@ class DecoderBuilder:
 
     def _cross_attention(self, x: str, layer: int) -> str:
         g, name, at = self.g, f"layers.{layer}.cross_attention", branch(layer, 1, self.wrapped)
+        dim, inner = self.settings["dim"], self.settings["heads"] * self.settings["dim_head"]
         normed = layer_norm(g, f"{name}.norm", x, *self._norm(at + "norm"))
-        query = g.op("MatMul", normed, g.weight(f"{name}.w_q", self._weight(at + "to_q")))
+        query = g.op("MatMul", normed, g.weight(f"{name}.w_q", self._weight(at + "to_q", dim, inner)))
         context = f"context.{layer}.key", f"context.{layer}.value"
         output = cross_attention(g, query, *context, self.settings["heads"], self.settings["dim_head"])
-        return g.op("MatMul", output, g.weight(f"{name}.w_out", self._weight(at + "to_out.0")))
+        return g.op("MatMul", output, g.weight(f"{name}.w_out", self._weight(at + "to_out.0", inner, dim)))
 
     def _feed_forward(self, x: str, layer: int) -> str:
         at = branch(layer, 2, self.wrapped)
-        weights = FeedForward(*self._norm(at + "0"), self._weight(at + "1"), *self._norm(at + "3"), self._weight(at + "5"))
+        dim, inner = self.settings["dim"], self.checkpoint.shape(at + "3.gamma")[0]
+        w_in, w_out = self._weight(at + "1", dim, 2 * inner), self._weight(at + "5", inner, dim)
+        weights = FeedForward(*self._norm(at + "0"), w_in, *self._norm(at + "3", inner), w_out)
         return feed_forward(self.g, f"layers.{layer}.feed_forward", weights, x)
 
     def _last_position(self, x: str, row_ids: str, seqlens: str) -> str:
@@ -140,9 +146,12 @@ class DecoderBuilder:
         """x [B, dim] -> logits [B, V]; of several heads only the one that input `head` names is read."""
         g = self.g
         if self.stage == "semantic":
-            product = g.op("MatMul", x, g.weight("head.weight", self._weight("to_logits")))
-            return g.op("Add", product, g.weight("head.bias", self.checkpoint.array("to_logits.bias")), outputs=["logits"])
-        heads = self.checkpoint.array(f"{self.stage}_logit_weights")  # [Q, V, dim]
+            V = self.settings["num_semantic_tokens"] + 1
+            product = g.op("MatMul", x, g.weight("head.weight", self._weight("to_logits", self.settings["dim"], V)))
+            return g.op("Add", product, g.weight("head.bias", self.checkpoint.array("to_logits.bias", V)), outputs=["logits"])
+        heads = self.checkpoint.array(
+            f"{self.stage}_logit_weights", *self.checkpoint.shape(f"{self.stage}_logit_weights")[:2], self.settings["dim"]
+        )
         names = [g.weight(f"head.{q}.weight", head.T) for q, head in enumerate(heads)]
         if len(names) == 1:
             return g.op("MatMul", x, names[0], outputs=["logits"])
@@ -166,12 +175,13 @@ class DecoderBuilder:
         condition = g.op("Less", head, g.constant([first + half]))
         g.op("If", condition, outputs=[output], then_branch=branches[0], else_branch=branches[1])
 
-    def _norm(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        return self.checkpoint.array(f"{name}.gamma"), self.checkpoint.array(f"{name}.beta")
+    def _norm(self, name: str, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        width = width or self.settings["dim"]
+        return self.checkpoint.array(f"{name}.gamma", width), self.checkpoint.array(f"{name}.beta", width)
 
-    def _weight(self, name: str) -> np.ndarray:
-        """A linear layer's weight as [in, out]."""
-        return np.array(self.checkpoint.array(f"{name}.weight").T)
+    def _weight(self, name: str, inputs: int, outputs: int) -> np.ndarray:
+        """A linear layer's weight as [inputs, outputs]."""
+        return np.array(self.checkpoint.array(f"{name}.weight", outputs, inputs).T)
 
 
 def build_context(stage: str, checkpoint: Checkpoint, settings: Settings) -> Graph:
@@ -193,8 +203,10 @@ def build_context(stage: str, checkpoint: Checkpoint, settings: Settings) -> Gra
     first_values = None
     for layer in range(settings["depth"]):
         at = branch(layer, 1, wrapped)
-        normed = layer_norm(g, f"layers.{layer}.norm", x, *(checkpoint.array(f"{at}context_norm.{part}") for part in ("gamma", "beta")))
-        w_k, w_v = np.split(checkpoint.array(f"{at}to_kv.weight").T, 2, axis=1)
+        normed = layer_norm(
+            g, f"layers.{layer}.norm", x, *(checkpoint.array(f"{at}context_norm.{part}", dim) for part in ("gamma", "beta"))
+        )
+        w_k, w_v = np.split(checkpoint.array(f"{at}to_kv.weight", 2 * D, dim).T, 2, axis=1)
         null_key, null_value = checkpoint.array(f"{at}null_kv", 2, 1, D)
         key = g.op("MatMul", normed, g.weight(f"layers.{layer}.w_k", w_k * D**-0.5))
         value = g.op("MatMul", normed, g.weight(f"layers.{layer}.w_v", w_v))

@@ -35,9 +35,13 @@ class Settings:
         return self._record(name, value, source)
 
     def assume(self, name: str, default: Any, why: str) -> Any:
-        """Record a value that the checkpoint does not tell: the override if there is one, else the default."""
+        """Record a value that the checkpoint does not tell: the override if there is one, of the default's type, else the default."""
         if name in self._overrides:
-            return self._record(name, self._overrides.pop(name), "override")
+            wanted = self._overrides.pop(name)
+            if default is not None and not _same_type(wanted, default):
+                expected = type(_plain(default)).__name__
+                raise ExportError(f"{self.stage}: the override {name} must be of type {expected}, as in {default!r}; got {wanted!r}.")
+            return self._record(name, wanted, "override")
         return self._record(name, default, why)
 
     def finish(self) -> "Settings":
@@ -60,6 +64,15 @@ class Settings:
     def _record(self, name: str, value: Any, source: str) -> Any:
         self._settings[name] = Setting(value, source)
         return value
+
+
+def _same_type(value: Any, default: Any) -> bool:
+    """A whole number may stand for a fraction and a list for a tuple; true is no number."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int | float)
+    return isinstance(_plain(value), type(_plain(default)))
 
 
 def _plain(value: Any) -> Any:

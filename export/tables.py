@@ -12,41 +12,44 @@ from .settings import Settings
 
 def build_rows(stage: str, checkpoint: Checkpoint, settings: Settings) -> tuple[np.ndarray, dict[str, int]]:
     """Row 0 is zero, for padding and for upstream's embedding of -1. Codes have their offset and quantizer embedding added."""
-    parts: list[tuple[str, np.ndarray]] = [("padding", np.zeros((1, settings["dim"]), np.float32))]
+    dim = settings["dim"]
+    parts: list[tuple[str, np.ndarray]] = [("padding", np.zeros((1, dim), np.float32))]
     if stage == "semantic":
-        parts += [("start", _start(checkpoint, "start_token")), ("semantic", checkpoint.array("semantic_embedding.weight"))]
+        parts += [
+            ("start", _start(checkpoint, "start_token", dim)),
+            ("semantic", checkpoint.array("semantic_embedding.weight", settings["num_semantic_tokens"] + 1, dim)),
+        ]
     elif stage == "coarse":
         Q, V = settings["num_coarse_quantizers"], settings["codebook_size"]
         parts += [
-            ("semantic_start", _start(checkpoint, "semantic_start_token")),
-            ("coarse_start", _start(checkpoint, "coarse_start_token")),
-            ("semantic", checkpoint.array("semantic_embedding.weight")),
-            ("coarse", _codes(checkpoint, "coarse", Q, V, table_stride=V + 1)),
+            ("semantic_start", _start(checkpoint, "semantic_start_token", dim)),
+            ("coarse_start", _start(checkpoint, "coarse_start_token", dim)),
+            ("semantic", checkpoint.array("semantic_embedding.weight", settings["num_semantic_tokens"] + 1, dim)),
+            ("coarse", _codes(checkpoint, "coarse", Q, V, dim, table_stride=V + 1)),
         ]
     else:
         V = settings["codebook_size"]
         parts += [
-            ("coarse_start", _start(checkpoint, "coarse_start_token")),
-            ("fine_start", _start(checkpoint, "fine_start_token")),
-            ("coarse", _codes(checkpoint, "coarse", settings["num_coarse_quantizers"], V, table_stride=V)),
-            ("fine", _codes(checkpoint, "fine", settings["num_fine_quantizers"], V, table_stride=V)),
+            ("coarse_start", _start(checkpoint, "coarse_start_token", dim)),
+            ("fine_start", _start(checkpoint, "fine_start_token", dim)),
+            ("coarse", _codes(checkpoint, "coarse", settings["num_coarse_quantizers"], V, dim, table_stride=V)),
+            ("fine", _codes(checkpoint, "fine", settings["num_fine_quantizers"], V, dim, table_stride=V)),
         ]
     offsets = np.cumsum([0] + [len(rows) for _, rows in parts])
     return np.concatenate([rows for _, rows in parts]), {name: int(offset) for (name, _), offset in zip(parts, offsets, strict=False)}
 
 
-def _start(checkpoint: Checkpoint, name: str) -> np.ndarray:
-    return checkpoint.array(name)[None]
+def _start(checkpoint: Checkpoint, name: str, dim: int) -> np.ndarray:
+    return checkpoint.array(name, dim)[None]
 
 
-def _codes(checkpoint: Checkpoint, kind: str, Q: int, V: int, table_stride: int) -> np.ndarray:
+def _codes(checkpoint: Checkpoint, kind: str, Q: int, V: int, dim: int, table_stride: int) -> np.ndarray:
     """[Q * V, dim]: code c of quantizer q at q * V + c.
 
     Upstream's coarse table has room for an end token per quantizer (stride V + 1) but looks codes up at q * V + c all the same.
     """
-    table = checkpoint.array(f"{kind}_embedding.weight")
-    quantizer = checkpoint.array(f"{kind}_quantize_embedding.weight")
-    assert len(table) == Q * table_stride and len(quantizer) == Q, (kind, table.shape, quantizer.shape)
+    table = checkpoint.array(f"{kind}_embedding.weight", Q * table_stride, dim)
+    quantizer = checkpoint.array(f"{kind}_quantize_embedding.weight", Q, dim)
     return (table[: Q * V].reshape(Q, V, -1) + quantizer[:, None]).reshape(Q * V, -1)
 
 
@@ -65,12 +68,12 @@ def build_bias(stage: str, checkpoint: Checkpoint, settings: Settings, positions
         grid = np.stack([frames.ravel(), quantizers.ravel()], axis=-1)
         bias = _mlp(checkpoint, [f"pos_bias_mlp.{i}" for i in (0, 2, 4)], grid).T
         bias[:, 0] = 0  # (0, 0): a query N - 1 frames before its key, at the first quantizer against the last: never causal
-        far = checkpoint.array("null_pos_bias")
+        far = checkpoint.array("null_pos_bias", settings["heads"], 1, 1)
     else:
         layers = ["transformer.rel_pos_bias.net.0.0", "transformer.rel_pos_bias.net.1.0", "transformer.rel_pos_bias.net.2.0"]
         bias = _mlp(checkpoint, [*layers, "transformer.rel_pos_bias.net.3"], np.arange(positions)[:, None]).T
         bias = np.concatenate([np.zeros((settings["heads"], 1)), bias], axis=1)
-        far = checkpoint.array("cross_attn_bias") if stage == "coarse" else np.zeros((settings["heads"], 1, 1))
+        far = checkpoint.array("cross_attn_bias", settings["heads"], 1, 1) if stage == "coarse" else np.zeros((settings["heads"], 1, 1))
     return np.concatenate([bias, far.reshape(-1, 1)], axis=1).astype(np.float32)
 
 

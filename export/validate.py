@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +149,11 @@ def _relative(found: np.ndarray, expected: Tensor) -> float:
 
 def main() -> int:
     task = json.load(sys.stdin)
+    warnings.simplefilter("ignore")  # standard error is for the reason of a failure
     try:
         errors = validate(Path(task["bundle"]), {name: Path(path) for name, path in task["sources"].items()}, task["overrides"])
-    except ExportError as error:
-        print(error, file=sys.stderr)
+    except Exception as error:
+        print(error if isinstance(error, ExportError) else f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(json.dumps(errors))
     return 0

@@ -557,3 +557,29 @@ def test_refusal_leaves_nothing_behind(good, tmp_path):
     sources = {**good, "fine": tmp_path / "fine.pt"}
     is_refused(lambda: export_checkpoints(**sources, out=tmp_path / "bundle", quiet=True), "--fine", "fine.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["fine.pt"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [
+        ("semantic", "transformer.layers.1.0.branch.to_out.0.weight"),
+        ("coarse", "coarse_quantize_embedding.weight"),
+        ("fine", "transformer.layers.0.2.branch.5.weight"),
+    ],
+)
+def test_a_tensor_of_another_shape_is_named(stage: str, name: str, tiny_models, tmp_path: Path) -> None:
+    """Fault: numpy's words about a reshape, for a checkpoint put together from two models."""
+    state = dict(tiny_models[stage].state_dict())
+    state[name] = torch.cat([state[name], state[name][:1]])
+    checkpoint = Checkpoint(f"{stage}.pt", state, "2.4.0")
+    settings = infer_transformer(stage, checkpoint, {})
+    with pytest.raises(ExportError, match=rf"{stage}\.pt: the tensor '{re.escape(name)}' has shape \[.*\], expected \[.*\]"):
+        export_stage(stage, checkpoint, settings, tmp_path, 32, 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("unique_consecutive", 3), ("max_length", "long"), ("tokens_per_second", True)])
+def test_an_override_of_another_type_is_refused(name: str, value, tiny_models) -> None:
+    """Fault: a value that surfaces as a TypeError somewhere in the export, or not at all."""
+    checkpoint = Checkpoint("semantic.pt", tiny_models["semantic"].state_dict(), "2.4.0")
+    with pytest.raises(ExportError, match=rf"semantic: the override {name} must be of type .*; got {value!r}"):
+        infer_transformer("semantic", checkpoint, {name: value})
