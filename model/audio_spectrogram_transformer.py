@@ -82,8 +82,9 @@ class AudioSpectrogramTransformer(nn.Module):
         bins, frames = self.patch_size
         return frames * self.spec.hop_length / ((self.spec.n_fft // 2 + 1) // bins)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: waves [B, t], or with `accept_spec` spectrograms [B, frames, bins] ([B, bins, frames] unless time comes first) -> [B, dim]."""
+    def forward(self, x: Tensor, return_all_layers: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """x: waves [B, t], or with `accept_spec` spectrograms [B, frames, bins] ([B, bins, frames] unless time comes first) -> [B, dim];
+        with `return_all_layers` also [depth - 1, B, patches, dim]."""
         if self.training:
             raise NotImplementedError("SpecAugment and patch dropout are not implemented: call eval() first, or train with musiclm-pytorch")
         if x.ndim != 2 + self.accept_spec:
@@ -107,8 +108,11 @@ class AudioSpectrogramTransformer(nn.Module):
 
         row, column = _grid(torch.arange(rows, device=x.device), torch.arange(columns, device=x.device))
         x = x + _sincos_2d(row, column, self.dim)
-        x = self.transformer(x, self._relative_bias(row, column, rows, columns))
-        return self.norm(x.mean(dim=1))
+        bias = self._relative_bias(row, column, rows, columns)
+        if not return_all_layers:
+            return self.norm(self.transformer(x, bias).mean(dim=1))
+        x, layers = self.transformer(x, bias, return_all_layers=True)
+        return self.norm(x.mean(dim=1)), layers
 
     def _relative_bias(self, row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
         """[H, S, S]. The MLP sees every distance between two patches once, not every pair of patches: for a 10 s clip at upstream's
