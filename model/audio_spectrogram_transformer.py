@@ -1,7 +1,8 @@
 """MuLaN's audio tower: the audio spectrogram transformer (Gong et al. 2021, arxiv.org/abs/2104.01778) of musiclm-pytorch 0.2.8.
 
 In: waves [B, t] at the rate MuLaN was trained with, or spectrograms. Out: one embedding per clip, [B, dim]. Constructor arguments,
-parameter names and state-dict keys are upstream's. In training mode SpecAugment and patch dropout withhold parts of the clip.
+parameter names and state-dict keys are upstream's; the log-mel entrance, `spec_n_mels` and `spec_sample_hz`, is ours. In training mode
+SpecAugment and patch dropout withhold parts of the clip.
 """
 
 import logging
@@ -41,6 +42,8 @@ class AudioSpectrogramTransformer(nn.Module):
         spec_aug_freq_mask: int = 80,
         spec_aug_time_mask: int = 80,
         patch_dropout_prob: float = 0.25,
+        spec_n_mels: int | None = None,
+        spec_sample_hz: int | None = None,
     ) -> None:
         super().__init__()
         if dim % 4:
@@ -54,7 +57,8 @@ class AudioSpectrogramTransformer(nn.Module):
 
         # The leading Identity stands for upstream's reshape, so that the layers keep their numbers.
         self.to_patch_tokens = nn.Sequential(nn.Identity(), nn.LayerNorm(patch_dim), nn.Linear(patch_dim, dim), nn.LayerNorm(dim))
-        self.spec = Spectrogram(spec_n_fft, spec_power, spec_win_length, spec_hop_length, spec_pad, spec_center, spec_pad_mode)
+        edges = spec_pad, spec_center, spec_pad_mode
+        self.spec = Spectrogram(spec_n_fft, spec_power, spec_win_length, spec_hop_length, *edges, spec_n_mels, spec_sample_hz)
         self.aug = SpecAugment(spec_aug_stretch_factor, spec_aug_freq_mask, spec_aug_time_mask)
         self.transformer = Transformer(dim, depth, dim_head, heads, attn_dropout, ff_mult, ff_dropout)
         self.norm = LayerNorm(dim)
@@ -72,7 +76,7 @@ class AudioSpectrogramTransformer(nn.Module):
     def samples_per_patch(self) -> float:
         """How much longer a wave must be for one patch more, in samples: attention costs the square of the number of patches."""
         bins, frames = self.patch_size
-        return frames * self.spec.hop_length / ((self.spec.n_fft // 2 + 1) // bins)
+        return frames * self.spec.hop_length / (self.spec.rows // bins)
 
     def forward(self, x: Tensor, force_no_patch_dropout: bool = False, return_all_layers: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """x: waves [B, t], or with `accept_spec` spectrograms [B, frames, bins] ([B, bins, frames] unless time comes first) -> [B, dim];
