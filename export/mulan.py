@@ -24,7 +24,8 @@ _UPSTREAM = "default of musiclm-pytorch 0.2.8; leaves no trace in the file"
 
 
 def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Settings:
-    """Settings of the MuLaN in `state`. `sample_hz`, the rate of the waves it was trained on, is None unless overridden: the codec's."""
+    """Settings of the MuLaN in `state`. `sample_hz`, the rate of the waves it was trained on, is None, the codec's,
+    unless overridden or held by a checkpoint with mel filters."""
     settings = Settings("mulan", overrides)
     (audio_patch,), (window,) = _shape(state, "audio.to_patch_tokens.1.weight"), _shape(state, "audio.spec.window")
     _infer_tower(settings, "audio", state)
@@ -33,21 +34,28 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Se
     if math.prod(patch) != audio_patch:
         raise ExportError(f"mulan: a patch has {audio_patch} values, which is not {patch}: override audio.patch_size with [bins, frames].")
     settings.infer("spec_win_length", window, f"audio.spec.window [{window}]")
-    n_fft = settings.assume("spec_n_fft", 128, _UPSTREAM)
-    if n_fft < window or n_fft // 2 + 1 < patch[0]:
+    mel = state.get("audio.spec.mel")  # of a log-mel spectrogram, which only this project's own tower has
+    if mel is None:
+        n_fft = settings.assume("spec_n_fft", 128, _UPSTREAM)
+        settings.assume("spec_hop_length", window // 2, f"half of spec_win_length: {_UPSTREAM}")
+        settings.assume("sample_hz", None, "the codec's rate")
+        rows = n_fft // 2 + 1
+    else:
+        sample_hz, n_fft, hop_length = _tensor(state, "audio.spec.mel_layout").tolist()
+        for name, value in (("spec_n_fft", n_fft), ("spec_hop_length", hop_length), ("sample_hz", sample_hz)):
+            settings.infer(name, value, "audio.spec.mel_layout")
+        rows = settings.infer("spec_n_mels", len(mel), f"audio.spec.mel [{len(mel)}, ...]")
+    if n_fft < window or rows < patch[0]:
         raise ExportError(
             f"mulan: spec_n_fft = {n_fft} is too small for the checkpoint's window of {window} samples and patches of {patch[0]} bins: "
             "override spec_n_fft with the value of the training."
         )
-    settings.assume("spec_hop_length", window // 2, f"half of spec_win_length: {_UPSTREAM}")
     settings.assume("spec_power", 2, _UPSTREAM)
     settings.assume("spec_pad", 0, _UPSTREAM)
     settings.assume("spec_center", True, _UPSTREAM)
     settings.assume("spec_pad_mode", "reflect", _UPSTREAM)
     settings.assume("accept_spec", False, _UPSTREAM)
     settings.assume("accept_spec_time_first", True, _UPSTREAM)
-    settings.assume("sample_hz", None, "the codec's rate")
-
     _infer_tower(settings, "text", state)
     for name, tensor in (("num_tokens", "text.token_emb.weight"), ("max_seq_len", "text.pos_emb.weight")):
         settings.infer(f"text.{name}", _shape(state, tensor)[0], f"{tensor} [{_shape(state, tensor)[0]}, ...]")
@@ -68,6 +76,8 @@ def build_mulan(settings: Settings, state: Mapping[str, Tensor]) -> MuLaN:
     values = settings.values()
     audio = _below(values, "audio.") | {name: value for name, value in values.items() if name.startswith(("spec_", "accept_"))}
     audio["patch_size"] = _pair(audio["patch_size"])
+    if "spec_n_mels" in audio:
+        audio["spec_sample_hz"] = values["sample_hz"]
     layers = values["hierarchical_contrastive_loss_layers"]
     try:
         mulan = MuLaN(

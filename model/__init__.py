@@ -3,6 +3,7 @@
 from .audio_spectrogram_transformer import AudioSpectrogramTransformer
 from .mulan import MuLaN
 from .mulan_quantizer import MuLaNEmbedQuantizer
+from .spectrogram import music_spectrogram
 from .text_transformer import TextTransformer
 
-__all__ = ["AudioSpectrogramTransformer", "MuLaN", "MuLaNEmbedQuantizer", "TextTransformer"]
+__all__ = ["AudioSpectrogramTransformer", "MuLaN", "MuLaNEmbedQuantizer", "TextTransformer", "music_spectrogram"]

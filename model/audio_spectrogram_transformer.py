@@ -1,7 +1,8 @@
 """MuLaN's audio tower: the audio spectrogram transformer (Gong et al. 2021, arxiv.org/abs/2104.01778) of musiclm-pytorch 0.2.8.
 
 In: waves [B, t] at the rate MuLaN was trained with, or spectrograms. Out: one embedding per clip, [B, dim]. Constructor arguments,
-parameter names and state-dict keys are upstream's. SpecAugment and patch dropout, which only training uses, are not here yet.
+parameter names and state-dict keys are upstream's; the log-mel entrance, `spec_n_mels` and `spec_sample_hz`, is ours. In training mode
+SpecAugment and patch dropout withhold parts of the clip.
 """
 
 import logging
@@ -10,18 +11,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .augmentation import SpecAugment, kept_patches
 from .spectrogram import Spectrogram
 from .transformer import LayerNorm, Transformer
 
 _log = logging.getLogger(__name__)
-
-
-class TimeStretch(nn.Module):
-    """Holds upstream's one buffer of SpecAugment. Its hop length is the stretch factor: upstream passes the factor in that place."""
-
-    def __init__(self, hop_length: float, n_freq: int = 201) -> None:
-        super().__init__()
-        self.register_buffer("phase_advance", torch.linspace(0, math.pi * hop_length, n_freq)[:, None])
 
 
 class AudioSpectrogramTransformer(nn.Module):
@@ -48,6 +42,8 @@ class AudioSpectrogramTransformer(nn.Module):
         spec_aug_freq_mask: int = 80,
         spec_aug_time_mask: int = 80,
         patch_dropout_prob: float = 0.25,
+        spec_n_mels: int | None = None,
+        spec_sample_hz: int | None = None,
     ) -> None:
         super().__init__()
         if dim % 4:
@@ -56,14 +52,14 @@ class AudioSpectrogramTransformer(nn.Module):
         self.patch_size = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)  # (bins, frames)
         patch_dim = math.prod(self.patch_size)
         self.accept_spec, self.accept_spec_time_first = accept_spec, accept_spec_time_first
-        self.spec_aug_freq_mask, self.spec_aug_time_mask = spec_aug_freq_mask, spec_aug_time_mask
         self.patch_dropout_prob = patch_dropout_prob
         self._told_crop = False
 
         # The leading Identity stands for upstream's reshape, so that the layers keep their numbers.
         self.to_patch_tokens = nn.Sequential(nn.Identity(), nn.LayerNorm(patch_dim), nn.Linear(patch_dim, dim), nn.LayerNorm(dim))
-        self.spec = Spectrogram(spec_n_fft, spec_power, spec_win_length, spec_hop_length, spec_pad, spec_center, spec_pad_mode)
-        self.aug = nn.Sequential(TimeStretch(spec_aug_stretch_factor))
+        edges = spec_pad, spec_center, spec_pad_mode
+        self.spec = Spectrogram(spec_n_fft, spec_power, spec_win_length, spec_hop_length, *edges, spec_n_mels, spec_sample_hz)
+        self.aug = SpecAugment(spec_aug_stretch_factor, spec_aug_freq_mask, spec_aug_time_mask)
         self.transformer = Transformer(dim, depth, dim_head, heads, attn_dropout, ff_mult, ff_dropout)
         self.norm = LayerNorm(dim)
         hidden = dim // 4
@@ -80,12 +76,11 @@ class AudioSpectrogramTransformer(nn.Module):
     def samples_per_patch(self) -> float:
         """How much longer a wave must be for one patch more, in samples: attention costs the square of the number of patches."""
         bins, frames = self.patch_size
-        return frames * self.spec.hop_length / ((self.spec.n_fft // 2 + 1) // bins)
+        return frames * self.spec.hop_length / (self.spec.rows // bins)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: waves [B, t], or with `accept_spec` spectrograms [B, frames, bins] ([B, bins, frames] unless time comes first) -> [B, dim]."""
-        if self.training:
-            raise NotImplementedError("SpecAugment and patch dropout are not implemented: call eval() first, or train with musiclm-pytorch")
+    def forward(self, x: Tensor, force_no_patch_dropout: bool = False, return_all_layers: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """x: waves [B, t], or with `accept_spec` spectrograms [B, frames, bins] ([B, bins, frames] unless time comes first) -> [B, dim];
+        with `return_all_layers` also [depth - 1, B, patches, dim]. `force_no_patch_dropout` keeps every patch in training too."""
         if x.ndim != 2 + self.accept_spec:
             expected = "spectrograms of three dimensions" if self.accept_spec else "waves [B, t]"
             raise ValueError(f"this audio transformer takes {expected}, got shape {tuple(x.shape)}")
@@ -96,6 +91,8 @@ class AudioSpectrogramTransformer(nn.Module):
             x = self.spec(x)
         elif self.accept_spec_time_first:
             x = x.transpose(1, 2)
+        if self.training:
+            x = self.aug(x)
 
         bins, frames = self.patch_size
         rows, columns = x.shape[1] // bins, x.shape[2] // frames
@@ -107,17 +104,28 @@ class AudioSpectrogramTransformer(nn.Module):
 
         row, column = _grid(torch.arange(rows, device=x.device), torch.arange(columns, device=x.device))
         x = x + _sincos_2d(row, column, self.dim)
-        x = self.transformer(x, self._relative_bias(row, column, rows, columns))
-        return self.norm(x.mean(dim=1))
+        if self.training and self.patch_dropout_prob > 0 and not force_no_patch_dropout:
+            kept = kept_patches(x.shape[0], x.shape[1], self.patch_dropout_prob, x.device)
+            x = x.gather(1, kept[..., None].expand(-1, -1, self.dim))
+            row, column = row[kept], column[kept]
+        bias = self._relative_bias(row, column, rows, columns)
+        if not return_all_layers:
+            return self.norm(self.transformer(x, bias).mean(dim=1))
+        x, layers = self.transformer(x, bias, return_all_layers=True)
+        return self.norm(x.mean(dim=1)), layers
 
     def _relative_bias(self, row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
-        """[H, S, S]. The MLP sees every distance between two patches once, not every pair of patches: for a 10 s clip at upstream's
-        settings 17 thousand instead of 28 million."""
+        """row, column of S patches: [S], or [B, S] where the clips keep different ones -> [H, S, S] or [B, H, S, S].
+
+        The MLP sees every distance once, not every pair of patches: for a 10 s clip at upstream's settings 17 thousand, not 28 million.
+        """
         device = row.device
         distances = _grid(torch.arange(1 - rows, rows, device=device), torch.arange(1 - columns, columns, device=device))
         table = self.dynamic_pos_bias_mlp(torch.stack(distances, dim=-1).float())  # [(2 rows - 1)(2 columns - 1), H]
-        index = (row[:, None] - row + rows - 1) * (2 * columns - 1) + column[:, None] - column + columns - 1
-        return table.T.index_select(1, index.flatten()).unflatten(1, index.shape)
+        down, right = row[..., None] - row[..., None, :], column[..., None] - column[..., None, :]
+        index = (down + rows - 1) * (2 * columns - 1) + right + columns - 1
+        bias = table.T.index_select(1, index.flatten()).unflatten(1, index.shape)
+        return bias if index.ndim == 2 else bias.transpose(0, 1)
 
     def _check_crop(self, height: int, width: int, cropped_height: int, cropped_width: int) -> None:
         spectrogram, patch = f"spectrogram of {height} bins x {width} frames", f"{self.patch_size[0]} x {self.patch_size[1]}"

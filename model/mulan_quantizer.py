@@ -1,8 +1,13 @@
 """MuLaN's latents as conditioning for the token transformers: a residual quantizer and one embedding table per transformer.
 
 In: waves [B, t] or token ids [B, n]. Out: conditioning [B, Q, dim] of one namespace ("semantic", "coarse", "fine"). Constructor arguments,
-parameter names and state-dict keys are those of musiclm-pytorch 0.2.8. It does not know the transformers.
+parameter names and state-dict keys are those of musiclm-pytorch 0.2.8. It does not know the transformers. Where `load_upstream` has been
+called it is an `AudioConditionerBase`, which audiolm-pytorch's trainers insist on.
 """
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +44,67 @@ class MuLaNEmbedQuantizer(nn.Module):
         for name, dim in zip(namespaces, conditioning_dims, strict=True):  # one by one: given a dict, ParameterDict would sort the names
             self.cond_embeddings[name] = nn.Parameter(torch.randn(rq_num_quantizers, codebook_size, dim) * 0.02)
         self.set_default_namespace(namespaces[0])
+        self.frozen = False
 
     def set_default_namespace(self, namespace: str) -> None:
         """The namespace that `forward` uses when it is given none."""
         if namespace not in self.namespaces:
             raise ValueError(f"namespace {namespace!r} not found, expected one of {', '.join(self.namespaces)}")
         self._default_namespace = namespace
+
+    @property
+    def initialised(self) -> bool:
+        """Whether every codebook has seen data."""
+        return all(bool(buffer.all()) for name, buffer in self.rq.named_buffers() if name.endswith("initted"))
+
+    @torch.no_grad()
+    def fit(self, latents: Tensor | Iterable[Tensor]) -> None:
+        """Initialise the codebooks once by k-means, level by level on what the levels before leave over, from torch's global generator.
+
+        latents: [N, dim_latent], or batches of that shape, such as `mulan.get_audio_latents(wavs) for wavs in loader`; N at least the
+        size of a codebook. Upstream clusters whatever batch comes first, however small.
+        """
+        if self.initialised:
+            raise ValueError("these codebooks are initialised already; fit starts from a new quantizer")
+        batches = [latents] if isinstance(latents, Tensor) else list(latents)
+        size, dim = self.rq.layers[0]._codebook.embed.shape[1:]  # pyright: ignore
+        if any(batch.ndim != 2 or batch.shape[1] != dim for batch in batches) or sum(map(len, batches)) < size:
+            raise ValueError(f"expected at least {size} latents, each [N, {dim}], got {[list(batch.shape) for batch in batches[:5]]}")
+        residual = torch.cat(batches).to(self.rq.layers[0]._codebook.embed)  # pyright: ignore
+        if not residual.isfinite().all():
+            raise ValueError("these latents hold NaN or infinite values")
+        for layer in self.rq.layers:
+            codebook = layer._codebook
+            codebook.init_embed_(residual[None])  # pyright: ignore
+            embed: Tensor = codebook.embed[0]  # pyright: ignore
+            nearest = torch.cat([torch.cdist(part, embed).argmin(dim=-1) for part in residual.split(4096)])
+            residual = residual - embed[nearest]
+
+    def freeze(self) -> None:
+        """Keep the codebooks as they are in training mode too: all transformers must be trained on the same codes."""
+        if not self.initialised:
+            raise ValueError("these codebooks were never initialised: call fit before freeze, or load a trained checkpoint")
+        self.frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "MuLaNEmbedQuantizer":
+        super().train(mode)
+        if self.frozen:
+            self.rq.eval()
+        return self
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the state dict, MuLaN's included, as upstream and the export read it; aside first, so that no half file is ever left."""
+        part = Path(path).with_name(f"{Path(path).name}.part")
+        try:
+            torch.save(self.state_dict(), part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Read what `save` or musiclm-pytorch wrote: tensors alone, every one of them. Codebooks stay frozen if they were."""
+        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def forward(self, wavs: Tensor | None = None, texts: Tensor | None = None, namespace: str | None = None) -> Tensor:
         """wavs [B, t] or texts, token ids [B, n] -> conditioning [B, Q, dim]. In training mode the codebooks follow the latents."""
@@ -54,8 +114,10 @@ class MuLaNEmbedQuantizer(nn.Module):
         if (wavs is None) == (texts is None):
             raise ValueError("give either wavs or texts")
         # ResidualVQ would run k-means on this one batch even in eval mode, and every later code would hang on it.
-        if not self.training and not all(buffer.all() for name, buffer in self.rq.named_buffers() if name.endswith("initted")):
-            raise ValueError("these codebooks were never initialised: load a trained checkpoint, or pass data in training mode first")
+        if not self.rq.training and not self.initialised:
+            raise ValueError(
+                "these codebooks were never initialised: load a trained checkpoint, call fit, or pass data in training mode first"
+            )
         self.mulan.eval()
         with torch.no_grad():
             latents = self.mulan.get_text_latents(texts) if wavs is None else self.mulan.get_audio_latents(wavs)

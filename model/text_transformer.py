@@ -56,8 +56,15 @@ class TextTransformer(nn.Module):
         self.transformer = Transformer(dim, depth, dim_head, heads, attn_dropout, ff_mult, ff_dropout)
         self.norm = LayerNorm(dim)
 
-    def forward(self, x: Tensor | None = None, raw_texts: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
-        """x: token ids [B, n] int64, or raw_texts: B texts; mask [B, n] bool, True where there is a token -> [B, dim]."""
+    def forward(
+        self,
+        x: Tensor | None = None,
+        raw_texts: Sequence[str] | None = None,
+        mask: Tensor | None = None,
+        return_all_layers: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x: token ids [B, n] int64, or raw_texts: B texts; mask [B, n] bool, True where there is a token -> [B, dim]; with
+        `return_all_layers` also [depth - 1, B, 1 + n, dim], the class token first."""
         if raw_texts is not None:
             if x is not None:
                 raise ValueError("give either token ids or raw_texts, not both")
@@ -72,4 +79,7 @@ class TextTransformer(nn.Module):
         tokens = torch.cat((self.cls_token.expand(x.shape[0], 1, -1), tokens), dim=1)
         mask = F.pad(mask, (1, 0), value=True)  # the class token is always seen
         bias = torch.zeros_like(mask, dtype=tokens.dtype).masked_fill(~mask, -torch.finfo(tokens.dtype).max)
-        return self.norm(self.transformer(tokens, bias[:, None, None])[:, 0])
+        if not return_all_layers:
+            return self.norm(self.transformer(tokens, bias[:, None, None])[:, 0])
+        tokens, layers = self.transformer(tokens, bias[:, None, None], return_all_layers=True)
+        return self.norm(tokens[:, 0]), layers

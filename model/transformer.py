@@ -4,7 +4,8 @@ In and out: [B, S, dim]. Positions, masks and relative biases come in as one add
 Parameter names are those of musiclm-pytorch 0.2.8.
 """
 
-from torch import Tensor, nn, ones
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 _ATTENTION_SCALE = 8  # fixed upstream: query-key normalisation, Dehghani et al. 2023, arxiv.org/abs/2302.05442
@@ -15,7 +16,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.learned_gamma = nn.Parameter(ones(dim))
+        self.learned_gamma = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.learned_gamma.shape, self.learned_gamma)
@@ -47,8 +48,8 @@ class Attention(nn.Module):
         self.attn_dropout = nn.Dropout(dropout)
         self.to_q = nn.Linear(dim, dim_head * heads, bias=False)
         self.to_kv = nn.Linear(dim, dim_head * heads * 2, bias=False)
-        self.q_scale = nn.Parameter(ones(dim_head))
-        self.k_scale = nn.Parameter(ones(dim_head))
+        self.q_scale = nn.Parameter(torch.ones(dim_head))
+        self.k_scale = nn.Parameter(torch.ones(dim_head))
         self.to_out = nn.Sequential(nn.Linear(dim_head * heads, dim, bias=False), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -69,8 +70,15 @@ class Transformer(nn.Module):
             nn.ModuleList([Attention(dim, dim_head, heads, attn_dropout), FeedForward(dim, ff_mult, ff_dropout)]) for _ in range(depth)
         )
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor, return_all_layers: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """x [B, S, dim] -> the same; with `return_all_layers` also what the layers before the last one gave, [depth - 1, B, S, dim]."""
+        outputs = []
         for attention, feed_forward in self.layers:  # pyright: ignore[reportGeneralTypeIssues]
             x = attention(x, bias) + x
             x = feed_forward(x) + x
-        return x
+            outputs.append(x)
+        if not return_all_layers:
+            return x
+        if len(outputs) < 2:
+            raise ValueError("a transformer of one layer has none before its last: return_all_layers takes a depth of 2 and more")
+        return x, torch.stack(outputs[:-1])

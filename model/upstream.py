@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .mulan_quantizer import MuLaNEmbedQuantizer
+
 INSTALL = """\
 pip install "musiclm-deploy[export,train]"
 pip install --no-deps audiolm-pytorch==2.4.0 musiclm-pytorch==0.2.8 x-clip==0.14.4"""
@@ -46,6 +48,8 @@ def load_upstream() -> None:
         logging.root.setLevel(log_level)
     # Every transformer reads the width of T5 at construction, also when it is conditioned on MuLaN; unknown, it is asked from a hub.
     t5.T5_CONFIGS.setdefault(t5.DEFAULT_T5_NAME, {"config": t5.T5Config(d_model=768)})
+    # Upstream's trainers check the type of what conditions them, an empty subclass of nn.Module: ours becomes one as soon as it exists.
+    MuLaNEmbedQuantizer.__bases__ = (import_module("audiolm_pytorch.utils").AudioConditionerBase,)
 
 
 class _StandIn(ModuleType):
