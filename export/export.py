@@ -96,10 +96,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
     model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
-    try:
-        ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
-    except Exception as error:  # the tokenizers library has no type for a full disk
-        raise OSError(f"tokenizer.json: {error}") from error
+    ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
     _step(bar, "conditioner")
     conditioner = _export_conditioner(collected, folder)
 

@@ -152,7 +152,7 @@ def main() -> int:
     warnings.simplefilter("ignore")  # standard error is for the reason of a failure
     try:
         errors = validate(Path(task["bundle"]), {name: Path(path) for name, path in task["sources"].items()}, task["overrides"])
-    except Exception as error:
+    except Exception as error:  # whatever it is, the export passes on one sentence and leaves nothing behind
         print(error if isinstance(error, ExportError) else f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     print(json.dumps(errors))

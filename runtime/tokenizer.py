@@ -87,7 +87,7 @@ class ClipTokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([AddedToken(token, normalized=True, special=True) for token in SPECIAL_TOKENS])
-        tokenizer.save(str(path), pretty=False)
+        Path(path).write_text(tokenizer.to_str(), encoding="utf-8")  # its own `save` has no type of error for a full disk
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, perhaps none. Case, runs of white space and HTML entities do not matter."""
