@@ -104,6 +104,8 @@ def _check_fit(collected: Collected) -> None:
             f"{names['fine']}: {quantizers} coarse and fine quantizers, "
             f"but {names['codec']}: rq_num_quantizers is {s['codec']['rq_num_quantizers']}"
         )
+    if not all(tensor.all() for name, tensor in collected.checkpoints["codec"].state.items() if name.endswith("_codebook.initted")):
+        faults.append(f"{names['codec']}: its codebooks were never initialised; train the codec, then save it")
     for stage in collected.conditioned:
         quantizer = f"quantizer.{stage}"
         dim = conditioning_dim(s[quantizer], stage)

@@ -246,6 +246,14 @@ def test_quantizer_of_another_mulan(changed):
         collect(changed("quantizer", narrow), {})
 
 
+def test_uninitialised_codec(changed):
+    """A SoundStream saved before its first training batch: every code decodes to the same."""
+    name = "rq.rvqs.0.layers.1._codebook.initted"
+    sources = changed("codec", lambda state: state.update({name: torch.tensor([False])}))
+    with pytest.raises(ExportError, match=r"codec\.pt: its codebooks were never initialised; train the codec"):
+        collect(sources, {})
+
+
 def test_uninitialised_quantizer(changed):
     """Upstream fills the codebooks on the first training batch: a quantizer saved before that holds noise."""
     sources = changed("quantizer", lambda state: state.update({"rq.layers.1._codebook.initted": torch.tensor([False])}))

@@ -228,9 +228,11 @@ def test_contradictions_are_refused() -> None:
         infer_soundstream(state, config, None, {"attn_window_size": 9})
     with pytest.raises(ExportError, match="unknown override 'attn_window'"):
         infer_soundstream(state, None, None, {"attn_window": 9})
-    for name, value in dict(attn_window_size=0, pad_mode="circular", dec_cycle_dilations=[], target_sample_hz="16k").items():
+    for name, value in dict(attn_window_size=0, pad_mode="circular", dec_cycle_dilations=[], target_sample_hz=0).items():
         with pytest.raises(ExportError, match=f"{name} is .*, expected"):
             infer_soundstream(state, None, None, {name: value})
+    with pytest.raises(ExportError, match="the override target_sample_hz must be of type int, as in 16000; got '16k'"):
+        infer_soundstream(state, None, None, {"target_sample_hz": "16k"})
 
 
 @pytest.mark.parametrize(
