@@ -44,6 +44,7 @@ EXTRAS = {
         "pytorch-warmup>=0.2,<1",
         "scikit-learn>=1.9,<2",
         "sentencepiece>=0.2.3,<1",
+        "tensorboard>=2.21,<3",
         "torchaudio>=2.11,<3",
         "transformers>=5.23,<6",
         "vector-quantize-pytorch>=1.32,<2",

@@ -1,9 +1,24 @@
-"""The PyTorch side of MusicLM: modules that load the checkpoints of musiclm-pytorch and audiolm-pytorch."""
+"""The PyTorch side of MusicLM: its modules and their training, compatible with musiclm-pytorch and audiolm-pytorch."""
 
 from .audio_spectrogram_transformer import AudioSpectrogramTransformer
+from .clips import ClipDataset
+from .contrastive import SigmoidContrastiveLearning, SoftmaxContrastiveLearning
 from .mulan import MuLaN
 from .mulan_quantizer import MuLaNEmbedQuantizer
+from .musiclm import MusicLM
 from .spectrogram import music_spectrogram
 from .text_transformer import TextTransformer
+from .trainer import MuLaNTrainer
 
-__all__ = ["AudioSpectrogramTransformer", "MuLaN", "MuLaNEmbedQuantizer", "TextTransformer", "music_spectrogram"]
+__all__ = [
+    "AudioSpectrogramTransformer",
+    "ClipDataset",
+    "MuLaN",
+    "MuLaNEmbedQuantizer",
+    "MuLaNTrainer",
+    "MusicLM",
+    "SigmoidContrastiveLearning",
+    "SoftmaxContrastiveLearning",
+    "TextTransformer",
+    "music_spectrogram",
+]

@@ -1,8 +1,8 @@
 """MuLaN's audio tower: the audio spectrogram transformer (Gong et al. 2021, arxiv.org/abs/2104.01778) of musiclm-pytorch 0.2.8.
 
 In: waves [B, t] at the rate MuLaN was trained with, or spectrograms. Out: one embedding per clip, [B, dim]. Constructor arguments,
-parameter names and state-dict keys are upstream's; the log-mel entrance, `spec_n_mels` and `spec_sample_hz`, is ours. In training mode
-SpecAugment and patch dropout withhold parts of the clip.
+parameter names and state-dict keys are upstream's; the log-mel entrance, `spec_n_mels` and `spec_sample_hz`, and `spec_time_stretch` are
+ours. In training mode SpecAugment and patch dropout withhold parts of the clip.
 """
 
 import logging
@@ -44,13 +44,20 @@ class AudioSpectrogramTransformer(nn.Module):
         patch_dropout_prob: float = 0.25,
         spec_n_mels: int | None = None,
         spec_sample_hz: int | None = None,
+        spec_time_stretch: tuple[float, float] | None = None,
     ) -> None:
+        """spec_time_stretch: in training each batch is played at a rate drawn between these two, such as (0.8, 1.25); upstream's own
+        `spec_aug_stretch_factor` changes nothing."""
         super().__init__()
         if dim % 4:
             raise ValueError(f"dim must be a multiple of 4 for the two-dimensional position embedding, got {dim}")
         self.dim, self.depth = dim, depth
         self.patch_size = patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)  # (bins, frames)
         patch_dim = math.prod(self.patch_size)
+        if spec_time_stretch is not None and (accept_spec or not 0 < spec_time_stretch[0] <= spec_time_stretch[1]):
+            what = "needs waves, not spectrograms" if accept_spec else f"must be (slowest, fastest) rates above 0, got {spec_time_stretch}"
+            raise ValueError(f"spec_time_stretch {what}")
+        self.spec_time_stretch = spec_time_stretch
         self.accept_spec, self.accept_spec_time_first = accept_spec, accept_spec_time_first
         self.patch_dropout_prob = patch_dropout_prob
         self._told_crop = False
@@ -88,7 +95,7 @@ class AudioSpectrogramTransformer(nn.Module):
         if not self.accept_spec:
             if checked and x.shape[1] < self.min_samples:
                 raise ValueError(f"a wave of {x.shape[1]} samples is shorter than the {self.min_samples} that fill one patch")
-            x = self.spec(x)
+            x = self.spec(x, self._draw_rate(x.shape[1]))
         elif self.accept_spec_time_first:
             x = x.transpose(1, 2)
         if self.training:
@@ -114,6 +121,14 @@ class AudioSpectrogramTransformer(nn.Module):
         x, layers = self.transformer(x, bias, return_all_layers=True)
         return self.norm(x.mean(dim=1)), layers
 
+    def _draw_rate(self, samples: int) -> float:
+        """How fast this batch is played: in training between the two ends of `spec_time_stretch`, never so fast that no patch is left."""
+        if not self.training or self.spec_time_stretch is None:
+            return 1.0
+        slowest, fastest = self.spec_time_stretch
+        frames = 1 + (samples - self.spec.min_samples(1)) // self.spec.hop_length
+        return min(slowest + (fastest - slowest) * torch.rand(1).item(), frames / self.patch_size[1])
+
     def _relative_bias(self, row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
         """row, column of S patches: [S], or [B, S] where the clips keep different ones -> [H, S, S] or [B, H, S, S].
 
@@ -133,7 +148,8 @@ class AudioSpectrogramTransformer(nn.Module):
             raise ValueError(f"a {spectrogram} is smaller than one patch of {patch}")
         if (height, width) != (cropped_height, cropped_width) and not self._told_crop:
             self._told_crop = True
-            _log.warning(f"{spectrogram} cropped to {cropped_height} x {cropped_width}, whole patches of {patch} (said once)")
+            lost = f"{1 - cropped_width / width:.1%} of the clip and {1 - cropped_height / height:.1%} of the bins are not seen"
+            _log.warning(f"{spectrogram} cropped to {cropped_height} x {cropped_width}, whole patches of {patch}: {lost} (said once)")
 
 
 def _grid(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""What MuLaN's audio tower withholds from itself in training: bands and spans of the spectrogram (SpecAugment, Park et al. 2019,
-arxiv.org/abs/1904.08779), and patches (Liu et al. 2022, arxiv.org/abs/2208.07220).
+"""What MuLaN's audio tower does to a clip in training: another tempo, bands and spans of the spectrogram withheld (SpecAugment, Park et
+al. 2019, arxiv.org/abs/1904.08779), and patches (Liu et al. 2022, arxiv.org/abs/2208.07220).
 
 In: spectrograms [B, bins, frames]. Out: the same with zeros in places, or the numbers of the patches that stay. All chance comes from
 torch's global generators, in the order and the amounts of musiclm-pytorch 0.2.8 with torchaudio: one `torch.manual_seed`, equal masks.
@@ -15,7 +15,7 @@ class TimeStretch(nn.Module):
     """Leaves the spectrogram as it is, as upstream's does, and holds its buffer for the checkpoint.
 
     Upstream hands the stretch factor to torchaudio's `TimeStretch` as the hop length and switches the rate to 1, which changes nothing.
-    A real stretch would need complex spectrograms, before the power is taken.
+    `stretch_time` is the one that stretches.
     """
 
     def __init__(self, hop_length: float, n_freq: int = 201) -> None:
@@ -24,6 +24,19 @@ class TimeStretch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+def stretch_time(magnitudes: Tensor, rate: float) -> Tensor:
+    """magnitudes [B, bins, frames] -> [B, bins, ceil(frames / rate)]: played `rate` times as fast, at the same pitch.
+
+    Frame t is read at rate x t, between two frames in proportion. That is all a phase vocoder does to magnitudes; its work on the phases
+    does not reach a power spectrogram, so that none are needed here.
+    """
+    position = torch.arange(0, magnitudes.shape[-1], rate, device=magnitudes.device)
+    before = position.long()
+    share = position - before
+    padded = nn.functional.pad(magnitudes, (0, 1))  # silence follows the last frame
+    return padded[..., before] * (1 - share) + padded[..., before + 1] * share
 
 
 class Masking(nn.Module):

@@ -1,8 +1,8 @@
 """The losses that pull MuLaN's audio and text latents together, compatible with musiclm-pytorch 0.2.8.
 
 In: unit latents of B pairs, [B, D] or one set per layer [L, B, D]; row i of one belongs to row i of the other. Out: a scalar. Constructor
-arguments, parameter names and fresh values are upstream's. Each process of a distributed run contrasts its own batch: upstream means to
-gather the batches of all processes, but its gathering stops at an undefined name.
+arguments, parameter names and fresh values are upstream's. In a distributed run every process computes the loss of all processes' pairs
+joined, as upstream means to: its own gathering stops at an undefined name.
 """
 
 import math
@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .distributed import gather_batch, is_distributed
 
 
 class SoftmaxContrastiveLearning(nn.Module):
@@ -97,11 +99,14 @@ def contrastive_loss(layers: int, decoupled: bool, sigmoid: bool) -> SoftmaxCont
 
 
 def _similarities(audio: Tensor, text: Tensor) -> Tensor:
-    """[B, D] or [L, B, D] each -> [1 or L, B clips, B texts] fp32 at least: under autocast the product alone is of low precision."""
+    """[B, D] or [L, B, D] each -> [1 or L, B clips, B texts] fp32 at least: under autocast the product alone is of low precision.
+    In a distributed run B counts the pairs of all processes."""
     if audio.shape != text.shape or audio.ndim not in (2, 3):
         raise ValueError(f"expected one text for each clip, both [B, D] or [L, B, D]; got {list(audio.shape)} and {list(text.shape)}")
+    audio, text = (latents if latents.ndim == 3 else latents[None] for latents in (audio, text))
+    if is_distributed():
+        audio, text = gather_batch(torch.cat((audio, text), dim=-1)).chunk(2, dim=-1)
     similarities = audio @ text.mT
-    similarities = similarities if similarities.ndim == 3 else similarities[None]
     return similarities.to(torch.promote_types(similarities.dtype, torch.float32))
 
 

@@ -6,13 +6,13 @@ called it is an `AudioConditionerBase`, which audiolm-pytorch's trainers insist 
 """
 
 import os
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ
 
+from .files import save_aside
 from .mulan import MuLaN
 
 
@@ -57,9 +57,14 @@ class MuLaNEmbedQuantizer(nn.Module):
         """Whether every codebook has seen data."""
         return all(bool(buffer.all()) for name, buffer in self.rq.named_buffers() if name.endswith("initted"))
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The tables alone, as upstream: an optimizer of `quantizer.parameters()` leaves MuLaN as it is."""
+        return self.cond_embeddings.parameters(recurse)
+
     @torch.no_grad()
     def fit(self, latents: Tensor | Iterable[Tensor]) -> None:
-        """Initialise the codebooks once by k-means, level by level on what the levels before leave over, from torch's global generator.
+        """Initialise the codebooks once by k-means, level by level on what the levels before leave over, from torch's global generator;
+        then freeze them.
 
         latents: [N, dim_latent], or batches of that shape, such as `mulan.get_audio_latents(wavs) for wavs in loader`; N at least the
         size of a codebook. Upstream clusters whatever batch comes first, however small.
@@ -79,6 +84,7 @@ class MuLaNEmbedQuantizer(nn.Module):
             embed: Tensor = codebook.embed[0]  # pyright: ignore
             nearest = torch.cat([torch.cdist(part, embed).argmin(dim=-1) for part in residual.split(4096)])
             residual = residual - embed[nearest]
+        self.freeze()
 
     def freeze(self) -> None:
         """Keep the codebooks as they are in training mode too: all transformers must be trained on the same codes."""
@@ -95,16 +101,14 @@ class MuLaNEmbedQuantizer(nn.Module):
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the state dict, MuLaN's included, as upstream and the export read it; aside first, so that no half file is ever left."""
-        part = Path(path).with_name(f"{Path(path).name}.part")
-        try:
-            torch.save(self.state_dict(), part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        save_aside(self.state_dict(), path)
 
     def load(self, path: str | os.PathLike) -> None:
-        """Read what `save` or musiclm-pytorch wrote: tensors alone, every one of them. Codebooks stay frozen if they were."""
+        """Read what `save` or musiclm-pytorch wrote: tensors alone, every one of them. Codebooks that were initialised are frozen, since
+        transformers that are trained in several runs must all see the same codes."""
         self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        if self.initialised:
+            self.freeze()
 
     def forward(self, wavs: Tensor | None = None, texts: Tensor | None = None, namespace: str | None = None) -> Tensor:
         """wavs [B, t] or texts, token ids [B, n] -> conditioning [B, Q, dim]. In training mode the codebooks follow the latents."""
@@ -121,6 +125,8 @@ class MuLaNEmbedQuantizer(nn.Module):
         self.mulan.eval()
         with torch.no_grad():
             latents = self.mulan.get_text_latents(texts) if wavs is None else self.mulan.get_audio_latents(wavs)
+            if not latents.isfinite().all():
+                raise ValueError("MuLaN's latents hold NaN or infinite values: are the waves finite, and MuLaN's weights?")
             _, codes, _ = self.rq(latents)
         table = self.cond_embeddings[namespace]
         return table[torch.arange(len(table), device=codes.device), codes]

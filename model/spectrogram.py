@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .augmentation import stretch_time
+
 _PAD_MODES = ("reflect", "constant", "replicate", "circular")
 _FLOOR = 1e-5  # of mel energies, far above the rounding of the convolution: backends agree on silence
 
@@ -112,12 +114,14 @@ class Spectrogram(nn.Module):
             shortest = max(shortest, max(self.edges) + (self.pad_mode == "reflect") - padding)
         return max(shortest, 1)
 
-    def forward(self, wave: Tensor) -> Tensor:
-        """wave [B, t] fp32, t at least `min_samples(1)` -> [B, rows, frames] fp32."""
+    def forward(self, wave: Tensor, rate: float = 1.0) -> Tensor:
+        """wave [B, t] fp32, t at least `min_samples(1)` -> [B, rows, ceil(frames / rate)] fp32: played `rate` times as fast."""
         x = F.pad(wave[:, None], (self.pad, self.pad))
         before, after = self.edges
         x = F.pad(x, self.edges, mode=self.pad_mode) if self.center else x[..., -before : x.shape[-1] + after]
         real, imaginary = F.conv1d(x, (self.dft * self.window)[:, None], stride=self.hop_length).chunk(2, dim=1)
         energy = real.square() + imaginary.square()
+        if rate != 1:
+            energy = stretch_time(energy.sqrt(), rate).square()
         energy = energy if self.power == 2 else energy.pow(self.power / 2)
         return energy if self.mel is None else (self.mel @ energy).clamp(min=_FLOOR).log()

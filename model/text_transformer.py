@@ -56,6 +56,10 @@ class TextTransformer(nn.Module):
         self.transformer = Transformer(dim, depth, dim_head, heads, attn_dropout, ff_mult, ff_dropout)
         self.norm = LayerNorm(dim)
 
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [B, n] int64 on this module's device, padded with 0; a text that has more than max_seq_len is cut."""
+        return torch.from_numpy(_tokenizer().encode_batch(texts, self.max_seq_len)[0]).to(self.cls_token.device)
+
     def forward(
         self,
         x: Tensor | None = None,
@@ -68,7 +72,7 @@ class TextTransformer(nn.Module):
         if raw_texts is not None:
             if x is not None:
                 raise ValueError("give either token ids or raw_texts, not both")
-            x = torch.from_numpy(_tokenizer().encode_batch(raw_texts, self.max_seq_len)[0]).to(self.cls_token.device)
+            x = self.tokenize(raw_texts)
         if x is None:
             raise ValueError("give token ids or raw_texts")
         if not torch.compiler.is_exporting() and x.shape[1] > self.max_seq_len:

@@ -16,7 +16,7 @@ PACKAGE = "musiclm_deploy"
 MAY_IMPORT = {
     "kernels": (),
     "runtime": (),
-    "model": ("runtime.tokenizer",),
+    "model": ("runtime.audio", "runtime.tokenizer"),
     "export": ("runtime.bundle", "runtime.tokenizer", "model", "kernels"),
 }
 # The one file that may import more than its folder: it runs a new bundle through the runtime, as a user would.

@@ -10,7 +10,8 @@ from test_contrastive import HIERARCHIES, LOSSES, assert_equal, assert_same_step
 from test_mulan import TOKENS, ours, randomise, upstream, waves
 
 from musiclm_deploy.model import AudioSpectrogramTransformer
-from musiclm_deploy.model.augmentation import Masking, kept_patches
+from musiclm_deploy.model.augmentation import Masking, kept_patches, stretch_time
+from musiclm_deploy.model.spectrogram import Spectrogram, music_spectrogram
 from musiclm_deploy.model.upstream import load_upstream
 
 load_upstream()
@@ -77,6 +78,51 @@ def test_masks_equal_torchaudios(max_width: int) -> None:
             assert torch.equal(actual, expected)
             widths.add(int((actual == 0).sum()))
     assert len(widths) >= min(max_width, 10), "the masks hardly differ: this comparison could not fail"
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.97, 1.25, 2.0, 3.1])
+def test_stretch_equals_the_magnitudes_of_a_phase_vocoder(rate: float) -> None:
+    """Frames shifted by one, a last frame too many, powers in proportion where magnitudes should be."""
+    wave = waves(2, 1000)
+    complex_spectrogram = torchaudio.transforms.Spectrogram(64, power=None)(wave)
+    advance = torch.linspace(0, torch.pi * 32, 33)[:, None]
+    expected = torchaudio.functional.phase_vocoder(complex_spectrogram, rate, advance).abs()
+    actual = stretch_time(complex_spectrogram.abs(), rate)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.max().item())  # fp32: it passes through angles
+    spectrogram = Spectrogram(64, 2, 64, 32, 0, True, "reflect")
+    np.testing.assert_allclose(spectrogram(wave, rate), expected**2, rtol=0, atol=1e-5 * expected.square().max().item())
+
+
+def test_a_tempo_is_drawn_in_training_alone() -> None:
+    """An option that changes nothing, as upstream's; a stretch in evaluation, or one that leaves no patch of the shortest clip."""
+    arguments = music_spectrogram(8000, n_mels=32) | dict(spec_aug_freq_mask=0, spec_aug_time_mask=0)
+    torch.manual_seed(0)
+    plain = AudioSpectrogramTransformer(dim=16, depth=1, patch_dropout_prob=0.0, **arguments)
+    stretched = AudioSpectrogramTransformer(dim=16, depth=1, patch_dropout_prob=0.0, spec_time_stretch=(0.5, 2.0), **arguments)
+    stretched.load_state_dict(plain.state_dict())
+    wave = waves(2, 5000)
+    rates = {round(stretched._draw_rate(5000), 3) for _ in range(50)}
+    assert len(rates) > 40 and 0.5 <= min(rates) < 0.7 and 1.7 < max(rates) <= 2.0
+    assert not torch.equal(stretched(wave), plain(wave))
+    assert torch.equal(stretched.eval()(wave), plain.eval()(wave))
+    stretched.train()
+    for _ in range(20):
+        assert stretched(waves(1, stretched.min_samples)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(spec_time_stretch=(0.0, 1.0)), "rates above 0"),
+        (dict(spec_time_stretch=(1.2, 0.8)), r"\(slowest, fastest\)"),
+        (dict(spec_time_stretch=(0.8, 1.2), accept_spec=True), "needs waves"),
+    ],
+)
+def test_stretch_refuses(arguments: dict[str, Any], message: str) -> None:
+    """A rate that plays nothing, or an option that a spectrogram's powers would silently ignore."""
+    with pytest.raises(ValueError, match=message):
+        AudioSpectrogramTransformer(dim=16, depth=1, **arguments)
 
 
 def test_patches_are_kept_at_random() -> None:

@@ -47,10 +47,19 @@ def test_fit_lowers_the_error_level_by_level(batched: bool) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_frozen_codebooks_stay() -> None:
-    """Codes that drift under the transformers trained on them."""
+@pytest.mark.parametrize("way", ["fit", "freeze", "load"])
+def test_frozen_codebooks_stay(way: str, tmp_path: Path) -> None:
+    """Codes that drift under the transformers trained on them, in this run or in the next."""
     _, quantizer = quantizers()
-    quantizer.freeze()
+    if way == "freeze":
+        quantizer.freeze()
+    elif way == "load":
+        quantizer.save(tmp_path / "quantizer.pt")
+        quantizer = fresh()
+        quantizer.load(tmp_path / "quantizer.pt")
+    else:
+        quantizer = fresh()
+        quantizer.fit(clusters())
     quantizer.eval().train()
     before = copy.deepcopy(quantizer.rq.state_dict())
     quantizer(wavs=waves(6, 700))
@@ -74,14 +83,34 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "quantizer.pt"
     path.write_bytes(b"old")
 
-    def fail(_: Any, file: Path) -> None:
-        Path(file).write_bytes(b"half")
+    def fail(_: Any, file: Any) -> None:
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(OSError, match="No space"):
         fresh().save(path)
     assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["quantizer.pt"]
+
+
+def test_an_optimizer_of_its_parameters_trains_the_tables() -> None:
+    """MuLaN moved under its own codes, or tables that no optimizer sees."""
+    _, quantizer = quantizers()
+    quantizer.freeze()
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
+    before = copy.deepcopy(quantizer.state_dict())
+    quantizer(texts=tokens(4, 6), namespace="coarse").square().sum().backward()
+    optimizer.step()
+    assert [name for name, tensor in quantizer.state_dict().items() if not torch.equal(tensor, before[name])] == ["cond_embeddings.coarse"]
+
+
+def test_nan_latents_are_refused() -> None:
+    """A wave of NaN that becomes a code like any other, and with it a whole condition."""
+    _, quantizer = quantizers()
+    wave = waves(2, 700)
+    wave[1, 300] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite values: are the waves finite"):
+        quantizer.eval()(wavs=wave)
 
 
 def test_upstream_takes_it_as_a_conditioner() -> None:
