@@ -3,7 +3,8 @@
 from .audio_spectrogram_transformer import AudioSpectrogramTransformer
 from .mulan import MuLaN
 from .mulan_quantizer import MuLaNEmbedQuantizer
+from .semantic_tokens import MelKmeans
 from .spectrogram import music_spectrogram
 from .text_transformer import TextTransformer
 
-__all__ = ["AudioSpectrogramTransformer", "MuLaN", "MuLaNEmbedQuantizer", "TextTransformer", "music_spectrogram"]
+__all__ = ["AudioSpectrogramTransformer", "MelKmeans", "MuLaN", "MuLaNEmbedQuantizer", "TextTransformer", "music_spectrogram"]

@@ -7,12 +7,12 @@ called it is an `AudioConditionerBase`, which audiolm-pytorch's trainers insist 
 
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ
 
+from .files import save_state
 from .mulan import MuLaN
 
 
@@ -94,13 +94,8 @@ class MuLaNEmbedQuantizer(nn.Module):
         return self
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the state dict, MuLaN's included, as upstream and the export read it; aside first, so that no half file is ever left."""
-        part = Path(path).with_name(f"{Path(path).name}.part")
-        try:
-            torch.save(self.state_dict(), part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        """Write the state dict, MuLaN's included, as upstream and the export read it."""
+        save_state(self.state_dict(), path)
 
     def load(self, path: str | os.PathLike) -> None:
         """Read what `save` or musiclm-pytorch wrote: tensors alone, every one of them. Codebooks stay frozen if they were."""
