@@ -6,6 +6,7 @@ from .contrastive import SigmoidContrastiveLearning, SoftmaxContrastiveLearning
 from .mulan import MuLaN
 from .mulan_quantizer import MuLaNEmbedQuantizer
 from .musiclm import MusicLM
+from .semantic_tokens import MelKmeans
 from .spectrogram import music_spectrogram
 from .text_transformer import TextTransformer
 from .trainer import MuLaNTrainer
@@ -13,6 +14,7 @@ from .trainer import MuLaNTrainer
 __all__ = [
     "AudioSpectrogramTransformer",
     "ClipDataset",
+    "MelKmeans",
     "MuLaN",
     "MuLaNEmbedQuantizer",
     "MuLaNTrainer",

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from .mulan_quantizer import MuLaNEmbedQuantizer
+from .semantic_tokens import SemanticTokenizer
 
 INSTALL = """\
 pip install "musiclm-deploy[export,train]"
@@ -33,7 +34,7 @@ def load_upstream() -> None:
     _hide_our_kernels()
     warn, log_level = warnings.warn, logging.root.level
     try:
-        _import_torchaudio()
+        import_torchaudio()
         with _importable("torchvision", "x-clip's augmentation of images", "transforms"):
             import_module("x_clip")
         with _importable("fairseq", "upstream's HubertWithKmeans and FairseqVQWav2Vec"):
@@ -48,8 +49,10 @@ def load_upstream() -> None:
         logging.root.setLevel(log_level)
     # Every transformer reads the width of T5 at construction, also when it is conditioned on MuLaN; unknown, it is asked from a hub.
     t5.T5_CONFIGS.setdefault(t5.DEFAULT_T5_NAME, {"config": t5.T5Config(d_model=768)})
-    # Upstream's trainers check the type of what conditions them, an empty subclass of nn.Module: ours becomes one as soon as it exists.
+    # Upstream's trainers check the types of what conditions them, an empty subclass of nn.Module, and of what tokenizes their waves: ours
+    # become such as soon as those exist. Of HubertWithKmeans nothing is used.
     MuLaNEmbedQuantizer.__bases__ = (import_module("audiolm_pytorch.utils").AudioConditionerBase,)
+    SemanticTokenizer.__bases__ = (import_module("audiolm_pytorch.hubert_kmeans").HubertWithKmeans,)
 
 
 class _StandIn(ModuleType):
@@ -80,15 +83,15 @@ def _importable(name: str, wanted_for: str, *submodules: str) -> Iterator[None]:
         del sys.modules[name]
 
 
-def _import_torchaudio() -> None:
-    """Import torchaudio, without its compiled extension if only that does not load, as with a wheel linked to CUDA beside a CPU torch."""
+def import_torchaudio() -> ModuleType:
+    """torchaudio, without its compiled extension if only that does not load, as with a wheel linked to CUDA beside a CPU torch."""
     fault = _import_fault("torchaudio")
     if fault is not None and not isinstance(fault, ModuleNotFoundError):
         refuse = import_module("torchaudio._internal.module_utils").fail_with_message(f"needs torchaudio's compiled extension. {fault}")
         sys.modules["torchaudio._extension"] = _StandIn(
             "torchaudio._extension", "this part of torchaudio", fault, _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=refuse
         )
-    import_module("torchaudio")
+    return import_module("torchaudio")
 
 
 def _import_fault(name: str) -> Exception | None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from musiclm_deploy.model import AudioSpectrogramTransformer, MuLaN, TextTransformer
@@ -42,7 +42,7 @@ def run(function: Callable[..., None], folder: Path, *arguments: Any) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_in_group, args=(port, function, folder, arguments), nprocs=RANKS)
+    spawn(_in_group, args=(port, function, folder, arguments), nprocs=RANKS)
 
 
 def _in_group(rank: int, port: int, function: Callable[..., None], folder: Path, arguments: Sequence[Any]) -> None:

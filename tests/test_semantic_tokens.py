@@ -1,0 +1,190 @@
+"""Semantic tokens from log-mel k-means: the clusters mean something, the file holds them all, upstream's wrappers train on them."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from musiclm_deploy.model import MelKmeans
+from musiclm_deploy.model.upstream import load_upstream
+
+load_upstream()
+import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
+import torchaudio  # noqa: E402
+
+SMALL: dict[str, Any] = dict(num_clusters=19, target_sample_hz=8000, tokens_per_second=50, n_mels=20)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+def tone(hz: float, seconds: float = 1.0, sample_hz: int = 8000) -> Tensor:
+    return 0.5 * torch.sin(2 * math.pi * hz * torch.arange(round(seconds * sample_hz)) / sample_hz)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> MelKmeans:
+    tokenizer = MelKmeans(**SMALL)
+    tokenizer.fit([noise(4, 8000), *(tone(hz) for hz in (200, 500, 900, 1500, 2500))], seed=1)
+    return tokenizer
+
+
+def test_tokens_tell_tones_apart() -> None:
+    """Clusters of something else than pitch: frames in another order than the wave, centres in another scale than the features."""
+    tokenizer = MelKmeans(4, 8000, n_mels=20)
+    pitches = (300, 700, 1300, 2600)
+    tokenizer.fit([tone(hz) for hz in pitches], seed=0)
+    song = torch.cat([tone(hz, 0.4) for hz in (700, 300, 2600, 1300, 700)])
+    (tokens,) = tokenizer(song[None])
+    assert tokens.shape == (100,) and tokens.dtype == torch.int64
+    notes = [set(part[3:-3].tolist()) for part in tokens.split(20)]  # a frame at a change sees both notes
+    assert all(len(note) == 1 for note in notes), notes
+    assert notes[0] == notes[4] and len(set.union(*notes)) == 4, notes
+
+
+def test_features_equal_an_independent_computation(fitted: MelKmeans) -> None:
+    """Deltas of the wrong sign or width, frames a hop off, an edge of zeros, scales of the wrong axis."""
+    wave = noise(2, 4001, seed=3)
+    reference: Any = torchaudio.transforms.MelSpectrogram(8000, 480, 480, 160, n_mels=20, center=False)
+    inner = reference(wave).clamp(min=1e-5).log().double().numpy()  # [B, M, T - 2]
+    mel = np.concatenate([inner[..., :1], inner, inner[..., -1:]], axis=-1)
+    assert mel.shape == (2, 20, 25)
+    edge = np.pad(mel, [(0, 0), (0, 0), (2, 2)], mode="edge")
+    deltas = (2 * (edge[..., 4:] - edge[..., :-4]) + edge[..., 3:-1] - edge[..., 1:-3]) / 10
+    raw = np.concatenate([mel, deltas], axis=1).transpose(0, 2, 1)
+    np.testing.assert_allclose(fitted.raw_features(wave), raw, rtol=0, atol=2e-4)  # fp32 logarithms, filters of torchaudio in fp32
+    scaled = (raw - fitted.mean.numpy()) / fitted.deviation.numpy()
+    distances = np.linalg.norm(scaled[:, :, None] - fitted.centres.numpy(), axis=-1)
+    np.testing.assert_array_equal(fitted(wave), distances.argmin(-1))
+
+
+def test_fit_scales_every_feature_and_follows_the_seed() -> None:
+    """Loud bands that outvote deltas, a fit that cannot be repeated, a constant band divided by nothing."""
+    waves = [noise(3, 8000), noise(1, 1777, seed=2)]
+    first, same, other = MelKmeans(**SMALL), MelKmeans(**SMALL), MelKmeans(**SMALL)
+    first.fit(waves, seed=5)
+    same.fit((wave for wave in waves), seed=5)
+    other.fit(waves, seed=6)
+    features = torch.cat([first.features(wave).flatten(0, 1) for wave in waves])
+    torch.testing.assert_close(features.mean(0), torch.zeros(40), rtol=0, atol=1e-5)
+    torch.testing.assert_close(features.std(0, correction=0), torch.ones(40), rtol=0, atol=1e-5)
+    assert torch.equal(first.centres, same.centres) and not torch.equal(first.centres, other.centres)
+    assert len(first.centres.unique(dim=0)) == 19 and first(noise(1, 8000)).unique().numel() > 5
+
+    narrow = MelKmeans(**SMALL)  # bands far above the tone stay at the floor
+    narrow.fit([torch.nn.functional.pad(tone(100) * torch.hann_window(8000) * 1e-2, (0, 8000))])
+    assert narrow.centres.isfinite().all() and (narrow.deviation == 1).any()
+
+
+@pytest.mark.parametrize("samples", [480, 481, 639, 640, 8123])
+def test_one_token_per_hop_and_rows_do_not_touch(fitted: MelKmeans, samples: int) -> None:
+    """A wave whose tokens depend on its neighbours in the batch, or number more or fewer than its hops."""
+    assert (fitted.downsample_factor, fitted.min_samples) == (160, 480)
+    batch = noise(3, samples, seed=samples)
+    tokens = fitted(batch)
+    assert tokens.shape == (3, samples // 160)
+    for row, wave in zip(tokens, batch, strict=True):
+        assert torch.equal(fitted(wave[None])[0], row)
+
+
+def test_waves_are_resampled_and_cut(fitted: MelKmeans) -> None:
+    """Prompts of another rate tokenized as if they were slow, upstream's `seq_len_multiple_of` ignored."""
+    wave = noise(2, 22050, seed=4)
+    expected = fitted(torchaudio.functional.resample(wave, 22050, 8000))
+    assert torch.equal(fitted(wave, flatten=False, input_sample_hz=22050), expected)
+    cutting = MelKmeans(**SMALL, seq_len_multiple_of=1000)
+    cutting.load_state_dict(fitted.state_dict())
+    assert torch.equal(cutting(wave[:, :8999]), fitted(wave[:, :8000]))
+
+
+def test_a_file_holds_everything(fitted: MelKmeans, tmp_path: Path) -> None:
+    """A scale lost on the way, a part file left behind, a file that needs pickle, or one of other rates taken for fitting."""
+    path = tmp_path / "mel.pt"
+    fitted.save(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mel.pt"]
+    wave = noise(2, 3333, seed=7)
+    again = MelKmeans(**SMALL)
+    again.load(path)
+    alone = MelKmeans.from_state(torch.load(path, weights_only=True))
+    assert (alone.target_sample_hz, alone.downsample_factor, alone.codebook_size) == (8000, 160, 19)
+    assert torch.equal(again(wave), fitted(wave)) and torch.equal(alone(wave), fitted(wave))
+    with pytest.raises(ValueError, match=r"\[8000, 480, 160\], this tokenizer \[16000, 480, 160\]"):
+        MelKmeans(19, 16000, 100, n_mels=20).load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(fitted: MelKmeans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clusters lost to a full disk, after which every transformer trained on them is worthless."""
+    path = tmp_path / "mel.pt"
+    path.write_bytes(b"old")
+
+    def fail(_: Any, file: Any) -> None:
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        fitted.save(path)
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == ["mel.pt"]
+
+
+def test_upstream_trains_on_its_tokens(fitted: MelKmeans) -> None:
+    """Upstream's wrappers refuse what is no `HubertWithKmeans`, or their loss is of other tokens than ours."""
+    sizes: dict[str, Any] = dict(dim=8, depth=1, heads=1, dim_head=8)
+    semantic = audiolm_pytorch.SemanticTransformer(num_semantic_tokens=19, **sizes)
+    wave = noise(2, 1600)
+    wrapper: Any = audiolm_pytorch.SemanticTransformerWrapper(transformer=semantic, wav2vec=fitted, unique_consecutive=False)
+    wrapper.eval()
+    expected = wrapper(semantic_token_ids=fitted(wave), return_loss=True)
+    assert torch.equal(wrapper(raw_wave=wave, return_loss=True), expected) and expected.isfinite()
+    wrapper.train()
+    wrapper(raw_wave=wave, return_loss=True).backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in semantic.parameters())
+
+    codec = audiolm_pytorch.SoundStream(
+        target_sample_hz=8000, codebook_size=13, rq_num_quantizers=3, channels=4, codebook_dim=16, attn_heads=1, attn_dim_head=8
+    )
+    coarse = audiolm_pytorch.CoarseTransformer(num_semantic_tokens=19, codebook_size=13, num_coarse_quantizers=2, **sizes)
+    wrapper = audiolm_pytorch.CoarseTransformerWrapper(transformer=coarse, codec=codec, wav2vec=fitted)
+    assert wrapper(raw_wave=noise(2, 3200), return_loss=True).isfinite()
+    assert isinstance(fitted, audiolm_pytorch.HubertWithKmeans) and fitted.groups == 1
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: MelKmeans(**SMALL)(noise(1, 8000)), "call fit with waves"),
+        (lambda: MelKmeans(**SMALL).save("never.pt"), "call fit with waves"),
+        (lambda: MelKmeans(**SMALL).fit([noise(1, 8000), torch.full((8000,), torch.nan)]), "NaN"),
+        (lambda: MelKmeans(**SMALL).fit([noise(1, 18 * 160)]), "18 frames are too few for 19 clusters"),
+        (lambda: MelKmeans(**SMALL).fit([]), "0 frames are too few"),
+        (lambda: MelKmeans(**SMALL).fit([noise(8000), noise(479)]), r"at least 480 samples at 8000 Hz, got \[1, 479\]"),
+        (lambda: MelKmeans(**SMALL).fit([torch.zeros(8000)]), "silence"),
+        (lambda: MelKmeans(19, 8000, 33), "33 tokens a second at 8000 Hz"),
+        (lambda: MelKmeans(0), "0 clusters"),
+    ],
+)
+def test_refusals(call: Any, message: str) -> None:
+    """Tokens of nothing, clusters of NaN or of one frame each."""
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "wave, message", [(torch.zeros(2, 479), "at least 480"), (torch.zeros(8000), "got"), (torch.full((1, 800), torch.inf), "infinite")]
+)
+def test_waves_are_checked(fitted: MelKmeans, wave: Tensor, message: str) -> None:
+    """A shape error deep inside a convolution, tokens of NaN."""
+    with pytest.raises(ValueError, match=message):
+        fitted(wave)
+
+
+def test_fit_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare ModuleNotFoundError, whose package has another name than its module."""
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.cluster", None)
+    with pytest.raises(ImportError, match=r"musiclm-deploy\[train\]"):
+        MelKmeans(**SMALL).fit([noise(8000)])
