@@ -24,6 +24,9 @@ def export_musiclm(
     transformers = {stage: getattr(audio_lm, stage).transformer for stage in ("semantic", "coarse", "fine")}
     codec = audio_lm.coarse.codec
     read = _settings_of(audio_lm, transformers, quantizer)
+    sample_hz = getattr(musiclm, "mulan_sample_hz", None)
+    if sample_hz is not None:
+        read["mulan"]["sample_hz"] = sample_hz
     overrides = {part: {**read.get(part, {}), **dict((config or {}).get(part, {}))} for part in {*read, *(config or {})}}
     with tempfile.TemporaryDirectory(prefix="musiclm-export-") as folder:
         paths = {name: Path(folder) / f"{name}.pt" for name in (*transformers, "codec", "quantizer")}

@@ -14,6 +14,8 @@ from ..runtime.audio import resample
 from .mulan_quantizer import MuLaNEmbedQuantizer
 
 _STAGES = ("semantic", "coarse", "fine")
+# A SoundStream reflects this many frames at most where a clip begins, so that a shorter one does not decode: it is padded, then cut.
+_REFLECTED_FRAMES = 64
 
 
 class MusicLM(nn.Module):
@@ -94,9 +96,14 @@ class MusicLM(nn.Module):
         if return_coarse_generated_wave:
             return _wave(coarse)
         coarse = coarse[:, (coarse[0] >= 0).all(dim=-1)]
-        if coarse.shape[1] == 0:  # it ended at once
+        frames = coarse.shape[1]
+        if frames == 0:  # it ended at once
             return torch.zeros(1, 0, device=coarse.device)
-        return _wave(audio_lm.fine.generate(text_embeds=conditions["fine"], coarse_token_ids=coarse, reconstruct_wave=True, **prime))
+        fine = audio_lm.fine.generate(text_embeds=conditions["fine"], coarse_token_ids=coarse, **prime)
+        codes = torch.cat((coarse, fine), dim=-1)
+        missing = max(0, _REFLECTED_FRAMES - frames)
+        wave = audio_lm.fine.codec.decode_from_codebook_indices(torch.cat((codes, codes[:, -1:].expand(-1, missing, -1)), dim=1))
+        return wave.reshape(1, -1)[:, : wave.numel() // (frames + missing) * frames]
 
     def _score(self, ids: Tensor, wave: Tensor, compat: str | None) -> float:
         """Cosine of MuLaN's latents of text and wave; below all others for a wave too short to have one."""
