@@ -123,6 +123,20 @@ def _check_fit(collected: Collected) -> None:
         raise ExportError("the checkpoints do not fit together:\n" + "\n".join(f"  - {fault}" for fault in dict.fromkeys(faults)))
 
 
+def warnings_of(collected: Collected) -> list[str]:
+    """What does not stop an export but should be known."""
+    untrained: dict[str, list[str]] = {}
+    for stage in collected.conditioned:
+        quantizer = f"quantizer.{stage}"
+        if namespace_of(collected.settings[quantizer], stage) in collected.settings[quantizer]["untrained_tables"]:
+            untrained.setdefault(collected.checkpoints[quantizer].name, []).append(stage)
+    return [
+        f"{name}: the conditioning of {', '.join(stages)} is as it was drawn at random, as audiolm-pytorch's trainers leave it. "
+        "That is right only if the transformers were trained with this very file."
+        for name, stages in untrained.items()
+    ]
+
+
 def namespace_of(quantizer: Settings, stage: str) -> str:
     """The namespace that serves `stage`: its own, or the only one of a quantizer made for one stage."""
     namespaces = list(quantizer["namespaces"])

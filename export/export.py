@@ -27,7 +27,7 @@ from ..model.text_transformer import clip_merges_path
 from ..runtime.bundle import MANIFEST, Codec, Conditioner, FileRecord, Manifest, Mulan
 from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
-from .collect import Collected, collect, conditioning_dim, namespace_of
+from .collect import Collected, collect, conditioning_dim, namespace_of, warnings_of
 from .errors import ExportError
 from .mulan import build_mulan, conditioner_weights, export_conditioner, export_mulan_audio, export_mulan_text
 from .soundstream import build_decoder, export_codec_decode, lookahead_frames
@@ -83,7 +83,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
     _step(bar, "read", first=True)
     collected = collect(sources, overrides)
     if not quiet:
-        bar.write(settings_table(collected), file=sys.stderr)
+        bar.write("\n".join((settings_table(collected), *(f"warning: {text}" for text in warnings_of(collected)))), file=sys.stderr)
     settings, checkpoints = collected.settings, collected.checkpoints
     groups = settings["codec"]["rq_groups"]
     decoders = {}

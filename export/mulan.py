@@ -101,7 +101,8 @@ def split_quantizer_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
 
 
 def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Settings:
-    """Settings of a quantizer without its MuLaN. `uninitialised` says that some codebook has never seen data: its codes mean nothing."""
+    """Settings of a quantizer without its MuLaN. `uninitialised` says that some codebook has never seen data: its codes mean nothing;
+    `untrained_tables` names the namespaces whose conditioning is as it was drawn."""
     settings = Settings("quantizer", overrides)
     quantizers = _count(state, "rq.layers.")
     _, codebook_size, dim_latent = _shape(state, "rq.layers.0._codebook.embed")
@@ -114,10 +115,19 @@ def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -
     tables = {name: tuple(tensor.shape) for name, tensor in _below(state, "cond_embeddings.").items()}
     settings.infer("namespaces", tuple(tables), "names of cond_embeddings")
     settings.infer("conditioning_dims", tuple(shape[-1] for shape in tables.values()), f"cond_embeddings {list(tables.values())}")
+    untrained = tuple(name for name, table in _below(state, "cond_embeddings.").items() if _as_drawn(table))
+    settings.infer("untrained_tables", untrained, "spread of cond_embeddings, drawn with a deviation of 0.02")
     foreign = [name for name in state if not name.startswith("cond_embeddings.") and "._codebook." not in name]
     if foreign or not tables:
         raise ExportError(f"quantizer: not a MuLaNEmbedQuantizer: {f'unknown tensors {foreign[:5]}' if foreign else 'no cond_embeddings'}.")
     return settings.finish()
+
+
+def _as_drawn(table: Tensor) -> bool:
+    """Whether a table looks like fresh normal draws of deviation 0.02: mean, deviation and kurtosis within five standard errors."""
+    x = table.double().flatten() / 0.02
+    errors = (x.mean(), 1), (x.square().mean() - 1, 2), (x.pow(4).mean() - 3, 96)  # and the variance of one draw of each
+    return all(error.abs() < 5 * math.sqrt(variance / len(x)) for error, variance in errors)
 
 
 def conditioner_weights(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

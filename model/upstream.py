@@ -1,11 +1,13 @@
 """Makes `import audiolm_pytorch` and `import musiclm_pytorch` work on a plain machine.
 
 In: the installed packages, whatever they are. Out: both upstream packages in `sys.modules`, without fairseq, torchvision, torchaudio's
-compiled extension or a model hub. What is missing or cannot load is stood in for, during the import only; what works is never touched.
+compiled extension, torchcodec or a model hub. What is missing or cannot load is stood in for, most of it during the import only; what works
+is never touched.
 It does not know what upstream is used for.
 """
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,6 +18,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import soundfile
+import torch
+from torch import Tensor
 
 from .mulan_quantizer import MuLaNEmbedQuantizer
 from .semantic_tokens import SemanticTokenizer
@@ -91,7 +97,21 @@ def import_torchaudio() -> ModuleType:
         sys.modules["torchaudio._extension"] = _StandIn(
             "torchaudio._extension", "this part of torchaudio", fault, _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=refuse
         )
-    return import_module("torchaudio")
+    torchaudio = import_module("torchaudio")
+    if _import_fault("torchcodec") is not None:  # with which torchaudio reads and writes files, and upstream's trainers through it
+        torchaudio.load, torchaudio.save = _load_sound, _save_sound
+    return torchaudio
+
+
+def _load_sound(uri: str | os.PathLike, frame_offset: int = 0, num_frames: int = -1) -> tuple[Tensor, int]:
+    """`torchaudio.load` by libsndfile: (float32 [channels, t], rate in Hz)."""
+    data, hz = soundfile.read(os.fspath(uri), num_frames, frame_offset, dtype="float32", always_2d=True)
+    return torch.from_numpy(data.T.copy()), hz
+
+
+def _save_sound(uri: str | os.PathLike, src: Tensor, sample_rate: int) -> None:
+    """`torchaudio.save` by libsndfile: src float32 [channels, t], in the format that the suffix names."""
+    soundfile.write(os.fspath(uri), src.T.numpy(), sample_rate)
 
 
 def _import_fault(name: str) -> Exception | None:

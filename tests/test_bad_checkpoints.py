@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from musiclm_deploy.export.checkpoint import Checkpoint, from_package, read_checkpoint
-from musiclm_deploy.export.collect import Collected, collect
+from musiclm_deploy.export.collect import Collected, collect, warnings_of
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.export import export_checkpoints
 from musiclm_deploy.export.mulan import build_mulan, conditioner_weights, export_conditioner
@@ -259,6 +259,14 @@ def test_uninitialised_quantizer(changed):
     sources = changed("quantizer", lambda state: state.update({"rq.layers.1._codebook.initted": torch.tensor([False])}))
     with pytest.raises(ExportError, match=r"quantizer\.pt: its codebooks were never initialised; run it in training mode over your data"):
         collect(sources, {})
+
+
+def test_untrained_tables_are_named(changed):
+    """Conditioning drawn at random, which fits only the transformers that were trained with this very file."""
+    (warning,) = warnings_of(collect(changed("quantizer", lambda state: None), {}))
+    assert warning.startswith("quantizer.pt: the conditioning of semantic, coarse, fine is as it was drawn at random")
+    trained = changed("quantizer", lambda state: [state[f"cond_embeddings.{stage}"].mul_(2) for stage in ("semantic", "coarse", "fine")])
+    assert warnings_of(collect(trained, {})) == []
 
 
 def test_quantizer_without_a_stage(changed):

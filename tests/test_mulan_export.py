@@ -165,11 +165,24 @@ def test_quantizer_state_is_split_and_read() -> None:
     quantizer_state, mulan_state = split_quantizer_state(theirs.state_dict())
     assert mulan_state is not None
     build_mulan(infer_mulan(mulan_state, {}), mulan_state)
-    assert infer_quantizer(quantizer_state, {}).values() == NAMESPACES | {"dim_latent": 18, "uninitialised": False}
+    expected = NAMESPACES | {"dim_latent": 18, "uninitialised": False}
+    assert infer_quantizer(quantizer_state, {}).values() == expected | {"untrained_tables": ("semantic", "coarse", "fine")}
     assert split_quantizer_state(quantizer_state) == (quantizer_state, None)
 
     fresh, _ = split_quantizer_state(upstream.MuLaNEmbedQuantizer(build(upstream), **NAMESPACES).state_dict())
     assert infer_quantizer(fresh, {})["uninitialised"] is True
+
+
+@pytest.mark.parametrize("change", [lambda table: table * 1.2, lambda table: table + 0.01, lambda table: table.sign() * 0.02])
+def test_trained_tables_are_told_from_drawn_ones(change: Any) -> None:
+    """Every table, or none, said to be untrained: spread, mean and shape of what is drawn must all be looked at."""
+    state, _ = split_quantizer_state(quantizers()[0].state_dict())
+    for seed in range(20):
+        torch.manual_seed(seed)
+        drawn = {name: torch.randn_like(table) * 0.02 if name.startswith("cond") else table for name, table in state.items()}
+        assert infer_quantizer(drawn, {})["untrained_tables"] == ("semantic", "coarse", "fine")
+        trained = drawn | {"cond_embeddings.coarse": change(drawn["cond_embeddings.coarse"])}
+        assert infer_quantizer(trained, {})["untrained_tables"] == ("semantic", "fine")
 
 
 @pytest.mark.parametrize(

@@ -95,3 +95,23 @@ except ImportError as error:
 assert "torchaudio" in message, message
 assert "pip install --no-deps {" ".join(pins)}" in message, message
 """)
+
+
+def test_sound_files_are_read_and_written_without_torchcodec(tmp_path: Path) -> None:
+    """Fault: upstream's data set and codec trainer stop at the first file, since torchaudio leaves those to a package that needs FFmpeg."""
+    in_fresh_process(f"""
+import sys
+sys.modules["torchcodec"] = None
+
+from musiclm_deploy.model.upstream import load_upstream
+load_upstream()
+
+import torch, torchaudio
+from audiolm_pytorch.data import SoundDataset
+wave = torch.stack((torch.linspace(-0.5, 0.5, 900), torch.zeros(900)))
+torchaudio.save({str(tmp_path)!r} + "/a.flac", wave, 8000)
+read, hz = torchaudio.load({str(tmp_path)!r} + "/a.flac", frame_offset=100, num_frames=300)
+assert hz == 8000 and (read - wave[:, 100:400]).abs().max() < 2**-15
+(item,) = SoundDataset({str(tmp_path)!r}, target_sample_hz=8000)
+assert (item - wave.mean(0)).abs().max() < 2**-15
+""")
