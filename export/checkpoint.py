@@ -101,7 +101,7 @@ def read_checkpoint(path: Path, kind: str) -> Checkpoint:
             why = "not a PyTorch file, or a damaged one. Was it copied whole?"
         raise ExportError(f"--{kind} {path}: {why}") from error
     checkpoint = from_package(path.name, package)
-    checkpoint.sha256 = _sha256(path)
+    checkpoint.sha256 = sha256_of(path)
     return expect(checkpoint, kind)
 
 
@@ -132,6 +132,6 @@ def from_package(name: str, package: Any) -> Checkpoint:
     return Checkpoint(name, tensors, version if isinstance(version, str) else None, config if isinstance(config, bytes) else None)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

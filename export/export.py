@@ -49,6 +49,8 @@ def export_checkpoints(
     out: str | os.PathLike,
     mulan: str | os.PathLike | None = None,
     semantic_features: str | os.PathLike | None = None,
+    hubert: str | os.PathLike | None = None,
+    kmeans: str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -56,13 +58,14 @@ def export_checkpoints(
     """Export trained checkpoints to the bundle `out`.
 
     quantizer: one file for all stages, or {stage: file}. mulan: may be left out where a quantizer file contains its MuLaN.
-    semantic_features: the file of the MelKmeans that the semantic transformer was trained with; without one the bundle takes no sound
-    for its semantic tokens.
+    semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
+    upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
-    sources |= {name: Path(path) for name, path in (("mulan", mulan), ("semantic-features", semantic_features)) if path is not None}
+    optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
+    sources |= {name: Path(path) for name, path in optional.items() if path is not None}
     quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
     sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
 
@@ -109,7 +112,8 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
     _step(bar, "wav2vec")
     wav2vec = None
     if "wav2vec" in checkpoints:
-        wav2vec = export_wav2vec(build_tokenizer(checkpoints["wav2vec"]), settings["wav2vec"]["kind"], folder)
+        tokenizer = build_tokenizer(checkpoints["wav2vec"], settings["wav2vec"])
+        wav2vec = export_wav2vec(tokenizer, settings["wav2vec"], folder)
     hop = 1
     for stride in settings["codec"]["strides"]:
         hop *= stride

@@ -74,7 +74,7 @@ def _codec(model: MusicLM, collected: Collected) -> float:
 
 
 def _semantic_tokens(model: MusicLM, collected: Collected) -> float:
-    tokenizer = build_tokenizer(collected.checkpoints["wav2vec"])
+    tokenizer = build_tokenizer(collected.checkpoints["wav2vec"], collected.settings["wav2vec"])
     errors = []
     for rows, samples in ((3, tokenizer.min_samples), (1, 7 * tokenizer.downsample_factor + tokenizer.min_samples + 131)):
         wave = torch.randn(rows, samples) * 0.1

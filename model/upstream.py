@@ -94,6 +94,12 @@ def import_torchaudio() -> ModuleType:
     return import_module("torchaudio")
 
 
+def import_transformers() -> ModuleType:
+    """transformers, which must not take our kernels/ for the package of that name."""
+    _hide_our_kernels()
+    return import_module("transformers")
+
+
 def _import_fault(name: str) -> Exception | None:
     """Import a module; what went wrong, or None."""
     try:

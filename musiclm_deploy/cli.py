@@ -115,6 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         "--semantic-features", type=Path, metavar="FILE", help="the MelKmeans that the semantic transformer was trained with"
     )
     export.add_argument(
+        "--hubert", type=Path, metavar="FILE", help="or the HuBERT it was trained with: fairseq's checkpoint, or a Hugging Face folder"
+    )
+    export.add_argument("--kmeans", type=Path, metavar="FILE", help="the k-means model, of scikit-learn, that goes with --hubert")
+    export.add_argument(
         "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'
     )
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to make")
@@ -268,7 +272,8 @@ def _export(options: argparse.Namespace) -> int:
                 f"--quantizer {item}: {stage or 'one for all stages'} was given already. Repeat it with STAGE= for each stage."
             )
         quantizers[stage] = path
-    checkpoints = {name: getattr(options, name) for name in ("semantic", "coarse", "fine", "codec", "mulan", "semantic_features")}
+    names = ("semantic", "coarse", "fine", "codec", "mulan", "semantic_features", "hubert", "kmeans")
+    checkpoints = {name: getattr(options, name) for name in names}
     out = export_checkpoints(
         **checkpoints, quantizer=quantizers, out=options.out, config=config, overwrite=options.overwrite, quiet=options.quiet
     )

@@ -120,6 +120,7 @@ class SemanticTokenizer:
     samples_per_token: int
     min_samples: int  # the shortest wave that has a token
     codebook_size: int
+    heads: int | None  # of its attention, whose memory grows with the square of the wave; None: it has none
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .audio import resample
 from .backend import choose_device, open_session
 from .bundle import STAGES, Bundle, Decoder
 from .generation import Generation, Progress
-from .memory import check_memory, mulan_audio_bytes
+from .memory import check_memory, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
 from .noise import NoiseSource
 from .request import make_request
@@ -110,10 +110,12 @@ class MusicLM:
         wav2vec = self.bundle.manifest.wav2vec
         if wav2vec is None:
             raise ValueError(
-                "this bundle has no semantic tokenizer: export it with --semantic-features FILE, the file of the MelKmeans "
-                "that the semantic transformer was trained with."
+                "this bundle has no semantic tokenizer: export it with the one that the semantic transformer was trained with, "
+                "--semantic-features FILE for MelKmeans, --hubert FILE --kmeans FILE for HuBERT."
             )
-        return self.run(wav2vec.graph, wave=_wave_at(audio, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need"))["tokens"]
+        wave = _wave_at(audio, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
+        check_memory({"wav2vec": wav2vec_bytes(wav2vec, *wave.shape)})
+        return self.run(wav2vec.graph, wave=wave)["tokens"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One call of a graph of the bundle, by its file name."""

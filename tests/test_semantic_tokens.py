@@ -15,7 +15,7 @@ from musiclm_deploy.cli import main
 from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.errors import ExportError
-from musiclm_deploy.export.semantic_tokens import build_tokenizer
+from musiclm_deploy.export.semantic_tokens import build_tokenizer, infer_mel
 from musiclm_deploy.export.validate import TOLERANCES, _semantic_tokens
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.upstream import load_upstream
@@ -244,7 +244,7 @@ def test_the_runtime_resamples_and_checks(bundle: Path, fitted: MelKmeans) -> No
 def test_the_manifest_says_what_it_is(bundle: Path) -> None:
     """A record that names another rate than the graph has, an error that nobody measured, a file opened unchecked."""
     manifest = Bundle.open(bundle).manifest
-    assert manifest.wav2vec == SemanticTokenizer("wav2vec.onnx", "mel", 8000, 160, 480, 19)
+    assert manifest.wav2vec == SemanticTokenizer("wav2vec.onnx", "mel", 8000, 160, 480, 19, None)
     assert 0 <= manifest.errors["wav2vec"] < 1e-4 and manifest.sources["wav2vec"]["sha256"]
     assert manifest.settings["wav2vec"]["n_mels"] == [20, "spec.mel [20, ...]"]
     assert {"wav2vec.onnx", "wav2vec.onnx.data"} <= manifest.files.keys()
@@ -253,7 +253,7 @@ def test_the_manifest_says_what_it_is(bundle: Path) -> None:
 def test_a_bundle_without_it_says_how_to_add_it(music: Any) -> None:
     """None called as a graph."""
     assert music.bundle.manifest.wav2vec is None
-    with pytest.raises(ValueError, match="export it with --semantic-features FILE"):
+    with pytest.raises(ValueError, match="--semantic-features FILE for MelKmeans, --hubert FILE --kmeans FILE for HuBERT"):
         music.semantic_tokens((np.zeros(8000, np.float32), 8000))
 
 
@@ -276,7 +276,10 @@ def changed(state: dict[str, Tensor], **tensors: Tensor | None) -> dict[str, Ten
     "change, message",
     [
         ({"centres": torch.ones(18, 40)}, r"codebook_size is 18, but semantic.pt: num_semantic_tokens is 19"),
-        ({"spec.mel_layout": torch.tensor([4000, 480, 160])}, r"tokens_per_second is 25.0, but semantic.pt: tokens_per_second is 50.0"),
+        (
+            {"spec.mel_layout": torch.tensor([4000, 480, 160])},
+            "gives 25 tokens a second, but semantic.pt: tokens_per_second is 50",
+        ),
         ({"spec.mel_layout": torch.tensor([8000, 480, 0])}, "0 samples per token cannot be"),
         ({"spec.mel_layout": torch.tensor([8000, 480])}, r"has shape \[2\], expected \[3\]"),
         ({"centres": torch.ones(19)}, "not a file that MelKmeans.save wrote"),
@@ -303,8 +306,9 @@ def test_files_that_do_not_fit(fitted: MelKmeans, tiny_checkpoints, tmp_path: Pa
 )
 def test_files_that_cannot_be_built(fitted: MelKmeans, change: Any, message: str) -> None:
     """A damaged or unfinished tokenizer that exports without a word."""
+    checkpoint = Checkpoint("mel.pt", changed(fitted.state_dict(), **change))
     with pytest.raises(ExportError, match=message):
-        build_tokenizer(Checkpoint("mel.pt", changed(fitted.state_dict(), **change)))
+        build_tokenizer(checkpoint, infer_mel(checkpoint, {}))
 
 
 def test_the_command_line_takes_the_file(tiny_checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -314,5 +318,5 @@ def test_the_command_line_takes_the_file(tiny_checkpoints, tmp_path: Path, capsy
     assert main(["export", *options, *wrong, "--out", str(tmp_path / "bundle"), "--quiet"]) == 1
     message = capsys.readouterr().err
     assert "--semantic-features mulan.pt: expected the semantic tokenizer that MelKmeans.save writes, but the file holds a MuLaN" in message
-    with pytest.raises(ExportError, match="no semantic tokenizer was given"):
+    with pytest.raises(ExportError, match="got overrides of 'wav2vec' alone"):
         collect(tiny_checkpoints, {"wav2vec": {"n_mels": 3}})
