@@ -164,9 +164,7 @@ def _fairseq_name(name: str) -> str | None:
 def _named(path: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tensor]:
     named, unknown = {}, []
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or not isinstance(name, str):
-            continue
-        if _UNUSED.fullmatch(name):
+        if not isinstance(tensor, Tensor) or not isinstance(name, str) or _UNUSED.fullmatch(name.removeprefix("hubert.")):
             continue
         found = rename(name)
         if found is None:
