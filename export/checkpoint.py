@@ -27,6 +27,7 @@ _MARKS = {
     "codec": "decoder_film.to_cond.weight",
     "quantizer": "rq.layers.0._codebook.embed",
     "mulan": "audio_to_latents.weight",
+    "semantic-features": "centres|spec.mel_layout",
 }
 _DESCRIPTIONS = {
     "semantic": "a semantic transformer",
@@ -35,6 +36,7 @@ _DESCRIPTIONS = {
     "codec": "a SoundStream codec",
     "quantizer": "a MuLaN embedding quantizer",
     "mulan": "a MuLaN model",
+    "semantic-features": "the semantic tokenizer that MelKmeans.save writes",
 }
 
 
@@ -76,7 +78,7 @@ class Checkpoint:
 
 
 def identify(state: Mapping[str, Tensor]) -> str | None:
-    """Which of the six checkpoints a state dict is, or None."""
+    """Which kind of checkpoint a state dict is, or None."""
     for kind, marks in _MARKS.items():
         if all(mark in state for mark in marks.split("|")):
             return kind
@@ -84,7 +86,7 @@ def identify(state: Mapping[str, Tensor]) -> str | None:
 
 
 def read_checkpoint(path: Path, kind: str) -> Checkpoint:
-    """Read `path`, which must hold `kind` ("semantic", "coarse", "fine", "codec", "mulan" or "quantizer")."""
+    """Read `path`, which must hold `kind`, one of `_MARKS`."""
     if not path.is_file():
         raise ExportError(f"--{kind} {path}: there is no such file.")
     try:
@@ -99,7 +101,7 @@ def read_checkpoint(path: Path, kind: str) -> Checkpoint:
             why = "not a PyTorch file, or a damaged one. Was it copied whole?"
         raise ExportError(f"--{kind} {path}: {why}") from error
     checkpoint = from_package(path.name, package)
-    checkpoint.sha256 = _sha256(path)
+    checkpoint.sha256 = sha256_of(path)
     return expect(checkpoint, kind)
 
 
@@ -130,6 +132,6 @@ def from_package(name: str, package: Any) -> Checkpoint:
     return Checkpoint(name, tensors, version if isinstance(version, str) else None, config if isinstance(config, bytes) else None)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

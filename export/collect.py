@@ -14,16 +14,17 @@ from typing import Any
 from .checkpoint import Checkpoint, expect, read_checkpoint
 from .errors import ExportError
 from .mulan import infer_mulan, infer_quantizer, split_quantizer_state
+from .semantic_tokens import infer_mel, read_hubert_kmeans, tokens_per_second
 from .settings import Settings
 from .soundstream import infer_soundstream
 from .transformers import STAGES, infer_transformer
 
-PARTS = (*STAGES, "codec", "mulan", "quantizer")
+PARTS = (*STAGES, "codec", "mulan", "quantizer", "wav2vec")
 
 
 @dataclass(frozen=True)
 class Collected:
-    checkpoints: dict[str, Checkpoint]  # semantic, coarse, fine, codec, mulan; quantizer.<stage> per conditioned stage
+    checkpoints: dict[str, Checkpoint]  # semantic, coarse, fine, codec, mulan; quantizer.<stage> per conditioned stage; wav2vec if given
     settings: dict[str, Settings]  # the same names; quantizer.<stage> as well
 
     @property
@@ -32,7 +33,8 @@ class Collected:
 
 
 def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collected:
-    """sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it."""
+    """sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it.
+    semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds."""
     _check_overrides(overrides)
     missing = [name for name in (*STAGES, "codec") if name not in sources]
     if missing:
@@ -61,9 +63,26 @@ def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collec
         raise ExportError("missing checkpoint: --mulan (no quantizer file holds one).")
     checkpoints["mulan"] = mulan
     settings["mulan"] = infer_mulan(mulan.state, overrides.get("mulan", {}))
+    _collect_wav2vec(sources, overrides.get("wav2vec", {}), checkpoints, settings)
     collected = Collected(checkpoints, settings)
     _check_fit(collected)
     return collected
+
+
+def _collect_wav2vec(
+    sources: Mapping[str, Path], overrides: Mapping[str, Any], checkpoints: dict[str, Checkpoint], settings: dict[str, Settings]
+) -> None:
+    """Add what was given of a semantic tokenizer."""
+    given = [name for name in ("semantic-features", "hubert", "kmeans") if name in sources]
+    if given == ["semantic-features"]:
+        checkpoints["wav2vec"] = read_checkpoint(sources["semantic-features"], "semantic-features")
+        settings["wav2vec"] = infer_mel(checkpoints["wav2vec"], overrides)
+    elif given == ["hubert", "kmeans"]:
+        found, settings["wav2vec"] = read_hubert_kmeans(sources["hubert"], sources["kmeans"], overrides)
+        checkpoints |= found
+    elif given or overrides:
+        got = ", ".join(f"--{name}" for name in given) or "overrides of 'wav2vec' alone"
+        raise ExportError(f"a semantic tokenizer is either --semantic-features, or --hubert and --kmeans; got {got}.")
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -98,6 +117,14 @@ def _check_fit(collected: Collected) -> None:
     same("coarse", "codebook_size", "fine", "codebook_size")
     same("coarse", "codebook_size", "codec", "codebook_size")
     same("coarse", "num_coarse_quantizers", "fine", "num_coarse_quantizers")
+    if "wav2vec" in s:
+        same("wav2vec", "codebook_size", "semantic", "num_semantic_tokens")
+        rate, trained = tokens_per_second(s["wav2vec"]), s["semantic"]["tokens_per_second"]
+        if rate != trained:
+            faults.append(
+                f"{names['wav2vec']}: gives {rate:g} tokens a second, but {names['semantic']}: tokens_per_second is {trained:g}; "
+                "override it if the semantic transformer was trained on these tokens"
+            )
     quantizers = s["fine"]["num_coarse_quantizers"] + s["fine"]["num_fine_quantizers"]
     if quantizers != s["codec"]["rq_num_quantizers"]:
         faults.append(

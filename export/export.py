@@ -30,12 +30,13 @@ from . import graph, trace
 from .collect import Collected, collect, conditioning_dim, namespace_of, warnings_of
 from .errors import ExportError
 from .mulan import build_mulan, conditioner_weights, export_conditioner, export_mulan_audio, export_mulan_text
+from .semantic_tokens import build_tokenizer, export_wav2vec
 from .soundstream import build_decoder, export_codec_decode, lookahead_frames
 from .stage import export_stage
 from .transformers import STAGES
 
 _FATAL = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
-_STEPS = ("read", *STAGES, "mulan", "conditioner", "codec", "validate", "write")
+_STEPS = ("read", *STAGES, "mulan", "conditioner", "codec", "wav2vec", "validate", "write")
 
 
 def export_checkpoints(
@@ -47,6 +48,9 @@ def export_checkpoints(
     quantizer: str | os.PathLike | Mapping[str, str | os.PathLike],
     out: str | os.PathLike,
     mulan: str | os.PathLike | None = None,
+    semantic_features: str | os.PathLike | None = None,
+    hubert: str | os.PathLike | None = None,
+    kmeans: str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -54,12 +58,14 @@ def export_checkpoints(
     """Export trained checkpoints to the bundle `out`.
 
     quantizer: one file for all stages, or {stage: file}. mulan: may be left out where a quantizer file contains its MuLaN.
+    semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
+    upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
-    if mulan is not None:
-        sources["mulan"] = Path(mulan)
+    optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
+    sources |= {name: Path(path) for name, path in optional.items() if path is not None}
     quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
     sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
 
@@ -103,6 +109,11 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
     _step(bar, "codec")
     decoder = build_decoder(settings["codec"], checkpoints["codec"].state)
     export_codec_decode(decoder, folder / "codec_decode.onnx")
+    _step(bar, "wav2vec")
+    wav2vec = None
+    if "wav2vec" in checkpoints:
+        tokenizer = build_tokenizer(checkpoints["wav2vec"], settings["wav2vec"])
+        wav2vec = export_wav2vec(tokenizer, settings["wav2vec"], folder)
     hop = 1
     for stride in settings["codec"]["strides"]:
         hop *= stride
@@ -131,6 +142,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
             lookahead_frames=lookahead_frames(settings["codec"]),
             min_frames=decoder.min_frames,
         ),
+        wav2vec=wav2vec,
         unique_consecutive=settings["semantic"]["unique_consecutive"],
         semantic_tokens_per_second=float(settings["semantic"]["tokens_per_second"]),
         made_by={

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..model import MelKmeans
 from .export import export_checkpoints
 
 
@@ -34,6 +35,9 @@ def export_musiclm(
             torch.save(_state(transformer), paths[stage])
         codec.save(str(paths["codec"]))
         torch.save(_state(quantizer), paths["quantizer"])
+        if isinstance(audio_lm.semantic.wav2vec, MelKmeans):
+            paths["semantic_features"] = Path(folder) / "semantic_features.pt"
+            audio_lm.semantic.wav2vec.save(paths["semantic_features"])
         return export_checkpoints(**paths, out=out, config=overrides, overwrite=overwrite, quiet=quiet)  # type: ignore[arg-type]
 
 

@@ -23,12 +23,14 @@ from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_seman
 from .collect import Collected, collect
 from .errors import ExportError
 from .mulan import build_mulan
+from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .soundstream import build_decoder
 from .transformers import STAGES
 
-# Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1).
-TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, "codec_decode": 1e-4, **dict.fromkeys(STAGES, 1e-4)}
+# Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1). Of tokens how much
+# farther than the nearest centre the chosen one is, relative to that distance: two centres may be equally near up to rounding.
+TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, "codec_decode": 1e-4, "wav2vec": 1e-4, **dict.fromkeys(STAGES, 1e-4)}
 _ROWS, _STEPS = 2, 9
 
 
@@ -38,6 +40,8 @@ def validate(bundle: Path, sources: dict[str, Path], overrides: dict[str, Any]) 
     torch.manual_seed(0)
     with load(bundle, device="cpu") as model, torch.inference_mode():
         errors = _mulan(model, collected) | {"codec_decode": _codec(model, collected)}
+        if model.bundle.manifest.wav2vec is not None:
+            errors["wav2vec"] = _semantic_tokens(model, collected)
         for stage in STAGES:
             errors[stage] = _transformer(stage, model, collected)
     faults = [
@@ -67,6 +71,19 @@ def _codec(model: MusicLM, collected: Collected) -> float:
     codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
     wave = model.run(codec.decode, codes=codes.numpy())["wave"]
     return _relative(wave, build_decoder(collected.settings["codec"], collected.checkpoints["codec"].state)(codes))
+
+
+def _semantic_tokens(model: MusicLM, collected: Collected) -> float:
+    tokenizer = build_tokenizer(collected.checkpoints["wav2vec"], collected.settings["wav2vec"])
+    errors = []
+    for rows, samples in ((3, tokenizer.min_samples), (1, 7 * tokenizer.downsample_factor + tokenizer.min_samples + 131)):
+        wave = torch.randn(rows, samples) * 0.1
+        found = torch.from_numpy(model.semantic_tokens((wave.numpy(), tokenizer.target_sample_hz)))
+        distances = torch.cdist(tokenizer.features(wave), tokenizer.centres)
+        if found.shape != distances.shape[:2]:
+            raise ExportError(f"the exported semantic tokenizer gives the shape {list(found.shape)}, PyTorch {list(distances.shape[:2])}.")
+        errors.append(((distances.gather(-1, found[..., None])[..., 0] / distances.amin(-1)) - 1).max().item())
+    return max(errors)
 
 
 def _transformer(stage: str, model: MusicLM, collected: Collected) -> float:

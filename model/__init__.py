@@ -3,6 +3,7 @@
 from .audio_spectrogram_transformer import AudioSpectrogramTransformer
 from .clips import ClipDataset
 from .contrastive import SigmoidContrastiveLearning, SoftmaxContrastiveLearning
+from .hubert import HubertKmeans
 from .mulan import MuLaN
 from .mulan_quantizer import MuLaNEmbedQuantizer
 from .musiclm import MusicLM
@@ -14,6 +15,7 @@ from .trainer import MuLaNTrainer
 __all__ = [
     "AudioSpectrogramTransformer",
     "ClipDataset",
+    "HubertKmeans",
     "MelKmeans",
     "MuLaN",
     "MuLaNEmbedQuantizer",

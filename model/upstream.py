@@ -114,6 +114,12 @@ def _save_sound(uri: str | os.PathLike, src: Tensor, sample_rate: int) -> None:
     soundfile.write(os.fspath(uri), src.T.numpy(), sample_rate)
 
 
+def import_transformers() -> ModuleType:
+    """transformers, which must not take our kernels/ for the package of that name."""
+    _hide_our_kernels()
+    return import_module("transformers")
+
+
 def _import_fault(name: str) -> Exception | None:
     """Import a module; what went wrong, or None."""
     try:

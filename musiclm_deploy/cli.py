@@ -112,6 +112,13 @@ def _parser() -> argparse.ArgumentParser:
         help="checkpoint of the MuLaN quantizer; repeat with STAGE= if each stage has its own",
     )
     export.add_argument(
+        "--semantic-features", type=Path, metavar="FILE", help="the MelKmeans that the semantic transformer was trained with"
+    )
+    export.add_argument(
+        "--hubert", type=Path, metavar="FILE", help="or the HuBERT it was trained with: fairseq's checkpoint, or a Hugging Face folder"
+    )
+    export.add_argument("--kmeans", type=Path, metavar="FILE", help="the k-means model, of scikit-learn, that goes with --hubert")
+    export.add_argument(
         "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'
     )
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to make")
@@ -233,6 +240,10 @@ def _inspect(options: argparse.Namespace) -> int:
     )
     mulan = manifest.mulan
     print(f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz")
+    if manifest.wav2vec:
+        wav2vec = manifest.wav2vec
+        rate = wav2vec.sample_hz / wav2vec.samples_per_token
+        print(f"  wav2vec   {wav2vec.kind}, {wav2vec.codebook_size} tokens, {rate:g} a second of audio at {wav2vec.sample_hz} Hz")
     print("  largest error against PyTorch, measured at export:")
     for stage, error in manifest.errors.items():
         print(f"    {stage:13} {error:.1e}")
@@ -261,7 +272,8 @@ def _export(options: argparse.Namespace) -> int:
                 f"--quantizer {item}: {stage or 'one for all stages'} was given already. Repeat it with STAGE= for each stage."
             )
         quantizers[stage] = path
-    checkpoints = {name: getattr(options, name) for name in ("semantic", "coarse", "fine", "codec", "mulan")}
+    names = ("semantic", "coarse", "fine", "codec", "mulan", "semantic_features", "hubert", "kmeans")
+    checkpoints = {name: getattr(options, name) for name in names}
     out = export_checkpoints(
         **checkpoints, quantizer=quantizers, out=options.out, config=config, overwrite=options.overwrite, quiet=options.quiet
     )

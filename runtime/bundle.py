@@ -16,6 +16,7 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
                   with a prefix: prefix_mask bool [B, S, 1], prefix_embeddings [B, S, dim]; with cross-attention: the context
                   -> logits [B, V] of each row's last position, present.<layer>.key|value
     codec_decode  codes int64 [B, frames, Q] -> wave [B, frames * samples_per_frame]
+    wav2vec       wave [B, t] -> tokens int64 [B, n], the semantic tokens of a sound; not in every bundle
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 1  # rises when the layout changes
+FORMAT = 2  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -110,6 +111,19 @@ class Codec:
 
 
 @dataclass(frozen=True)
+class SemanticTokenizer:
+    """What turns a wave into the tokens that the semantic transformer was trained on, before repeats are collapsed."""
+
+    graph: str
+    kind: str  # "mel": k-means over log-mel frames; "hubert": k-means over a layer of HuBERT
+    sample_hz: int
+    samples_per_token: int
+    min_samples: int  # the shortest wave that has a token
+    codebook_size: int
+    heads: int | None  # of its attention, whose memory grows with the square of the wave; None: it has none
+
+
+@dataclass(frozen=True)
 class FileRecord:
     bytes: int
     sha256: str
@@ -123,6 +137,7 @@ class Manifest:
     coarse: Decoder
     fine: Decoder
     codec: Codec
+    wav2vec: SemanticTokenizer | None  # upstream's word for it; None in a bundle that takes no sound for its tokens
     unique_consecutive: bool  # repeated semantic tokens were collapsed in training
     semantic_tokens_per_second: float
     made_by: dict[str, str]  # tool -> version, precision, opset
@@ -209,6 +224,7 @@ def _parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
 def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     decoders = [getattr(manifest, stage) for stage in STAGES]
     named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.decode]
+    named += [manifest.wav2vec.graph] if manifest.wav2vec else []
     named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
     for name, record in manifest.files.items():

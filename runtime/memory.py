@@ -6,7 +6,7 @@ In: the manifest's records and the sizes of a request. Out: bytes, and a MemoryE
 import logging
 from pathlib import Path
 
-from .bundle import Decoder, Mulan
+from .bundle import Decoder, Mulan, SemanticTokenizer
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,6 +21,11 @@ def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> in
 def mulan_audio_bytes(mulan: Mulan, rows: int, samples: int) -> int:
     """Bytes that MuLaN's attention over a wave takes: scores, bias, their sum and its softmax, each float32 [rows, H, patches, patches]."""
     return round(4 * 4 * rows * mulan.audio_heads * (samples / mulan.samples_per_patch) ** 2)
+
+
+def wav2vec_bytes(wav2vec: SemanticTokenizer, rows: int, samples: int) -> int:
+    """Bytes that HuBERT's attention over a wave takes: scores and their softmax, each float32 [rows, H, tokens, tokens]."""
+    return 2 * 4 * rows * (wav2vec.heads or 0) * (samples // wav2vec.samples_per_token) ** 2
 
 
 def check_memory(needed: dict[str, int]) -> None:

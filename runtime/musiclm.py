@@ -18,7 +18,7 @@ from .audio import resample
 from .backend import choose_device, open_session
 from .bundle import STAGES, Bundle, Decoder
 from .generation import Generation, Progress
-from .memory import check_memory, mulan_audio_bytes
+from .memory import check_memory, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
 from .noise import NoiseSource
 from .request import make_request
@@ -46,6 +46,7 @@ class MusicLM:
         manifest = bundle.manifest
         self.tokenizer = ClipTokenizer.from_file(bundle.path(manifest.mulan.tokenizer))
         graphs = [manifest.mulan.text, manifest.mulan.audio, manifest.conditioner.graph, manifest.codec.decode]
+        graphs += [manifest.wav2vec.graph] if manifest.wav2vec else []
         graphs += [graph for stage in STAGES for graph in (self._decoder(stage).graph, self._decoder(stage).context) if graph]
         self._sessions: dict[str, Any] | None = {graph: open_session(bundle.path(graph), threads) for graph in graphs}
         _LOG.info("%s on %s: %d graphs", bundle.root, device, len(graphs))
@@ -96,17 +97,25 @@ class MusicLM:
 
     def embed_audio(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
         """MuLaN's latents of (wave float32 [t] or [B, t], rate in Hz): float32 [B, dim_latent], of length 1."""
-        wave, hz = audio
         mulan = self.bundle.manifest.mulan
-        wave = resample(np.atleast_2d(np.asarray(wave, np.float32)), hz, mulan.sample_hz)
-        if wave.ndim != 2 or wave.shape[-1] < mulan.min_samples:
-            raise ValueError(
-                f"MuLaN embeds waves [B, t] of at least {mulan.min_samples} samples at {mulan.sample_hz} Hz, got {list(wave.shape)}."
-            )
-        if not np.isfinite(wave).all():
-            raise ValueError("the wave holds NaN or infinite samples.")
+        wave = _wave_at(audio, mulan.sample_hz, mulan.min_samples, "MuLaN embeds")
         check_memory({"mulan": mulan_audio_bytes(mulan, *wave.shape)})
         return self.run(mulan.audio, wave=wave)["latent"]
+
+    def semantic_tokens(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
+        """Semantic tokens of (wave float32 [t] or [B, t], rate in Hz): int64 [B, n], one per frame, repeats and all.
+
+        Raises ValueError for a wave that cannot be used, and for a bundle that was exported without a semantic tokenizer.
+        """
+        wav2vec = self.bundle.manifest.wav2vec
+        if wav2vec is None:
+            raise ValueError(
+                "this bundle has no semantic tokenizer: export it with the one that the semantic transformer was trained with, "
+                "--semantic-features FILE for MelKmeans, --hubert FILE --kmeans FILE for HuBERT."
+            )
+        wave = _wave_at(audio, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
+        check_memory({"wav2vec": wav2vec_bytes(wav2vec, *wave.shape)})
+        return self.run(wav2vec.graph, wave=wave)["tokens"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One call of a graph of the bundle, by its file name."""
@@ -131,3 +140,14 @@ class MusicLM:
 
     def _decoder(self, stage: str) -> Decoder:
         return getattr(self.bundle.manifest, stage)
+
+
+def _wave_at(audio: tuple[np.ndarray, int], sample_hz: int, min_samples: int, who: str) -> np.ndarray:
+    """(wave [t] or [B, t], rate in Hz) -> float32 [B, t] at `sample_hz`, checked."""
+    wave, hz = audio
+    wave = resample(np.atleast_2d(np.asarray(wave, np.float32)), hz, sample_hz)
+    if wave.ndim != 2 or wave.shape[-1] < min_samples:
+        raise ValueError(f"{who} waves [B, t] of at least {min_samples} samples at {sample_hz} Hz, got {list(wave.shape)}.")
+    if not np.isfinite(wave).all():
+        raise ValueError("the wave holds NaN or infinite samples.")
+    return wave

@@ -1,4 +1,5 @@
-"""Semantic tokens from log-mel k-means: the clusters mean something, the file holds them all, upstream's wrappers train on them."""
+"""Semantic tokens from log-mel k-means: the clusters mean something, the file holds them all, upstream's wrappers train on them, and the
+graph of a bundle gives the same."""
 
 import math
 from pathlib import Path
@@ -9,8 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import musiclm_deploy as md
+from musiclm_deploy.cli import main
+from musiclm_deploy.export.checkpoint import Checkpoint
+from musiclm_deploy.export.collect import collect
+from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.export.semantic_tokens import build_tokenizer, infer_mel
+from musiclm_deploy.export.validate import TOLERANCES, _semantic_tokens
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.upstream import load_upstream
+from musiclm_deploy.runtime.bundle import Bundle, SemanticTokenizer
 
 load_upstream()
 import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
@@ -188,3 +197,126 @@ def test_fit_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(__import__("sys").modules, "sklearn.cluster", None)
     with pytest.raises(ImportError, match=r"musiclm-deploy\[train\]"):
         MelKmeans(**SMALL).fit([noise(8000)])
+
+
+# --- the stage wav2vec
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_models, fitted: MelKmeans, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a live MusicLM whose `wav2vec` is a `MelKmeans`."""
+    import musiclm_pytorch
+
+    audio_lm = audiolm_pytorch.AudioLM(
+        wav2vec=fitted,
+        codec=tiny_models["codec"],
+        semantic_transformer=tiny_models["semantic"],
+        coarse_transformer=tiny_models["coarse"],
+        fine_transformer=tiny_models["fine"],
+    )
+    live = musiclm_pytorch.MusicLM(audio_lm, tiny_models["quantizer"])
+    return md.export_musiclm(live, tmp_path_factory.mktemp("live") / "bundle", quiet=True)
+
+
+@pytest.mark.parametrize("rows, samples", [(1, 480), (3, 481), (2, 5003), (1, 24_000)])
+def test_the_graph_gives_the_tokens_of_pytorch(bundle: Path, fitted: MelKmeans, rows: int, samples: int) -> None:
+    """A graph with the sizes of its tracing in it, scales or centres lost, tokens of another type."""
+    wave = noise(rows, samples, seed=samples)
+    with md.load(bundle, device="cpu") as model:
+        tokens = model.semantic_tokens((wave.numpy(), 8000))
+        assert tokens.dtype == np.int64
+        np.testing.assert_array_equal(tokens, fitted(wave))
+        np.testing.assert_array_equal(model.semantic_tokens((wave[0].numpy(), 8000)), tokens[:1])
+
+
+def test_the_runtime_resamples_and_checks(bundle: Path, fitted: MelKmeans) -> None:
+    """A sound of another rate tokenized as if it were slow; NaN or a click given to the graph."""
+    wave = noise(2, 22050, seed=4)
+    with md.load(bundle, device="cpu") as model:
+        resampled = torchaudio.functional.resample(wave, 22050, 8000)
+        np.testing.assert_array_equal(model.semantic_tokens((wave.numpy(), 22050)), fitted(resampled))
+        with pytest.raises(ValueError, match=r"at least 480 samples at 8000 Hz, got \[1, 479\]"):
+            model.semantic_tokens((np.zeros(479, np.float32), 8000))
+        with pytest.raises(ValueError, match="NaN"):
+            model.semantic_tokens((np.full(8000, np.nan, np.float32), 8000))
+
+
+def test_the_manifest_says_what_it_is(bundle: Path) -> None:
+    """A record that names another rate than the graph has, an error that nobody measured, a file opened unchecked."""
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.wav2vec == SemanticTokenizer("wav2vec.onnx", "mel", 8000, 160, 480, 19, None)
+    assert 0 <= manifest.errors["wav2vec"] < 1e-4 and manifest.sources["wav2vec"]["sha256"]
+    assert manifest.settings["wav2vec"]["n_mels"] == [20, "spec.mel [20, ...]"]
+    assert {"wav2vec.onnx", "wav2vec.onnx.data"} <= manifest.files.keys()
+
+
+def test_a_bundle_without_it_says_how_to_add_it(music: Any) -> None:
+    """None called as a graph."""
+    assert music.bundle.manifest.wav2vec is None
+    with pytest.raises(ValueError, match="--semantic-features FILE for MelKmeans, --hubert FILE --kmeans FILE for HuBERT"):
+        music.semantic_tokens((np.zeros(8000, np.float32), 8000))
+
+
+def test_validation_tells_other_tokens(bundle: Path, fitted: MelKmeans, tiny_checkpoints, tmp_path: Path) -> None:
+    """A validation that passes whatever the graph says: here PyTorch has its centres in another order than the graph."""
+    fitted.save(tmp_path / "mel.pt")
+    collected = collect({**tiny_checkpoints, "semantic-features": tmp_path / "mel.pt"}, {})
+    with md.load(bundle, device="cpu") as model:
+        assert _semantic_tokens(model, collected) < 1e-6
+        state = collected.checkpoints["wav2vec"].state
+        state["centres"] = state["centres"].roll(1, 0)
+        assert _semantic_tokens(model, collected) > 0.1 > TOLERANCES["wav2vec"]
+
+
+def changed(state: dict[str, Tensor], **tensors: Tensor | None) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in {**state, **tensors}.items() if tensor is not None}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"centres": torch.ones(18, 40)}, r"codebook_size is 18, but semantic.pt: num_semantic_tokens is 19"),
+        (
+            {"spec.mel_layout": torch.tensor([4000, 480, 160])},
+            "gives 25 tokens a second, but semantic.pt: tokens_per_second is 50",
+        ),
+        ({"spec.mel_layout": torch.tensor([8000, 480, 0])}, "0 samples per token cannot be"),
+        ({"spec.mel_layout": torch.tensor([8000, 480])}, r"has shape \[2\], expected \[3\]"),
+        ({"centres": torch.ones(19)}, "not a file that MelKmeans.save wrote"),
+        ({"centres": None}, "none of the models known here"),
+    ],
+)
+def test_files_that_do_not_fit(fitted: MelKmeans, tiny_checkpoints, tmp_path: Path, change: Any, message: str) -> None:
+    """Tokens beyond the vocabulary of the semantic transformer, or of another length than it was trained on."""
+    torch.save(changed(fitted.state_dict(), **change), tmp_path / "mel.pt")
+    with pytest.raises(ExportError, match=message):
+        collect({**tiny_checkpoints, "semantic-features": tmp_path / "mel.pt"}, {})
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"deviation": torch.zeros(40)}, "no clusters yet"),
+        ({"centres": torch.full((19, 40), torch.nan)}, "NaN"),
+        ({"centres": torch.ones(19, 41)}, "size mismatch"),
+        ({"mean": None}, "Missing key"),
+        ({"more": torch.ones(1)}, "Unexpected key"),
+        ({"spec.mel_layout": torch.tensor([8000, 480, 161])}, "must last whole samples"),
+    ],
+)
+def test_files_that_cannot_be_built(fitted: MelKmeans, change: Any, message: str) -> None:
+    """A damaged or unfinished tokenizer that exports without a word."""
+    checkpoint = Checkpoint("mel.pt", changed(fitted.state_dict(), **change))
+    with pytest.raises(ExportError, match=message):
+        build_tokenizer(checkpoint, infer_mel(checkpoint, {}))
+
+
+def test_the_command_line_takes_the_file(tiny_checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """An option that nobody reads; another checkpoint given in its place."""
+    options = [part for name, path in tiny_checkpoints.items() for part in (f"--{name}", str(path))]
+    wrong = ["--semantic-features", str(tiny_checkpoints["mulan"])]
+    assert main(["export", *options, *wrong, "--out", str(tmp_path / "bundle"), "--quiet"]) == 1
+    message = capsys.readouterr().err
+    assert "--semantic-features mulan.pt: expected the semantic tokenizer that MelKmeans.save writes, but the file holds a MuLaN" in message
+    with pytest.raises(ExportError, match="got overrides of 'wav2vec' alone"):
+        collect(tiny_checkpoints, {"wav2vec": {"n_mels": 3}})

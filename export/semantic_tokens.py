@@ -1,0 +1,122 @@
+"""The semantic tokenizer, from its file to the stage `wav2vec` of a bundle: waves to what the semantic transformer was trained to write.
+
+In: the file of a `MelKmeans`, or HuBERT's and its k-means model. Out: `Settings`, the module in PyTorch, one ONNX file and its record for
+the manifest. It does not know the transformers.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ..model import HubertKmeans, MelKmeans
+from ..model.hubert_files import read_hubert
+from ..model.semantic_tokens import SemanticTokenizer
+from ..model.sklearn_kmeans import read_cluster_centers
+from ..runtime import bundle
+from .checkpoint import Checkpoint, sha256_of
+from .errors import ExportError
+from .settings import Settings
+from .trace import trace
+
+_UNTOLD = "default of audiolm-pytorch 2.4.0"
+
+
+def infer_mel(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Settings:
+    """Settings of the `MelKmeans` in a file, all of which the file tells."""
+    settings = Settings("wav2vec", overrides)
+    if len(checkpoint.shape("spec.mel_layout")) != 1 or len(checkpoint.shape("centres")) != 2 or len(checkpoint.shape("spec.mel")) != 2:
+        raise ExportError(f"{checkpoint.name}: not a file that MelKmeans.save wrote: its tensors have other shapes.")
+    sample_hz, _, hop = map(int, checkpoint.array("spec.mel_layout", 3))
+    if hop < 1 or sample_hz < hop:
+        raise ExportError(f"{checkpoint.name}: a rate of {sample_hz} Hz and {hop} samples per token cannot be.")
+    settings.infer("kind", "mel", "spec.mel_layout present")
+    settings.infer("target_sample_hz", sample_hz, "spec.mel_layout")
+    settings.infer("samples_per_token", hop, "spec.mel_layout")
+    settings.infer("n_mels", checkpoint.shape("spec.mel")[0], f"spec.mel [{checkpoint.shape('spec.mel')[0]}, ...]")
+    settings.infer("codebook_size", checkpoint.shape("centres")[0], f"centres [{checkpoint.shape('centres')[0]}, ...]")
+    return settings.finish()
+
+
+def read_hubert_kmeans(hubert: Path, kmeans: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Checkpoint], Settings]:
+    """HuBERT's checkpoint with the cluster centres among its tensors, the checkpoint of these, and the settings of both."""
+    option = "hubert"
+    try:
+        found = read_hubert(hubert)
+        option = "kmeans"
+        centres = read_cluster_centers(kmeans)
+    except ValueError as error:
+        raise ExportError(f"--{option} {error}") from error
+    settings = Settings("wav2vec", overrides)
+    settings.infer("kind", "hubert", "--hubert")
+    sample_hz = settings.assume("target_sample_hz", 16000, _UNTOLD)
+    if not isinstance(sample_hz, int) or sample_hz < 1:
+        raise ExportError(f"wav2vec: target_sample_hz must be a whole number of at least 1, got {sample_hz!r}.")
+    settings.assume("output_layer", 9, _UNTOLD)
+    settings.assume("normalize", False, f"{_UNTOLD}, which gives waves to every model as they are")
+    for name, fact in found.facts.items():
+        (settings.infer if fact.told else settings.assume)(name, fact.value, fact.source)
+    settings.infer("codebook_size", len(centres), f"cluster_centers_ [{len(centres)}, ...]")
+    weights = next((path for name in ("model.safetensors", "pytorch_model.bin") if (path := hubert / name).is_file()), hubert)
+    checkpoints = {
+        "wav2vec": Checkpoint(found.name, {**found.state, "centres": centres}, sha256=sha256_of(weights)),
+        "wav2vec.kmeans": Checkpoint(kmeans.name, {"centres": centres}, sha256=sha256_of(kmeans)),
+    }
+    return checkpoints, settings.finish()
+
+
+def build_tokenizer(checkpoint: Checkpoint, settings: Settings) -> SemanticTokenizer:
+    """The tokenizer of a checkpoint, every tensor of which it must take, in evaluation mode."""
+    try:
+        if settings["kind"] == "mel":
+            for name in checkpoint.state:
+                checkpoint.array(name)  # refuses NaN
+            tokenizer = MelKmeans.from_state(checkpoint.state)
+        else:
+            state = {name: tensor for name, tensor in checkpoint.state.items() if name != "centres"}
+            values = settings.values()
+            own = {name: values[name] for name in ("target_sample_hz", "output_layer", "normalize")}
+            config = {name: value for name, value in values.items() if name not in (*own, "kind", "codebook_size")}
+            tokenizer = HubertKmeans(config, state, checkpoint.state["centres"], **own)
+    except ExportError:
+        raise
+    except (ValueError, RuntimeError) as error:  # torch lists every missing, unexpected and misshapen tensor
+        raise ExportError(f"{checkpoint.name}: cannot be built. {error}") from error
+    if isinstance(tokenizer, MelKmeans) and not tokenizer.fitted:
+        raise ExportError(f"{checkpoint.name}: this tokenizer has no clusters yet; call fit with waves, then save it.")
+    return tokenizer.eval()
+
+
+def tokens_per_second(settings: Settings) -> float:
+    values = settings.values()
+    return values["target_sample_hz"] / (values["samples_per_token"] if values["kind"] == "mel" else math.prod(values["conv_stride"]))
+
+
+def export_wav2vec(tokenizer: SemanticTokenizer, settings: Settings, folder: Path) -> bundle.SemanticTokenizer:
+    """Write `wav2vec.onnx`: `wave` [batch, samples] fp32 -> `tokens` [batch, n] int64, for waves of `tokenizer.min_samples` and more."""
+    shortest = tokenizer.min_samples
+    wave = torch.zeros(2, shortest + 5 * tokenizer.downsample_factor)
+    path = folder / "wav2vec.onnx"
+    trace(_Tokens(tokenizer), (wave,), path, ["wave"], ["tokens"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
+    return bundle.SemanticTokenizer(
+        graph=path.name,
+        kind=settings["kind"],
+        sample_hz=tokenizer.target_sample_hz,
+        samples_per_token=tokenizer.downsample_factor,
+        min_samples=shortest,
+        codebook_size=tokenizer.codebook_size,
+        heads=settings.values().get("num_attention_heads"),
+    )
+
+
+class _Tokens(nn.Module):
+    def __init__(self, tokenizer: SemanticTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return self.tokenizer.tokens(wave)

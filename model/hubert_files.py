@@ -1,0 +1,232 @@
+"""HuBERT's weights, out of fairseq's checkpoint or a Hugging Face folder; neither fairseq nor anything in a file is run.
+
+In: a path. Out: `HubertFile`: tensors under transformers' names and the arguments of its `HubertConfig`, each with where it comes from. It
+builds no model and knows no clusters.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+_POS_CONV = "encoder.pos_conv_embed.conv"
+# fairseq's names, and what transformers calls them. Weight norm's g and v are the two tensors of a parametrization there.
+_FAIRSEQ = [
+    (r"feature_extractor\.conv_layers\.(\d+)\.0\.", r"feature_extractor.conv_layers.\1.conv."),
+    (r"feature_extractor\.conv_layers\.(\d+)\.2\.(1\.)?", r"feature_extractor.conv_layers.\1.layer_norm."),
+    (r"layer_norm\.", "feature_projection.layer_norm."),
+    (r"post_extract_proj\.", "feature_projection.projection."),
+    (r"encoder\.pos_conv\.0\.", f"{_POS_CONV}."),
+    (r"encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.attention."),
+    (r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.", r"encoder.layers.\1.layer_norm."),
+    (r"encoder\.layers\.(\d+)\.fc1\.", r"encoder.layers.\1.feed_forward.intermediate_dense."),
+    (r"encoder\.layers\.(\d+)\.fc2\.", r"encoder.layers.\1.feed_forward.output_dense."),
+    (r"encoder\.layers\.(\d+)\.final_layer_norm\.", r"encoder.layers.\1.final_layer_norm."),
+    (r"encoder\.layer_norm\.", "encoder.layer_norm."),
+]
+_WEIGHT_NORM = {
+    f"{_POS_CONV}.weight_g": f"{_POS_CONV}.parametrizations.weight.original0",
+    f"{_POS_CONV}.weight_v": f"{_POS_CONV}.parametrizations.weight.original1",
+}
+# Only training and other tasks read these: masks, the targets of pretraining, heads for transcription and classification.
+_UNUSED = re.compile(r"mask_emb|label_embs_concat|final_proj\..*|masked_spec_embed|lm_head\..*|projector\..*|classifier\..*|layer_weights")
+_CONFIG = re.compile(  # arguments of `HubertConfig` that change what it computes
+    "hidden_(size|act)|num_(hidden_layers|attention_heads)|intermediate_size|layer_norm_eps|feat_extract_(norm|activation)|feat_proj_layer_norm"
+    "|conv_(dim|stride|kernel|bias|pos_batch_norm)|num_conv_pos_embeddings|num_conv_pos_embedding_groups|do_stable_layer_norm"
+)
+# What fairseq puts beside the tensors: dictionaries of labels, settings, meters.
+_HARMLESS = re.compile(r"(fairseq|omegaconf|argparse|collections|numpy|_codecs|typing|enum|copy_?reg)\..+|(__builtin__|builtins)\.object")
+
+
+@dataclass(frozen=True)
+class Fact:
+    value: Any
+    source: str
+    told: bool  # by the file; else a convention, which the user may know better
+
+
+@dataclass(frozen=True)
+class HubertFile:
+    name: str
+    state: dict[str, Tensor]  # fp32, as `HubertModel` names them
+    facts: dict[str, Fact]  # arguments of `HubertConfig`
+
+
+class _Inert:
+    """Stands for an object beside the tensors; keeps what it is made of."""
+
+    args: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __new__(cls, *_: Any) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_hubert(path: str | os.PathLike) -> HubertFile:
+    """A checkpoint of fairseq's `HubertModel`, such as hubert_base_ls960.pt, or a folder with config.json and model.safetensors or
+    pytorch_model.bin. Raises ValueError for anything else."""
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder.")
+    return _read_folder(path) if path.is_dir() else _read_fairseq(path)
+
+
+def _read_fairseq(path: Path) -> HubertFile:
+    package = _load(path)
+    model = package.get("model") if isinstance(package, Mapping) else None
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{path}: not a checkpoint of fairseq, which is a dictionary with the entry 'model'.")
+    if any(str(name).startswith(("vector_quantizer.", "quantizer.")) for name in model):
+        raise ValueError(f"{path}: this is a wav2vec model with a quantizer of its own, which is not covered; HuBERT with k-means is.")
+    state = _named(path, model, _fairseq_name)
+    cfg = _settings(package)
+    activation = cfg.get("activation_fn", "gelu")
+    activation = activation.args[0] if isinstance(activation, _Inert) and activation.args else activation  # of an enumeration
+    if activation != "gelu":
+        raise ValueError(f"{path}: the activation {activation!r} is not covered; HuBERT has gelu.")
+    return HubertFile(path.name, state, _facts(path, state, cfg))
+
+
+def _read_folder(folder: Path) -> HubertFile:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}: config.json cannot be read ({error}).") from error
+    if not isinstance(config, dict) or config.get("model_type") != "hubert":
+        found = config.get("model_type") if isinstance(config, dict) else config
+        raise ValueError(f"{folder}: config.json is of a model of type {found!r}, expected 'hubert'.")
+    if (folder / "model.safetensors").is_file():
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(folder / "model.safetensors")
+        except Exception as error:  # safetensors has an exception of its own, without a common base
+            raise ValueError(f"{folder / 'model.safetensors'}: damaged ({error}). Was it copied whole?") from error
+    elif (folder / "pytorch_model.bin").is_file():
+        state = _load(folder / "pytorch_model.bin")
+        if not isinstance(state, Mapping):
+            raise ValueError(f"{folder / 'pytorch_model.bin'}: expected a dictionary of tensors, got {type(state).__name__}.")
+    else:
+        raise ValueError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin.")
+    state = _named(folder, state, lambda name: name.removeprefix("hubert."))
+    strides, kernels = config.get("conv_stride"), config.get("conv_kernel")
+    sizes = [config.get(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")]
+    sizes += [*strides, *kernels] if isinstance(strides, list) and isinstance(kernels, list) and len(strides) == len(kernels) else [None]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"{folder}: config.json does not give width, layers, heads, strides and kernels as whole numbers.")
+    facts = {name: Fact(value, "config.json", True) for name, value in config.items() if _CONFIG.fullmatch(name)}
+    return HubertFile(folder.name, state, facts)
+
+
+def _load(path: Path) -> Any:
+    """torch's weights-only loader, with inert stand-ins for the objects that fairseq saves beside the tensors."""
+    try:
+        names = get_unsafe_globals_in_checkpoint(path)
+        refused = sorted(name for name in names if not _HARMLESS.fullmatch(name))
+        if not refused:
+            with safe_globals([(_Inert, name) for name in names]):
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file raises nearly anything
+        raise ValueError(f"{path}: not a file that torch.save wrote since 1.6, or a damaged one. Was it copied whole?") from error
+    raise ValueError(f"{path}: refused, because it names {', '.join(refused[:3])}, which could run code.")
+
+
+def _settings(package: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What fairseq saved of the model's settings: under `cfg` since its version 0.10.1, under `args` before."""
+    cfg, args = package.get("cfg"), package.get("args")
+    if isinstance(cfg, Mapping) and isinstance(cfg.get("model"), Mapping):
+        return cfg["model"]
+    return args.state if isinstance(args, _Inert) and isinstance(args.state, Mapping) else {}
+
+
+def _fairseq_name(name: str) -> str | None:
+    for theirs, ours in _FAIRSEQ:
+        found, count = re.subn(f"^{theirs}", ours, name)
+        if count:
+            return found
+    return None
+
+
+def _named(path: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tensor]:
+    named, unknown = {}, []
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor) or not isinstance(name, str) or _UNUSED.fullmatch(name.removeprefix("hubert.")):
+            continue
+        found = rename(name)
+        if found is None:
+            unknown.append(name)
+        elif not tensor.isfinite().all():
+            raise ValueError(f"{path}: the tensor {name!r} holds NaN or infinite values; this checkpoint cannot be used.")
+        else:
+            named[_WEIGHT_NORM.get(found, found)] = tensor.float()
+    if unknown or not named:
+        what = f"its tensors {', '.join(unknown[:5])} are not HuBERT's" if unknown else "it holds no tensors"
+        raise ValueError(f"{path}: not a HuBERT model as it stands after pretraining: {what}.")
+    return named
+
+
+def _facts(path: Path, state: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> dict[str, Fact]:
+    """Arguments of `HubertConfig` that fairseq's tensors and settings tell."""
+    convolutions, layers = _count(state, "feature_extractor.conv_layers."), _count(state, "encoder.layers.")
+    try:
+        kernels = [tuple(state[f"feature_extractor.conv_layers.{i}.conv.weight"].shape) for i in range(convolutions)]
+        hidden, grouped, positions = state[f"{_POS_CONV}.parametrizations.weight.original1"].shape
+        inner = len(state["encoder.layers.0.feed_forward.intermediate_dense.weight"])
+        dims = [(kernel[0], kernel[2]) for kernel in kernels]
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{path}: not a whole HuBERT model: {error} is missing or of another shape.") from error
+    norm = "layer" if "feature_extractor.conv_layers.1.layer_norm.weight" in state else "group"
+    facts = {
+        "hidden_size": Fact(hidden, f"encoder.pos_conv.0.weight_v [{hidden}, ...]", True),
+        "num_hidden_layers": Fact(layers, "number of encoder.layers", True),
+        "intermediate_size": Fact(inner, f"fc1 [{inner}, ...]", True),
+        "feat_extract_norm": Fact(norm, f"conv_layers.1.2 {'present' if norm == 'layer' else 'absent'}", True),
+        "conv_dim": Fact(tuple(dim for dim, _ in dims), "feature_extractor.conv_layers", True),
+        "conv_kernel": Fact(tuple(kernel for _, kernel in dims), "feature_extractor.conv_layers", True),
+        "conv_bias": Fact("feature_extractor.conv_layers.0.conv.bias" in state, "conv_layers.0.0.bias", True),
+        "num_conv_pos_embeddings": Fact(positions, f"encoder.pos_conv.0.weight_v [..., {positions}]", True),
+        "num_conv_pos_embedding_groups": Fact(hidden // max(grouped, 1), f"encoder.pos_conv.0.weight_v [..., {grouped}, ...]", True),
+    }
+    told = {
+        "conv_stride": ("conv_feature_layers", _strides(cfg.get("conv_feature_layers"))),
+        "num_attention_heads": ("encoder_attention_heads", cfg.get("encoder_attention_heads")),
+        "do_stable_layer_norm": ("layer_norm_first", cfg.get("layer_norm_first")),
+    }
+    conventions = {
+        "conv_stride": (_STRIDES, "every published HuBERT"),
+        "num_attention_heads": (hidden // (80 if hidden == 1280 else 64), "heads of 64, or 80 at width 1280: every published HuBERT"),
+        "do_stable_layer_norm": (norm == "layer", "with layer norms in every convolution, as every published HuBERT"),
+    }
+    for name, (key, value) in told.items():
+        default, why = conventions[name]
+        facts[name] = Fact(value, f"cfg.model.{key}", True) if type(value) is type(default) else Fact(default, why, False)
+    return facts
+
+
+def _strides(text: Any) -> tuple[int, ...] | None:
+    """Of "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2", the Python expression in which fairseq keeps (dim, kernel, stride)."""
+    if not isinstance(text, str):
+        return None
+    terms = [re.fullmatch(r"\s*\[((?:\(\d+, ?\d+, ?\d+\),? ?)+)\]\s*(?:\*\s*(\d{1,2}))?\s*", term) for term in text.split("+")]
+    if not all(terms):
+        return None
+    found = [re.findall(r", ?(\d+)\)", term[1]) * int(term[2] or 1) for term in terms if term]
+    return tuple(int(stride) for strides in found for stride in strides)
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})
