@@ -16,6 +16,7 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
                   with a prefix: prefix_mask bool [B, S, 1], prefix_embeddings [B, S, dim]; with cross-attention: the context
                   -> logits [B, V] of each row's last position, present.<layer>.key|value
     codec_decode  codes int64 [B, frames, Q] -> wave [B, frames * samples_per_frame]
+    codec_encode  wave [B, frames * samples_per_frame] -> codes int64 [B, frames, Q]
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 1  # rises when the layout changes
+FORMAT = 2  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -100,6 +101,7 @@ class Decoder:
 @dataclass(frozen=True)
 class Codec:
     decode: str  # graph
+    encode: str | None  # graph; None for a SoundStream whose search for codes the export does not cover
     sample_hz: int
     samples_per_frame: int
     quantizers: int  # columns of the codes, residual groups included
@@ -107,6 +109,7 @@ class Codec:
     codebook_size: int
     lookahead_frames: int  # K: the first chunk of a stream holds at least this many frames
     min_frames: int  # the shortest clip it decodes
+    min_encode_frames: int  # the shortest wave it encodes
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,7 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     decoders = [getattr(manifest, stage) for stage in STAGES]
     named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.decode]
     named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
+    named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
     for name, record in manifest.files.items():
         try:

@@ -46,6 +46,7 @@ class MusicLM:
         manifest = bundle.manifest
         self.tokenizer = ClipTokenizer.from_file(bundle.path(manifest.mulan.tokenizer))
         graphs = [manifest.mulan.text, manifest.mulan.audio, manifest.conditioner.graph, manifest.codec.decode]
+        graphs += [manifest.codec.encode] if manifest.codec.encode else []
         graphs += [graph for stage in STAGES for graph in (self._decoder(stage).graph, self._decoder(stage).context) if graph]
         self._sessions: dict[str, Any] | None = {graph: open_session(bundle.path(graph), threads) for graph in graphs}
         _LOG.info("%s on %s: %d graphs", bundle.root, device, len(graphs))
@@ -96,17 +97,24 @@ class MusicLM:
 
     def embed_audio(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
         """MuLaN's latents of (wave float32 [t] or [B, t], rate in Hz): float32 [B, dim_latent], of length 1."""
-        wave, hz = audio
         mulan = self.bundle.manifest.mulan
-        wave = resample(np.atleast_2d(np.asarray(wave, np.float32)), hz, mulan.sample_hz)
-        if wave.ndim != 2 or wave.shape[-1] < mulan.min_samples:
-            raise ValueError(
-                f"MuLaN embeds waves [B, t] of at least {mulan.min_samples} samples at {mulan.sample_hz} Hz, got {list(wave.shape)}."
-            )
-        if not np.isfinite(wave).all():
-            raise ValueError("the wave holds NaN or infinite samples.")
+        wave = _checked_wave(audio, mulan.sample_hz, mulan.min_samples, "MuLaN embeds")
         check_memory({"mulan": mulan_audio_bytes(mulan, *wave.shape)})
         return self.run(mulan.audio, wave=wave)["latent"]
+
+    def encode_audio(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
+        """The codec's codes of (wave float32 [t] or [B, t], rate in Hz): int64 [B, frames, Q], columns as in the graph `codec_encode`.
+
+        The wave is resampled to the codec's rate, and what lacks of its last frame is filled with silence.
+        """
+        codec = self.bundle.manifest.codec
+        if codec.encode is None:
+            raise ValueError("this bundle's codec decodes only: the export does not cover how it was trained to search its codebooks.")
+        hop = codec.samples_per_frame
+        least = (codec.min_encode_frames - 1) * hop + 1  # filled up to whole frames
+        wave = _checked_wave(audio, codec.sample_hz, least, "the codec encodes")
+        wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop)))
+        return self.run(codec.encode, wave=wave)["codes"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One call of a graph of the bundle, by its file name."""
@@ -131,3 +139,14 @@ class MusicLM:
 
     def _decoder(self, stage: str) -> Decoder:
         return getattr(self.bundle.manifest, stage)
+
+
+def _checked_wave(audio: tuple[np.ndarray, int], sample_hz: int, min_samples: int, what: str) -> np.ndarray:
+    """float32 [B, t] at `sample_hz` of (wave [t] or [B, t], rate in Hz). ValueError for another shape, too few samples or NaN."""
+    wave, hz = audio
+    wave = resample(np.atleast_2d(np.asarray(wave, np.float32)), hz, sample_hz)
+    if wave.ndim != 2 or wave.shape[-1] < min_samples:
+        raise ValueError(f"{what} waves [B, t] of at least {min_samples} samples at {sample_hz} Hz, got {list(wave.shape)}.")
+    if not np.isfinite(wave).all():
+        raise ValueError("the wave holds NaN or infinite samples.")
+    return wave
