@@ -135,3 +135,10 @@ def from_package(name: str, package: Any) -> Checkpoint:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
+    """ExportError that names a tensor of `stage` which holds NaN or infinite values."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ExportError(f"{stage}: {name} holds NaN or infinite values; this checkpoint cannot be used.")

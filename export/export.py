@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..model.text_transformer import clip_merges_path
-from ..runtime.bundle import MANIFEST, Codec, Conditioner, FileRecord, Manifest, Mulan
+from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan
 from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
+from .codec import export_codec
 from .collect import Collected, collect, conditioning_dim, namespace_of, warnings_of
 from .errors import ExportError
 from .mulan import build_mulan, conditioner_weights, export_conditioner, export_mulan_audio, export_mulan_text
 from .semantic_tokens import build_tokenizer, export_wav2vec
-from .soundstream import build_decoder, export_codec_decode, lookahead_frames
 from .stage import export_stage
 from .transformers import STAGES
 
@@ -107,16 +107,12 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
     conditioner = _export_conditioner(collected, folder)
 
     _step(bar, "codec")
-    decoder = build_decoder(settings["codec"], checkpoints["codec"].state)
-    export_codec_decode(decoder, folder / "codec_decode.onnx")
+    codec = export_codec(settings["codec"], checkpoints["codec"].state, folder)
     _step(bar, "wav2vec")
     wav2vec = None
     if "wav2vec" in checkpoints:
         tokenizer = build_tokenizer(checkpoints["wav2vec"], settings["wav2vec"])
         wav2vec = export_wav2vec(tokenizer, settings["wav2vec"], folder)
-    hop = 1
-    for stride in settings["codec"]["strides"]:
-        hop *= stride
 
     manifest = Manifest(
         mulan=Mulan(
@@ -132,16 +128,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
         ),
         conditioner=conditioner,
         **decoders,
-        codec=Codec(
-            decode="codec_decode.onnx",
-            sample_hz=codec_hz,
-            samples_per_frame=hop,
-            quantizers=settings["codec"]["rq_num_quantizers"] * groups,
-            groups=groups,
-            codebook_size=settings["codec"]["codebook_size"],
-            lookahead_frames=lookahead_frames(settings["codec"]),
-            min_frames=decoder.min_frames,
-        ),
+        codec=codec,
         wav2vec=wav2vec,
         unique_consecutive=settings["semantic"]["unique_consecutive"],
         semantic_tokens_per_second=float(settings["semantic"]["tokens_per_second"]),

@@ -16,6 +16,8 @@ from torch.export import Dim
 from torch.nn import functional as F
 
 from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
+from ..model.residual_vq import nearest_codes
+from .checkpoint import check_finite
 from .errors import ExportError
 from .settings import Settings
 from .trace import trace
@@ -91,7 +93,7 @@ def build_mulan(settings: Settings, state: Mapping[str, Tensor]) -> MuLaN:
         mulan.load_state_dict(dict(state))
     except (ValueError, RuntimeError) as error:  # torch lists every missing, unexpected and misshapen tensor
         raise ExportError(f"mulan: the checkpoint and its settings do not fit together. {error}") from error
-    _check_finite("mulan", state)
+    check_finite("mulan", state)
     return mulan.eval()
 
 
@@ -158,7 +160,7 @@ def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]], path: Path) 
         if codebooks.ndim != 3 or table.ndim != 3 or codebooks.shape[:2] != table.shape[:2]:
             got = f"codebooks {list(codebooks.shape)} and a table {list(table.shape)}"
             raise ExportError(f"conditioner: {namespace} has {got}, expected [Q, K, D] and [Q, K, dim].")
-        _check_finite("conditioner", {f"codebooks of {namespace}": codebooks, f"table of {namespace}": table})
+        check_finite("conditioner", {f"codebooks of {namespace}": codebooks, f"table of {namespace}": table})
     dims = {codebooks.shape[-1] for codebooks, _ in stages.values()}
     if len(dims) != 1:
         raise ExportError(f"conditioner: all codebooks must have the width of MuLaN's latents, got {sorted(dims)}.")
@@ -185,7 +187,7 @@ class _AudioLatents(nn.Module):
 
 
 class _Conditioner(nn.Module):
-    """Residual vector quantization (Zeghidour et al. 2021, arxiv.org/abs/2107.03312, algorithm 1), then one table row per code."""
+    """Residual vector quantization, then one table row per code."""
 
     def __init__(self, stages: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
@@ -200,20 +202,10 @@ class _Conditioner(nn.Module):
             self.tables.append(nn.Parameter(table.float().flatten(0, 1), requires_grad=False))
 
     def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
-        found = [_nearest_codes(latent, books) for books in self.codebooks]
+        found = [nearest_codes(latent, books) for books in self.codebooks]
         codes = [found[i] for i in self.search]
         rows = [code + torch.arange(code.shape[1]) * self.codebooks[i].shape[1] for code, i in zip(codes, self.search, strict=True)]
         return *codes, *(F.embedding(row, table) for row, table in zip(rows, self.tables, strict=True))
-
-
-def _nearest_codes(latent: Tensor, codebooks: Tensor) -> Tensor:
-    """latent [B, D], codebooks [Q, K, D] -> codes [B, Q]. The distance is vector-quantize-pytorch's, so that near ties fall alike."""
-    codes = []
-    for codebook in codebooks:
-        squared = latent.square().sum(-1, keepdim=True) + codebook.square().sum(-1) + latent @ codebook.T * -2
-        codes.append(squared.clamp(min=1e-8).sqrt().argmin(-1))
-        latent = latent - F.embedding(codes[-1], codebook)
-    return torch.stack(codes, dim=1)
 
 
 def _infer_tower(settings: Settings, tower: str, state: Mapping[str, Tensor]) -> None:
@@ -254,9 +246,3 @@ def _pair(patch_size: Any) -> tuple[int, int]:
     """A patch size as written in JSON or Python: a side, or [bins, frames]."""
     first, second = patch_size if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
     return first, second
-
-
-def _check_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ExportError(f"{stage}: {name} holds NaN or infinite values; this checkpoint cannot be used.")

@@ -1,8 +1,8 @@
-"""SoundStream's decoder from a checkpoint to an ONNX graph.
+"""A SoundStream from a checkpoint.
 
 In: the state dict of an audiolm-pytorch `SoundStream`, the pickled arguments that upstream saves beside it, the user's overrides.
-Out: `Settings` under upstream's argument names, the decoder as a PyTorch module, the stage `codec_decode`. Upstream's pickle is read
-without running anything in it.
+Out: `Settings` under upstream's argument names, decoder and encoder as PyTorch modules. Upstream's pickle is read without running
+anything in it.
 """
 
 import io
@@ -12,17 +12,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from itertools import product
-from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder
+from ..model.residual_vq import cosine, euclidean
+from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder, codebooks
+from ..model.soundstream_encoder import SoundStreamEncoder
+from .checkpoint import check_finite
 from .errors import ExportError
 from .settings import Settings
-from .trace import trace
 
 _UPSTREAM_VERSION = "2.4.0"
 _PAD_MODES = ("reflect", "constant", "replicate")
@@ -74,7 +74,7 @@ def read_pickled_config(data: bytes) -> dict[str, Any]:
 def infer_soundstream(
     state: Mapping[str, Tensor], pickled_config: bytes | None, version: str | None, overrides: Mapping[str, Any]
 ) -> Settings:
-    """Settings of the decoder under upstream's argument names. `version` is that of the package which saved the state, if known.
+    """Settings of the codec under upstream's argument names. `version` is that of the package which saved the state, if known.
 
     What the tensors tell must agree with the saved config; the rest comes from it, else from the overrides, else from upstream's defaults.
     Raises ExportError for a variant that the decoder does not cover.
@@ -95,6 +95,7 @@ def infer_soundstream(
         default += f" (the checkpoint was saved by {version})"
     music = settings["strides"] == (3, 4, 5, 8)
     untold = [
+        ("enc_cycle_dilations", (1, 3, 9), default),
         ("dec_cycle_dilations", (1, 3, 9), default),
         ("pad_mode", "reflect", default),
         ("target_sample_hz", 24000 if music else 16000, f"{default}, {'MusicLMSoundStream' if music else 'SoundStream'}"),
@@ -107,43 +108,35 @@ def infer_soundstream(
             settings.infer(name, config[name], "saved config")
         else:
             _check(name, settings.assume(name, value, why))
+    _infer_search(settings, state, config, default)
     return settings.finish()
-
-
-def lookahead_frames(settings: Settings) -> int:
-    """K: samples of the first K frames may depend on codes up to frame K - 1, every later sample on its own frame and earlier ones only.
-
-    So the first chunk of a stream must hold at least K frames. It is also the shortest clip; `SoundStreamConfig.min_frames` derives it.
-    """
-    return _decoder_config(settings).min_frames
 
 
 def build_decoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStreamDecoder:
     """The decoder with the weights of `state`, in evaluation mode. Tensors that serve training alone are ignored."""
-    decoder = SoundStreamDecoder(_decoder_config(settings))
-    try:
-        decoder.load_upstream(state)
-    except RuntimeError as error:  # torch lists every missing, unexpected and misshapen tensor
-        raise ExportError(f"codec: the tensors are not those of a SoundStream decoder with these settings. {error}") from error
-    for name, tensor in {**decoder.state_dict(), "codebooks": decoder.codebooks}.items():
-        if not torch.isfinite(tensor).all():
-            raise ExportError(f"codec: {name} holds NaN or infinite values; this checkpoint cannot be used.")
+    decoder = SoundStreamDecoder(_config(settings))
+    _load(decoder, state, "decoder")
     return decoder.eval()
 
 
-def export_codec_decode(decoder: SoundStreamDecoder, path: Path) -> None:
-    """Write `codes` [batch, frames, G*Q] int64 -> `wave` [batch, frames * hop] fp32, weights beside it in `path` + ".data".
-
-    Any batch, and any number of frames from `decoder.min_frames` up.
-    """
-    config = decoder.config
-    frames = max(config.min_frames, 2 * config.attn_window_size) + 3  # several windows: one would be taken for a constant
-    example = torch.zeros(2, frames, config.rq_groups * config.rq_num_quantizers, dtype=torch.long)
-    dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("frames", min=config.min_frames)}
-    trace(decoder, (example,), path, ["codes"], ["wave"], [dims])
+def build_encoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStreamEncoder | None:
+    """The encoder with the weights of `state`, in evaluation mode; None where its search for codes is one that is not covered."""
+    if settings["rq_kwargs.affine_param"] or (settings["rq_kwargs.beam_size"] or 1) > 1:
+        return None
+    encoder = SoundStreamEncoder(_config(settings), cosine if settings["rq_kwargs.use_cosine_sim"] else euclidean)
+    _load(encoder, state, "encoder")
+    return encoder.eval()
 
 
-def _decoder_config(settings: Settings) -> SoundStreamConfig:
+def _load(module: SoundStreamDecoder | SoundStreamEncoder, state: Mapping[str, Tensor], what: str) -> None:
+    try:
+        module.load_upstream(state)
+    except RuntimeError as error:  # torch lists every missing, unexpected and misshapen tensor
+        raise ExportError(f"codec: the tensors are not those of a SoundStream {what} with these settings. {error}") from error
+    check_finite("codec", {**module.state_dict(), "codebooks": codebooks(state, module.config)})
+
+
+def _config(settings: Settings) -> SoundStreamConfig:
     values = settings.values()
     known = {field.name: values[field.name] for field in fields(SoundStreamConfig) if field.name in values}
     return SoundStreamConfig(**known)
@@ -191,6 +184,23 @@ def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
     }
 
 
+def _infer_search(settings: Settings, state: Mapping[str, Tensor], config: Mapping[str, Any], default: str) -> None:
+    """What only the encoder needs: how the code nearest to a latent is found."""
+    affine = "rq.rvqs.0.layers.0._codebook.codebook_mean" in state
+    settings.infer("rq_kwargs.affine_param", affine, f"codebook_mean {'present' if affine else 'absent'}")
+    if "rq_kwargs" in config:
+        saved = config["rq_kwargs"]
+        _check("rq_kwargs", saved)
+        beam_size = settings.infer("rq_kwargs.beam_size", saved.get("eval_beam_size", saved.get("beam_size")), "saved config")
+        settings.infer("rq_kwargs.use_cosine_sim", bool(saved.get("use_cosine_sim")), "saved config")
+    else:
+        beam_size = settings.assume("rq_kwargs.beam_size", None, default)
+        lengths = state["rq.rvqs.0.layers.0._codebook.embed"].float().norm(dim=-1)
+        unit = bool((lengths - 1).abs().max() < 1e-3)
+        settings.assume("rq_kwargs.use_cosine_sim", unit, f"codes of length {'1' if unit else 'other than 1'}")
+    _check("rq_kwargs.beam_size", beam_size)
+
+
 def _refuse_variants(state: Mapping[str, Tensor]) -> None:
     """Name the argument that makes this SoundStream one which the decoder does not cover."""
 
@@ -227,12 +237,16 @@ def _check(name: str, value: Any) -> None:
     def whole(number: Any, least: int) -> bool:
         return isinstance(number, int) and number >= least
 
+    integers = isinstance(value, list | tuple) and all(whole(item, 1) for item in value or [0])
     valid, expected = {
-        "dec_cycle_dilations": (isinstance(value, list | tuple) and all(whole(item, 1) for item in value or [0]), "positive integers"),
+        "enc_cycle_dilations": (integers, "positive integers"),
+        "dec_cycle_dilations": (integers, "positive integers"),
         "pad_mode": (value in _PAD_MODES, f"one of {', '.join(_PAD_MODES)}"),
         "target_sample_hz": (whole(value, 1), "a positive integer"),
         "attn_window_size": (whole(value, 2), "an integer from 2 up"),
         "attn_xpos_scale_base": (value is None or (isinstance(value, int | float) and value > 0), "a positive number or null"),
+        "rq_kwargs": (isinstance(value, dict), "a dictionary"),
+        "rq_kwargs.beam_size": (value is None or whole(value, 1), "a positive integer or null"),
     }[name]
     if not valid:
         raise ExportError(f"codec: {name} is {short_repr(value)}, expected {expected}.")

@@ -25,12 +25,12 @@ from .errors import ExportError
 from .mulan import build_mulan
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
-from .soundstream import build_decoder
 from .transformers import STAGES
+from .upstream_codec import UpstreamCodec, upstream_codec
 
-# Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1). Of tokens how much
-# farther than the nearest centre the chosen one is, relative to that distance: two centres may be equally near up to rounding.
-TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, "codec_decode": 1e-4, "wav2vec": 1e-4, **dict.fromkeys(STAGES, 1e-4)}
+# Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1). Of tokens and codes how
+# much farther than the nearest centre the chosen one is, relative to that distance: two centres may be equally near up to rounding.
+TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, **dict.fromkeys(("codec_decode", "codec_encode", "wav2vec", *STAGES), 1e-4)}
 _ROWS, _STEPS = 2, 9
 
 
@@ -39,7 +39,7 @@ def validate(bundle: Path, sources: dict[str, Path], overrides: dict[str, Any]) 
     collected = collect(sources, overrides)
     torch.manual_seed(0)
     with load(bundle, device="cpu") as model, torch.inference_mode():
-        errors = _mulan(model, collected) | {"codec_decode": _codec(model, collected)}
+        errors = _mulan(model, collected) | _codec(model, collected)
         if model.bundle.manifest.wav2vec is not None:
             errors["wav2vec"] = _semantic_tokens(model, collected)
         for stage in STAGES:
@@ -66,11 +66,37 @@ def _mulan(model: MusicLM, collected: Collected) -> dict[str, float]:
     }
 
 
-def _codec(model: MusicLM, collected: Collected) -> float:
+def _codec(model: MusicLM, collected: Collected) -> dict[str, float]:
+    """Both graphs against the codec's own package."""
     codec = model.bundle.manifest.codec
+    upstream = upstream_codec(collected.settings["codec"], collected.checkpoints["codec"].state)
     codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
-    wave = model.run(codec.decode, codes=codes.numpy())["wave"]
-    return _relative(wave, build_decoder(collected.settings["codec"], collected.checkpoints["codec"].state)(codes))
+    waves = [upstream.decode(row[None]) for row in codes]
+    errors = {"codec_decode": _relative(model.run(codec.decode, codes=codes.numpy())["wave"], torch.cat(waves))}
+    if codec.encode:
+        wave = 0.3 * torch.randn(2, (codec.min_encode_frames + 18) * codec.samples_per_frame)
+        found = torch.from_numpy(model.run(codec.encode, wave=wave.numpy())["codes"])
+        errors["codec_encode"] = _excess(found, upstream.latents(wave), upstream)
+    return errors
+
+
+def _excess(codes: Tensor, latents: Tensor, upstream: UpstreamCodec) -> float:
+    """How much farther than the nearest code is one that was chosen, at most, relative to the largest distance.
+
+    Codes themselves may differ where two are as near as rounding can tell; then so do all that follow, which this follows.
+    """
+    expected = (*latents.shape[:2], upstream.codebooks.shape[0] * upstream.codebooks.shape[1])
+    if tuple(codes.shape) != expected:
+        raise ExportError(f"codec_encode gives codes of the shape {list(codes.shape)}, PyTorch {list(expected)}.")
+    excess = 0.0
+    columns = codes.flatten(0, 1).unflatten(1, upstream.codebooks.shape[:2]).unbind(1)
+    for books, residual, chosen in zip(upstream.codebooks, latents.flatten(0, 1).chunk(len(columns), dim=1), columns, strict=True):
+        for book, code in zip(books, chosen.T, strict=True):
+            distance = upstream.distance(residual, book)
+            taken = distance.gather(1, code.unsqueeze(1)).squeeze(1)
+            excess = max(excess, float((taken - distance.amin(1)).max() / distance.abs().max()))
+            residual = residual - book[code]
+    return excess
 
 
 def _semantic_tokens(model: MusicLM, collected: Collected) -> float:

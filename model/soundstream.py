@@ -1,20 +1,23 @@
 """SoundStream's decoder (https://arxiv.org/abs/2107.03312) as audiolm-pytorch trains it: codes in, waveform out.
 
 In: codes [B, frames, G*Q] int64, columns ordered (group, quantizer). Out: wave [B, frames * hop] fp32.
-It knows nothing of the encoder, the discriminators or files. Submodules carry upstream's names, so a state dict loads by prefix.
+The settings and the blocks here serve the encoder too, which is in `soundstream_encoder`. It knows nothing of the discriminators or files.
+Submodules carry upstream's names, so a state dict loads by prefix.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice, product
+from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KERNEL_SIZE = 7  # of every convolution that is neither 1x1 nor an upsampling
-QK_SCALE = 8  # of attention with normalised queries and keys
+from .local_attention import LocalTransformer
+from .residual_vq import CodeEmbedding
+
+KERNEL_SIZE = 7  # of every convolution that is neither 1x1 nor a change of rate, the encoder's last excepted
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class SoundStreamConfig:
     codebook_size: int
     rq_num_quantizers: int  # Q, per group
     rq_groups: int  # G
-    dec_cycle_dilations: Sequence[int]  # of the three residual units of a block, in turn
+    enc_cycle_dilations: Sequence[int]  # of the three residual units of a block, in turn
+    dec_cycle_dilations: Sequence[int]
     pad_mode: str  # "reflect", "constant" or "replicate", as in torch.nn.functional.pad
     squeeze_excite: bool
     use_local_attn: bool
@@ -45,8 +49,9 @@ class SoundStreamConfig:
         return math.prod(self.strides)
 
     @property
-    def dilations(self) -> tuple[int, ...]:
-        return tuple(islice(cycle(self.dec_cycle_dilations), 3))
+    def widths(self) -> list[int]:
+        """Channels at the rate of the samples, and after each stride."""
+        return [self.channels * mult for mult in (1, *self.channel_mults)]
 
     @property
     def min_frames(self) -> int:
@@ -65,16 +70,37 @@ class SoundStreamConfig:
         farthest, rate = KERNEL_SIZE - 1, 1
         for stride in reversed(self.strides):
             rate *= stride
-            farthest = max(farthest, max(self.dilations) * (KERNEL_SIZE - 1) // rate)
+            farthest = max(farthest, max(three(self.dec_cycle_dilations)) * (KERNEL_SIZE - 1) // rate)
         return farthest + 1
+
+    def attention(self) -> LocalTransformer | None:
+        """A new one, of the encoder or of the decoder: they do not share weights."""
+        if not self.use_local_attn:
+            return None
+        return LocalTransformer(
+            self.codebook_dim,
+            self.attn_depth,
+            self.attn_heads,
+            self.attn_dim_head,
+            self.attn_window_size,
+            self.attn_xpos_scale_base,
+            self.attn_dynamic_pos_bias,
+        )
+
+
+def three(dilations: Sequence[int]) -> tuple[int, ...]:
+    """Of the three residual units of a block."""
+    return tuple(islice(cycle(dilations), 3))
 
 
 class CausalConv1d(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, kernel_size: int, pad_mode: str, dilation: int = 1) -> None:
+    """[B, C, T] -> [B, C', T / stride], T a multiple of the stride."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel_size: int, pad_mode: str, dilation: int = 1, stride: int = 1) -> None:
         super().__init__()
-        self.padding = dilation * (kernel_size - 1)
+        self.padding = dilation * (kernel_size - 1) + 1 - stride
         self.pad_mode = pad_mode
-        self.conv = nn.Conv1d(channels_in, channels_out, kernel_size, dilation=dilation)
+        self.conv = nn.Conv1d(channels_in, channels_out, kernel_size, stride, dilation=dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.padding:
@@ -124,147 +150,23 @@ class ResidualUnit(nn.Module):
         return self.fn(x) + x
 
 
-class DynamicPositionBias(nn.Module):
-    """A learned bias per head of the distance between query and key."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(1, dim), nn.SiLU(), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, heads))
-
-    def forward(self, distance: Tensor) -> Tensor:
-        """[w, 2w] -> [H, w, 2w]."""
-        return self.mlp(torch.arange(distance.shape[1]).float().unsqueeze(1))[distance.abs()].permute(2, 0, 1)
-
-
-def rotary_tables(window: int, dim_head: int, scale_base: float) -> tuple[Tensor, Tensor]:
-    """(cos, sin) of rotary positions with xpos (https://arxiv.org/abs/2212.10554) in two adjacent windows, powers centred on their border.
-
-    Queries stand in the second window, keys in both: returns [2, w, D] and [2, 2w, D].
-    """
-    even = torch.arange(0, dim_head, 2)
-    position = torch.arange(2 * window).float().unsqueeze(1)
-    angle = (position * (1.0 / 10000 ** (even.float() / dim_head))).repeat(1, 2)
-    scale = (((even + 0.4 * dim_head) / (1.4 * dim_head)) ** ((position - window) / scale_base)).repeat(1, 2)
-    tables = torch.stack((angle.cos(), angle.sin()))
-    return (tables * scale)[:, window:], tables / scale
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return x * table[0] + torch.cat((-second, first), dim=-1) * table[1]
-
-
-class LocalAttention(nn.Module):
-    """Causal attention over a sliding window: normalised queries and keys, rotary positions with xpos, a gate per head."""
-
-    query_rotary: Tensor
-    key_rotary: Tensor
-
-    def __init__(self, config: SoundStreamConfig) -> None:
-        super().__init__()
-        dim, self.heads, self.window = config.codebook_dim, config.attn_heads, config.attn_window_size
-        dim_head = config.attn_dim_head
-        self.norm = nn.LayerNorm(dim)
-        self.to_qkv = nn.Linear(dim, 3 * self.heads * dim_head, bias=False)
-        self.q_scale = nn.Parameter(torch.ones(dim_head))
-        self.k_scale = nn.Parameter(torch.ones(dim_head))
-        self.to_v_gate = nn.Sequential(nn.Linear(dim, self.heads))
-        self.to_out = nn.Linear(self.heads * dim_head, dim, bias=False)
-        self.rotary = not config.attn_dynamic_pos_bias
-        if self.rotary:
-            queries, keys = rotary_tables(self.window, dim_head, config.attn_xpos_scale_base or self.window // 2)
-            self.register_buffer("query_rotary", queries, persistent=False)
-            self.register_buffer("key_rotary", keys, persistent=False)
-
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x [B, S, dim], bias [W, 1 or H, w, 2w] (-inf where a key is out of reach) -> [B, S, dim]."""
-        length, w = x.shape[1], self.window
-        windows = bias.shape[0]
-        x = self.norm(x)
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q = F.normalize(q, dim=-1) * (self.q_scale * QK_SCALE)
-        k = F.normalize(k, dim=-1) * self.k_scale
-
-        missing = windows * w - length
-        q = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(1, (windows, w)).transpose(2, 3)  # [B, W, H, w, D]
-
-        def with_window_before(t: Tensor) -> Tensor:
-            t = F.pad(t, (0, 0, 0, 0, w, missing)).unflatten(1, (windows + 1, w))
-            return torch.cat((t[:, :-1], t[:, 1:]), dim=2).transpose(2, 3)  # [B, W, H, 2w, D]
-
-        k, v = with_window_before(k), with_window_before(v)
-        if self.rotary:
-            q, k = rotate(q, self.query_rotary), rotate(k, self.key_rotary)
-        attention = (q @ k.transpose(-1, -2) + bias).softmax(-1)
-        out = (attention @ v).transpose(2, 3).flatten(1, 2).narrow(1, 0, length)  # [B, S, H, D]; slicing leaves a Min in the graph
-        return self.to_out((out * self.to_v_gate(x).sigmoid().unsqueeze(-1)).flatten(2))
-
-
-class GEGLU(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        x, gate = x.chunk(2, dim=-1)
-        return x * F.gelu(gate)
-
-
-class LocalTransformer(nn.Module):
-    distance: Tensor
-    reach: Tensor
-    reach_of_first: Tensor
-
-    def __init__(self, config: SoundStreamConfig) -> None:
-        super().__init__()
-        dim, self.window = config.codebook_dim, config.attn_window_size
-        inner = int(dim * 4 * 2 / 3)
-        self.layers = nn.ModuleList()
-        for _ in range(config.attn_depth):
-            norm, expand, contract = nn.LayerNorm(dim), nn.Linear(dim, 2 * inner, bias=False), nn.Linear(inner, dim, bias=False)
-            feed_forward = nn.Sequential(norm, expand, GEGLU(), nn.Identity(), contract)  # upstream's dropout keeps its number
-            self.layers.append(nn.ModuleList([LocalAttention(config), feed_forward]))
-        self.pos_bias = DynamicPositionBias(dim // 2, config.attn_heads) if config.attn_dynamic_pos_bias else None
-
-        key = torch.arange(2 * self.window)
-        distance = torch.arange(self.window).unsqueeze(1) + self.window - key
-        reach = torch.zeros(distance.shape).masked_fill((distance < 0) | (distance > self.window), -torch.inf)
-        self.register_buffer("distance", distance, persistent=False)
-        self.register_buffer("reach", reach, persistent=False)
-        self.register_buffer("reach_of_first", reach.masked_fill(key < self.window, -torch.inf), persistent=False)  # nothing lies before it
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, S, dim] -> [B, S, dim], any S from 1 up."""
-        windows = (x.shape[1] + self.window - 1) // self.window
-        is_first = torch.arange(windows)[:, None, None, None] == 0
-        bias = torch.where(is_first, self.reach_of_first, self.reach)
-        if self.pos_bias is not None:
-            bias = bias + self.pos_bias(self.distance)
-        for attention, feed_forward in self.layers:  # pyright: ignore[reportGeneralTypeIssues]
-            x = attention(x, bias) + x
-            x = feed_forward(x) + x
-        return x
-
-
 class SoundStreamDecoder(nn.Module):
     """codes [B, frames, G*Q] int64 in 0..codebook_size - 1, or -1 for a code that is missing -> wave [B, frames * hop] fp32.
 
     frames >= config.min_frames. Missing codes add nothing, as in upstream, so fewer quantizers than trained decode too.
     """
 
-    codebooks: Tensor
-    first_rows: Tensor
-
     def __init__(self, config: SoundStreamConfig) -> None:
         super().__init__()
         self.config = config
-        books = config.rq_groups * config.rq_num_quantizers
-        rows = config.codebook_size + 1  # row 0 of every book is zero, for a missing code
-        self.register_buffer("codebooks", torch.zeros(books * rows, config.codebook_dim // config.rq_groups), persistent=False)
-        self.register_buffer("first_rows", torch.arange(books) * rows + 1, persistent=False)
-        self.decoder_attn = LocalTransformer(config) if config.use_local_attn else None
-
-        widths = [config.channels * mult for mult in (1, *config.channel_mults)]
+        groups = config.rq_groups
+        self.codebooks = CodeEmbedding(groups, config.rq_num_quantizers, config.codebook_size, config.codebook_dim // groups)
+        self.decoder_attn = config.attention()
+        widths = config.widths
         blocks = [
             nn.Sequential(
                 CausalUpsample(wide, narrow, stride),
-                *(ResidualUnit(narrow, dilation, config.pad_mode, config.squeeze_excite) for dilation in config.dilations),
+                *(ResidualUnit(narrow, dilation, config.pad_mode, config.squeeze_excite) for dilation in three(config.dec_cycle_dilations)),
             )
             for narrow, wide, stride in zip(widths[:-1], widths[1:], config.strides, strict=True)
         ]
@@ -278,18 +180,31 @@ class SoundStreamDecoder(nn.Module):
     def min_frames(self) -> int:
         return self.config.min_frames
 
+    @property
+    def lookahead_frames(self) -> int:
+        return self.config.min_frames
+
     def load_upstream(self, state: Mapping[str, Tensor]) -> None:
-        """Take what decoding needs from a whole SoundStream's state dict: `decoder.*`, `decoder_attn.*` and each
-        `rq.rvqs.{group}.layers.{quantizer}._codebook.embed` [1, codebook_size, codebook_dim / G]. The rest serves training."""
-        ours = (name for name in state if name.startswith(("decoder.", "decoder_attn.")))
-        self.load_state_dict({name: state[name] for name in ours if not name.endswith(".inv_freq")})  # rotary frequencies, known anyway
-        order = product(range(self.config.rq_groups), range(self.config.rq_num_quantizers))
-        books = torch.cat([state[f"rq.rvqs.{group}.layers.{quantizer}._codebook.embed"] for group, quantizer in order])
-        self.codebooks = F.pad(books.float(), (0, 0, 1, 0)).flatten(0, 1)
+        """Take what decoding needs from a whole SoundStream's state dict: `decoder.*`, `decoder_attn.*` and the codebooks."""
+        load_parts(self, state, ("decoder.", "decoder_attn."))
+        self.codebooks.load(codebooks(state, self.config))
 
     def forward(self, codes: Tensor) -> Tensor:
-        x = F.embedding(codes + self.first_rows, self.codebooks)
-        x = x.unflatten(2, (self.config.rq_groups, -1)).sum(3).flatten(2)  # [B, frames, codebook_dim]
+        x = self.codebooks(codes)
         if self.decoder_attn is not None:
             x = self.decoder_attn(x)
         return self.decoder(x.transpose(1, 2)).squeeze(1)
+
+
+def load_parts(module: nn.Module, state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> None:
+    """Load the tensors with these prefixes, all but rotary frequencies, which are known anyway. RuntimeError names what does not fit."""
+    module.load_state_dict({name: state[name] for name in state if name.startswith(prefixes) and not name.endswith(".inv_freq")})
+
+
+def codebooks(state: Mapping[str, Tensor], config: SoundStreamConfig) -> Tensor:
+    """[G, Q, K, D / G] from each `rq.rvqs.{group}.layers.{quantizer}._codebook.embed` [1, K, D / G]."""
+    books = [
+        [state[f"rq.rvqs.{group}.layers.{quantizer}._codebook.embed"][0] for quantizer in range(config.rq_num_quantizers)]
+        for group in range(config.rq_groups)
+    ]
+    return torch.stack([torch.stack(group) for group in books]).float()

@@ -16,6 +16,7 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
                   with a prefix: prefix_mask bool [B, S, 1], prefix_embeddings [B, S, dim]; with cross-attention: the context
                   -> logits [B, V] of each row's last position, present.<layer>.key|value
     codec_decode  codes int64 [B, frames, Q] -> wave [B, frames * samples_per_frame]
+    codec_encode  wave [B, frames * samples_per_frame] -> codes int64 [B, frames, Q]; not of every codec
     wav2vec       wave [B, t] -> tokens int64 [B, n], the semantic tokens of a sound; not in every bundle
 """
 
@@ -101,6 +102,7 @@ class Decoder:
 @dataclass(frozen=True)
 class Codec:
     decode: str  # graph
+    encode: str | None  # graph; None for a SoundStream whose search for codes the export does not cover
     sample_hz: int
     samples_per_frame: int
     quantizers: int  # columns of the codes, residual groups included
@@ -108,6 +110,7 @@ class Codec:
     codebook_size: int
     lookahead_frames: int  # K: the first chunk of a stream holds at least this many frames
     min_frames: int  # the shortest clip it decodes
+    min_encode_frames: int  # the shortest wave it encodes
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.decode]
     named += [manifest.wav2vec.graph] if manifest.wav2vec else []
     named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
+    named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
     for name, record in manifest.files.items():
         try:

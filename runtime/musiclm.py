@@ -46,7 +46,7 @@ class MusicLM:
         manifest = bundle.manifest
         self.tokenizer = ClipTokenizer.from_file(bundle.path(manifest.mulan.tokenizer))
         graphs = [manifest.mulan.text, manifest.mulan.audio, manifest.conditioner.graph, manifest.codec.decode]
-        graphs += [manifest.wav2vec.graph] if manifest.wav2vec else []
+        graphs += [graph for graph in (manifest.codec.encode, manifest.wav2vec and manifest.wav2vec.graph) if graph]
         graphs += [graph for stage in STAGES for graph in (self._decoder(stage).graph, self._decoder(stage).context) if graph]
         self._sessions: dict[str, Any] | None = {graph: open_session(bundle.path(graph), threads) for graph in graphs}
         _LOG.info("%s on %s: %d graphs", bundle.root, device, len(graphs))
@@ -116,6 +116,20 @@ class MusicLM:
         wave = _wave_at(audio, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
         check_memory({"wav2vec": wav2vec_bytes(wav2vec, *wave.shape)})
         return self.run(wav2vec.graph, wave=wave)["tokens"]
+
+    def encode_audio(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
+        """The codec's codes of (wave float32 [t] or [B, t], rate in Hz): int64 [B, frames, Q], columns as in the graph `codec_encode`.
+
+        The wave is resampled to the codec's rate, and what lacks of its last frame is filled with silence.
+        """
+        codec = self.bundle.manifest.codec
+        if codec.encode is None:
+            raise ValueError("this bundle's codec decodes only: the export does not cover how it was trained to search its codebooks.")
+        hop = codec.samples_per_frame
+        least = (codec.min_encode_frames - 1) * hop + 1  # filled up to whole frames
+        wave = _wave_at(audio, codec.sample_hz, least, "the codec encodes")
+        wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop)))
+        return self.run(codec.encode, wave=wave)["codes"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One call of a graph of the bundle, by its file name."""

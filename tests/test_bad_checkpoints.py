@@ -31,7 +31,7 @@ def packages(tiny_checkpoints) -> dict[str, Package]:
     """What each file holds. The codec goes without its discriminators: nothing reads them, and they are nearly all of its 100 MB."""
     found = {kind: torch.load(tiny_checkpoints[kind], weights_only=True) for kind in KINDS}
     state = found["codec"]["model"]
-    found["codec"]["model"] = {name: tensor for name, tensor in state.items() if name.startswith(("decoder", "rq."))}
+    found["codec"]["model"] = {name: tensor for name, tensor in state.items() if name.startswith(("encoder", "decoder", "rq."))}
     return found
 
 

@@ -18,9 +18,10 @@ import torch
 import musiclm_deploy as md
 from demo.checkpoints import randomize
 from musiclm_deploy.export.checkpoint import Checkpoint
+from musiclm_deploy.export.codec import export_codec_decode
 from musiclm_deploy.export.export import _records
 from musiclm_deploy.export.mulan import conditioner_weights, export_conditioner
-from musiclm_deploy.export.soundstream import build_decoder, export_codec_decode, infer_soundstream
+from musiclm_deploy.export.soundstream import build_decoder, infer_soundstream
 from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
 from musiclm_deploy.model.upstream import load_upstream

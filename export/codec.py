@@ -1,0 +1,67 @@
+"""The codec's two stages: decoder and encoder of a SoundStream or an EnCodec, whichever the checkpoint holds, to ONNX graphs.
+
+In: a checkpoint, the settings. Out: settings, PyTorch modules, the stages `codec_decode` and `codec_encode`, the bundle's record.
+Which tensors mean what is in `soundstream` and `encodec`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import Dim
+
+from ..model.soundstream import SoundStreamDecoder
+from ..model.soundstream_encoder import SoundStreamEncoder
+from ..runtime.bundle import Codec
+from . import soundstream
+from .settings import Settings
+from .trace import trace
+
+Decoder = SoundStreamDecoder
+Encoder = SoundStreamEncoder
+
+
+def export_codec(settings: Settings, state: Mapping[str, Tensor], folder: Path) -> Codec:
+    """Both stages into `folder`."""
+    decoder, encoder = soundstream.build_decoder(settings, state), soundstream.build_encoder(settings, state)
+    export_codec_decode(decoder, folder / "codec_decode.onnx")
+    if encoder is not None:
+        export_codec_encode(encoder, folder / "codec_encode.onnx")
+    return Codec(
+        decode="codec_decode.onnx",
+        encode=None if encoder is None else "codec_encode.onnx",
+        sample_hz=settings["target_sample_hz"],
+        samples_per_frame=decoder.config.hop,
+        quantizers=settings["rq_num_quantizers"] * settings["rq_groups"],
+        groups=settings["rq_groups"],
+        codebook_size=settings["codebook_size"],
+        lookahead_frames=decoder.lookahead_frames,
+        min_frames=decoder.min_frames,
+        min_encode_frames=1 if encoder is None else encoder.min_frames,
+    )
+
+
+def export_codec_decode(decoder: Decoder, path: Path) -> None:
+    """Write `codes` [batch, frames, G*Q] int64 -> `wave` [batch, frames * hop] fp32, weights beside it in `path` + ".data".
+
+    Any batch, and any number of frames from `decoder.min_frames` up.
+    """
+    config = decoder.config
+    codes = torch.zeros(2, _example_frames(decoder), config.rq_groups * config.rq_num_quantizers, dtype=torch.long)
+    trace(decoder, (codes,), path, ["codes"], ["wave"], [{0: Dim("batch", min=1), 1: Dim("frames", min=decoder.min_frames)}])
+
+
+def export_codec_encode(encoder: Encoder, path: Path) -> None:
+    """Write `wave` [batch, frames * hop] fp32 -> `codes` [batch, frames, G*Q] int64, weights beside it in `path` + ".data".
+
+    Any batch, and any number of frames from `encoder.min_frames` up.
+    """
+    hop = encoder.config.hop
+    wave = torch.zeros(2, _example_frames(encoder) * hop)
+    trace(encoder, (wave,), path, ["wave"], ["codes"], [{0: Dim("batch", min=1), 1: hop * Dim("frames", min=encoder.min_frames)}])
+
+
+def _example_frames(module: Decoder | Encoder) -> int:
+    """Several windows of the attention: one would be taken for a constant."""
+    return max(module.min_frames, 2 * module.config.attn_window_size) + 3

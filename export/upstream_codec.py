@@ -1,0 +1,54 @@
+"""A codec as its own package runs it, for the validation to compare with: audiolm-pytorch's SoundStream, encodec's EncodecModel.
+
+In: settings and tensors of a checkpoint. Out: waves of codes, latents of waves, and the codebooks with the distance they are searched by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..model.residual_vq import Distance, cosine, euclidean
+from ..model.upstream import load_upstream
+from .errors import ExportError
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class UpstreamCodec:
+    decode: Callable[[Tensor], Tensor]  # codes [B, frames, G*Q] -> wave [B, t]
+    latents: Callable[[Tensor], Tensor]  # wave [B, t] -> [B, frames, G*D]
+    codebooks: Tensor  # [G, Q, K, D]
+    distance: Distance
+
+
+def upstream_codec(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCodec:
+    load_upstream()
+    return _soundstream(settings, state)
+
+
+def _soundstream(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCodec:
+    from audiolm_pytorch import SoundStream
+
+    values = settings.values()
+    use_cosine = values["rq_kwargs.use_cosine_sim"]
+    arguments: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    model = SoundStream(**arguments, rq_kwargs={"use_cosine_sim": use_cosine}, discr_multi_scales=(1,))
+    ours = ("encoder.", "encoder_attn.", "decoder.", "decoder_attn.", "rq.")
+    result = model.load_state_dict({name: tensor for name, tensor in state.items() if name.startswith(ours)}, strict=False)
+    missing = [name for name in result.missing_keys if name.startswith(ours) and not name.endswith(".inv_freq")]
+    if missing:
+        raise ExportError(f"codec: audiolm-pytorch's SoundStream has tensors that the checkpoint lacks: {', '.join(missing[:5])}.")
+    model = model.float().eval()
+
+    def latents(wave: Tensor) -> Tensor:
+        x = model.encoder(wave.unsqueeze(1)).transpose(1, 2)
+        return model.encoder_attn(x) if model.encoder_attn is not None else x
+
+    def decode(codes: Tensor) -> Tensor:
+        return model.decode_from_codebook_indices(codes).squeeze(1)
+
+    return UpstreamCodec(decode, latents, model.rq.codebooks.float(), cosine if use_cosine else euclidean)

@@ -1,0 +1,62 @@
+"""SoundStream's encoder (https://arxiv.org/abs/2107.03312) as audiolm-pytorch trains it: waveform in, codes out.
+
+In: wave [B, frames * hop] fp32 at the codec's rate. Out: codes [B, frames, G*Q] int64, columns ordered (group, quantizer).
+It knows nothing of the decoder, of other rates or of files. Submodules carry upstream's names, so a state dict loads by prefix.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from .residual_vq import CodeSearch, Distance, euclidean
+from .soundstream import KERNEL_SIZE, CausalConv1d, ResidualUnit, SoundStreamConfig, codebooks, load_parts, three
+
+LAST_KERNEL_SIZE = 3
+
+
+class SoundStreamEncoder(nn.Module):
+    """wave [B, frames * hop] fp32 -> codes [B, frames, G*Q] int64. frames >= min_frames, and no part of a frame over."""
+
+    def __init__(self, config: SoundStreamConfig, distance: Distance = euclidean) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.widths
+        blocks = [
+            nn.Sequential(
+                *(ResidualUnit(narrow, dilation, config.pad_mode, config.squeeze_excite) for dilation in three(config.enc_cycle_dilations)),
+                CausalConv1d(narrow, wide, 2 * stride, "reflect", stride=stride),  # upstream's pad_mode does not reach this one
+            )
+            for narrow, wide, stride in zip(widths[:-1], widths[1:], config.strides, strict=True)
+        ]
+        self.encoder = nn.Sequential(
+            CausalConv1d(1, config.channels, KERNEL_SIZE, config.pad_mode),
+            *blocks,
+            CausalConv1d(widths[-1], config.codebook_dim, LAST_KERNEL_SIZE, config.pad_mode),
+        )
+        self.encoder_attn = config.attention()
+        groups = config.rq_groups
+        self.search = CodeSearch(groups, config.rq_num_quantizers, config.codebook_size, config.codebook_dim // groups, distance)
+
+    @property
+    def min_frames(self) -> int:
+        """The fewest frames that encode: reflecting p positions needs p + 1 of them, which p // r + 1 frames of r positions hold."""
+        config, rate = self.config, self.config.hop
+        padded, downsampled = [(KERNEL_SIZE - 1, rate)], []
+        for stride in config.strides:
+            padded.append((max(three(config.enc_cycle_dilations)) * (KERNEL_SIZE - 1), rate))
+            downsampled.append((stride, rate))
+            rate //= stride
+        padded.append((LAST_KERNEL_SIZE - 1, rate))
+        reflected = downsampled + (padded if config.pad_mode == "reflect" else [])
+        return max(padding // positions + 1 for padding, positions in reflected)
+
+    def load_upstream(self, state: Mapping[str, Tensor]) -> None:
+        """Take what encoding needs from a whole SoundStream's state dict: `encoder.*`, `encoder_attn.*` and the codebooks."""
+        load_parts(self, state, ("encoder.", "encoder_attn."))
+        self.search.load(codebooks(state, self.config))
+
+    def forward(self, wave: Tensor) -> Tensor:
+        x = self.encoder(wave.unsqueeze(1)).transpose(1, 2)
+        if self.encoder_attn is not None:
+            x = self.encoder_attn(x)
+        return self.search(x)
