@@ -30,7 +30,7 @@ from . import graph, trace
 from .collect import Collected, collect, conditioning_dim, namespace_of
 from .errors import ExportError
 from .mulan import build_mulan, conditioner_weights, export_conditioner, export_mulan_audio, export_mulan_text
-from .soundstream import build_decoder, export_codec_decode, lookahead_frames
+from .soundstream import build_decoder, context_frames, export_codec_decode, lookahead_frames
 from .stage import export_stage
 from .transformers import STAGES
 
@@ -130,6 +130,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
             codebook_size=settings["codec"]["codebook_size"],
             lookahead_frames=lookahead_frames(settings["codec"]),
             min_frames=decoder.min_frames,
+            context_frames=context_frames(settings["codec"]),
         ),
         unique_consecutive=settings["semantic"]["unique_consecutive"],
         semantic_tokens_per_second=float(settings["semantic"]["tokens_per_second"]),

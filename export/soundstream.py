@@ -118,6 +118,11 @@ def lookahead_frames(settings: Settings) -> int:
     return _decoder_config(settings).min_frames
 
 
+def context_frames(settings: Settings) -> int:
+    """Earlier frames that a chunk from the middle of a clip must be given; `SoundStreamConfig.context_frames` derives it."""
+    return _decoder_config(settings).context_frames
+
+
 def build_decoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStreamDecoder:
     """The decoder with the weights of `state`, in evaluation mode. Tensors that serve training alone are ignored."""
     decoder = SoundStreamDecoder(_decoder_config(settings))

@@ -28,7 +28,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 1  # rises when the layout changes
+FORMAT = 2  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -107,6 +107,7 @@ class Codec:
     codebook_size: int
     lookahead_frames: int  # K: the first chunk of a stream holds at least this many frames
     min_frames: int  # the shortest clip it decodes
+    context_frames: int | None  # earlier frames that a chunk from the middle must be given; None: all of them
 
 
 @dataclass(frozen=True)
