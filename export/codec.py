@@ -38,6 +38,7 @@ def export_codec(settings: Settings, state: Mapping[str, Tensor], folder: Path) 
         codebook_size=settings["codebook_size"],
         lookahead_frames=decoder.lookahead_frames,
         min_frames=decoder.min_frames,
+        context_frames=decoder.context_frames,
         min_encode_frames=1 if encoder is None else encoder.min_frames,
     )
 

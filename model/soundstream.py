@@ -73,6 +73,21 @@ class SoundStreamConfig:
             farthest = max(farthest, max(three(self.dec_cycle_dilations)) * (KERNEL_SIZE - 1) // rate)
         return farthest + 1
 
+    @property
+    def context_frames(self) -> int:
+        """How many frames before its first one a chunk from the middle of a clip must be given to decode as in the whole clip.
+
+        The first sample of a frame reaches farthest back. From the samples inward: a convolution of kernel k and dilation d reads d (k - 1)
+        positions before its own; an upsampling by s reads the position that its output lies in and the one before, so that r positions of
+        its output are ceil(r / s) + 1 of its input. Each layer of attention reads a window of frames before its own. Attention depends on
+        distances alone, so chunks need not begin where its windows do. What padding puts before a chunk is read by none of these samples.
+        """
+        reach = KERNEL_SIZE - 1
+        for stride in self.strides:
+            reach += sum(three(self.dec_cycle_dilations)) * (KERNEL_SIZE - 1)
+            reach = -(-reach // stride) + 1
+        return reach + KERNEL_SIZE - 1 + (self.attn_depth * self.attn_window_size if self.use_local_attn else 0)
+
     def attention(self) -> LocalTransformer | None:
         """A new one, of the encoder or of the decoder: they do not share weights."""
         if not self.use_local_attn:
@@ -183,6 +198,10 @@ class SoundStreamDecoder(nn.Module):
     @property
     def lookahead_frames(self) -> int:
         return self.config.min_frames
+
+    @property
+    def context_frames(self) -> int | None:
+        return self.config.context_frames
 
     def load_upstream(self, state: Mapping[str, Tensor]) -> None:
         """Take what decoding needs from a whole SoundStream's state dict: `decoder.*`, `decoder_attn.*` and the codebooks."""

@@ -97,7 +97,7 @@ def import_torchaudio() -> ModuleType:
         sys.modules["torchaudio._extension"] = _StandIn(
             "torchaudio._extension", "this part of torchaudio", fault, _IS_TORCHAUDIO_EXT_AVAILABLE=False, fail_if_no_align=refuse
         )
-    torchaudio = import_module("torchaudio")
+    torchaudio: Any = import_module("torchaudio")
     if _import_fault("torchcodec") is not None:  # with which torchaudio reads and writes files, and upstream's trainers through it
         torchaudio.load, torchaudio.save = _load_sound, _save_sound
     return torchaudio

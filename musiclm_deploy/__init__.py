@@ -15,6 +15,7 @@ _PUBLIC = {
     "GenerationCancelled": ".runtime.generation",
     "MusicLM": ".runtime.musiclm",
     "SamplingConfig": ".runtime.sampling",
+    "Window": ".runtime.windows",
     "export_checkpoints": ".export.export",
     "export_musiclm": ".export.live",
     "load": ".runtime.musiclm",

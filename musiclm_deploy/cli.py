@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("bundle", type=Path, metavar="BUNDLE", help="the directory that export_all.py made")
     generate.add_argument("text", metavar="TEXT", help="what the music should be like")
     generate.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
-    generate.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's whole window)")
+    generate.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's window)")
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
     generate.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)"
@@ -226,7 +226,7 @@ def _inspect(options: argparse.Namespace) -> int:
     codec = manifest.codec
     megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
     window = min(manifest.coarse.max_length, manifest.fine.max_length) * codec.samples_per_frame / codec.sample_hz
-    print(f"{options.bundle}: {megabytes:.1f} MB in {len(manifest.files)} files, up to {window:.2f} s at {codec.sample_hz} Hz")
+    print(f"{options.bundle}: {megabytes:.1f} MB in {len(manifest.files)} files, windows of {window:.2f} s at {codec.sample_hz} Hz")
     print(f"  made by   {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}")
     print(f"  SHA-256   {bundle.sha256}")
     for stage in STAGES:

@@ -110,6 +110,7 @@ class Codec:
     codebook_size: int
     lookahead_frames: int  # K: the first chunk of a stream holds at least this many frames
     min_frames: int  # the shortest clip it decodes
+    context_frames: int | None  # earlier frames that a chunk from the middle must be given; None: all of them
     min_encode_frames: int  # the shortest wave it encodes
 
 

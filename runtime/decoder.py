@@ -65,20 +65,22 @@ class DecoderRun:
             binding = self._bind(row_ids, query_coordinates)
         return self._run(binding, head)
 
-    def step(self, positions: Positions, head: int) -> np.ndarray:
-        """Feed one position per row. Returns logits [B, V], valid until the next call."""
+    def step(self, positions: Positions, head: int, growing: np.ndarray | None = None) -> np.ndarray:
+        """Feed one position per row. Returns logits [B, V], valid until the next call.
+
+        growing: bool [B], all by default; another row has what it needs: its last position is overwritten and its logits mean nothing.
+        """
         if self._step_binding is None:
             masks = ()
             if "prefix_embeddings" in self._context:
                 masks = np.zeros((self._rows, 1, 1), bool), np.zeros((self._rows, 1, self._decoder.dim), np.float32)
             self._step_binding = self._bind(self._row_ids, self._query_coordinates, *masks)
         self._row_ids[:, 0], self._query_coordinates[:, 0] = positions.rows, positions.query
-        at = self._lengths.copy()
-        self._advance(slice(None), 1)
-        self._key_coordinates[np.arange(self._rows), at] = positions.key
+        self._advance(slice(None), 1 if growing is None else growing)
+        self._key_coordinates[np.arange(self._rows), self._lengths - 1] = positions.key
         return self._run(self._step_binding, head)
 
-    def _advance(self, rows: int | slice, positions: int) -> None:
+    def _advance(self, rows: int | slice, positions: int | np.ndarray) -> None:
         self._lengths[rows] += positions
         if self._lengths.max() > self._capacity:
             raise RuntimeError(f"the cache holds {self._capacity} positions, {self._lengths.max()} were asked for")

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .bundle import STAGES
-from .decoder import DecoderRun
-from .loop import decode
-from .memory import check_memory, decoder_bytes, mulan_audio_bytes
+from .codec import CHUNK_FRAMES, codec_chunks, decode_codes
+from .memory import check_memory, decoder_bytes, largest_runs, mulan_audio_bytes
 from .music import Candidate, Music, Tokens
-from .noise import NoiseSource, PhiloxNoise
+from .noise import GivenNoise, NoiseSource, PhiloxNoise
 from .request import Request
-from .stages import Plan, plan_coarse, plan_fine, plan_semantic
+from .token_stages import TokenStages, is_guided
+from .windows import equal_parts
 
 if TYPE_CHECKING:
     from .musiclm import MusicLM
@@ -43,8 +43,8 @@ class Generation:
     ) -> None:
         self._model, self._request, self._progress, self._cancel = model, request, progress, cancel
         self._manifest = model.bundle.manifest
-        rows = [(seed, item) for seed in request.seeds for item in range(request.num_samples)]
-        self._noise = noise if noise is not None else PhiloxNoise(rows)
+        items = [(seed, item) for seed in request.seeds for item in range(request.num_samples)]
+        self._noise = GivenNoise(noise, len(items)) if noise is not None else PhiloxNoise(items)
         self._timings: dict[str, float] = {}
 
     def run(self, single: bool) -> Any:
@@ -54,15 +54,12 @@ class Generation:
         with self._timed("mulan"):
             latents = self._model.embed_text(request.prompts)
             conditioning = self._conditioning(latents)
-        semantic = self._semantic(conditioning)
-        coarse = self._coarse(conditioning, semantic)
-        fine = self._fine(conditioning, coarse)
+        tokens = TokenStages(self._model, request, conditioning, self._noise, self._report, self._timed).run()
         with self._timed("codec"):
-            waves = [self._wave(index, *codes) for index, codes in enumerate(zip(coarse, fine, strict=True))]
+            waves = self._waves(tokens)
         with self._timed("rank"):
             scores = self._scores(latents, waves)
 
-        tokens = [Tokens(*item) for item in zip(semantic, coarse, fine, strict=True)]
         candidates = [Candidate(*item) for item in zip(waves, tokens, scores, strict=True)]
         taken = time.perf_counter() - started
         seconds = sum(len(wave) for wave in waves) / self._manifest.codec.sample_hz
@@ -98,86 +95,40 @@ class Generation:
                 contexts[stage] = self._model.run(graph, conditioning=outputs[f"conditioning.{namespace}"])
         return contexts
 
-    def _semantic(self, conditioning: dict[str, dict[str, np.ndarray]]) -> list[np.ndarray]:
-        request = self._request
-        if request.stage_done("semantic"):
-            return [item.semantic for item in request.tokens or []]
-        plan = plan_semantic(self._manifest.semantic, request.items, request.semantic_steps, request.semantic_end_allowed)
-        return self._decode(plan, conditioning)
-
-    def _coarse(self, conditioning: dict[str, dict[str, np.ndarray]], semantic: list[np.ndarray]) -> list[np.ndarray]:
-        request, decoder = self._request, self._manifest.coarse
-        if request.stage_done("coarse"):
-            return [item.coarse for item in request.tokens or [] if item.coarse is not None]
-        assert decoder.coarse_quantizers is not None
-        frame_tokens = decoder.coarse_quantizers * self._manifest.codec.groups
-        if request.upstream:
-            semantic = _as_upstream_pads(semantic, request.semantic_steps, self._manifest.unique_consecutive)
-        elif self._manifest.unique_consecutive:
-            semantic = [_unique_consecutive(tokens) for tokens in semantic]
-        plan = plan_coarse(decoder, semantic, request.frames, frame_tokens, request.end_allowed)
-        return [tokens.reshape(-1, frame_tokens) for tokens in self._decode(plan, conditioning)]
-
-    def _fine(self, conditioning: dict[str, dict[str, np.ndarray]], coarse: list[np.ndarray]) -> list[np.ndarray]:
-        request, decoder = self._request, self._manifest.fine
-        if request.stage_done("fine"):
-            return [item.fine for item in request.tokens or [] if item.fine is not None]
-        assert decoder.fine_quantizers is not None
-        frame_tokens = decoder.fine_quantizers * self._manifest.codec.groups
-        trained = request.frames * self._manifest.codec.groups if request.upstream else None
-        plan = plan_fine(decoder, coarse, frame_tokens, trained)
-        return [tokens.reshape(-1, frame_tokens) for tokens in self._decode(plan, conditioning)]
-
-    def _decode(self, plan: Plan, conditioning: dict[str, dict[str, np.ndarray]]) -> list[np.ndarray]:
-        request, decoder, sampling = self._request, plan.decoder, self._request.sampling[plan.stage]
-        guided = self._guided(plan.stage)
-        context = {
-            name: np.ascontiguousarray(_with_null(name, np.repeat(array, request.num_samples, axis=0), guided))
-            for name, array in conditioning.get(plan.stage, {}).items()
-        }
-        prefix = context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0
-        rows = len(plan.prompts) * (2 if guided else 1)
-        prompt = max(len(positions.rows) for positions in plan.prompts) + prefix
-        capacity = prompt + int(plan.steps.max(initial=0))
-        with self._timed(plan.stage):
-            run = DecoderRun(self._model.session(decoder.graph), decoder, context, rows, capacity)
-            return decode(plan, run, guided, sampling, self._noise, lambda done, total: self._report(plan.stage, done, total))
-
-    def _guided(self, stage: str) -> bool:
-        return getattr(self._manifest, stage).guidance and self._request.sampling[stage].cond_scale != 1
-
     def _memory(self) -> dict[str, int]:
         """What each stage will take at most beside the weights, in bytes. One stage's memory is free again when the next begins."""
-        request, manifest, groups = self._request, self._manifest, self._manifest.codec.groups
-        coarse_tokens = request.frames * (manifest.coarse.coarse_quantizers or 1) * groups
-        sizes = {  # stage -> longest prompt, most tokens
-            "semantic": (1, request.semantic_steps),
-            "coarse": (2 + max([request.semantic_steps, *(len(item.semantic) for item in request.tokens or [])]), coarse_tokens),
-            "fine": (2 + coarse_tokens, request.frames * (manifest.fine.fine_quantizers or 1) * groups),
-        }
+        request, manifest = self._request, self._manifest
         needed = {}
-        for stage, (prompt, steps) in sizes.items():
+        for stage, (rows, prompt, capacity) in largest_runs(manifest, request).items():
             decoder = getattr(manifest, stage)
-            if not request.stage_done(stage):
-                prompt += manifest.conditioner.quantizers if decoder.conditioning == "prefix" else 0
-                needed[stage] = decoder_bytes(decoder, request.items * (2 if self._guided(stage) else 1), prompt, prompt + steps)
+            prefix = manifest.conditioner.quantizers if decoder.conditioning == "prefix" else 0
+            rows *= 2 if is_guided(manifest, request, stage) else 1
+            needed[stage] = decoder_bytes(decoder, rows, prompt + prefix, capacity + prefix)
+        needed["codec"] = 4 * request.items * request.samples  # the waves; what decoding takes besides does not grow with them
         if request.num_samples > 1:
-            samples = math.ceil(request.samples / manifest.codec.sample_hz * manifest.mulan.sample_hz)
+            samples = math.ceil(min(request.samples, self._ranked_at_once) / manifest.codec.sample_hz * manifest.mulan.sample_hz)
             needed["rank"] = mulan_audio_bytes(manifest.mulan, 1, samples)
         return needed
 
-    def _wave(self, index: int, coarse: np.ndarray, fine: np.ndarray) -> np.ndarray:
-        """float32 [t] of one item; a clip shorter than the codec's least is padded with its last frame and cut."""
-        codec = self._manifest.codec
-        codes = np.concatenate([coarse, fine], axis=1)
-        wanted = min(self._request.samples, len(codes) * codec.samples_per_frame)
-        if len(codes) < codec.min_frames:
-            codes = np.concatenate([codes, np.repeat(codes[-1:], codec.min_frames - len(codes), axis=0)])
-        wave = self._model.run(codec.decode, codes=codes[None])["wave"][0]
-        self._report("codec", index + 1, self._request.items)
-        return wave[:wanted]
+    def _waves(self, tokens: list[Tokens]) -> list[np.ndarray]:
+        """float32 [t] of each item."""
+        codec, waves, done = self._manifest.codec, [], 0
+        codes = [np.concatenate([item.coarse, item.fine], axis=1) for item in tokens if item.coarse is not None and item.fine is not None]
+        total = sum(len(codec_chunks(codec, len(item), CHUNK_FRAMES)) for item in codes)
+
+        def on_chunk() -> None:
+            nonlocal done
+            done += 1
+            self._report("codec", done, total)
+
+        for item in codes:
+            wave = decode_codes(codec, lambda chunk: self._model.run(codec.decode, codes=chunk)["wave"], item, on_chunk)
+            waves.append(wave[: self._request.samples])
+        return waves
 
     def _scores(self, latents: np.ndarray, waves: list[np.ndarray]) -> list[float | None]:
+        """Cosine of text and wave. A wave longer than the coarse stage's window counts by the mean of the latents of equal parts, each no
+        longer than that: MuLaN was trained on clips, and its attention costs the square of a length."""
         request, mulan, hz = self._request, self._manifest.mulan, self._manifest.codec.sample_hz
         if request.num_samples == 1:
             return [None] * len(waves)
@@ -188,9 +139,19 @@ class Generation:
                 _LOG.warning("candidate %d is too short for MuLaN (%d samples): it is not ranked.", index, len(wave))
                 scores.append(None)
             else:
-                scores.append(float(self._model.embed_audio((wave, rate))[0] @ latents[index // request.num_samples]))
+                parts = [self._model.embed_audio((wave[part], rate))[0] for part in equal_parts(len(wave), self._ranked_at_once)]
+                latent = parts[0] if len(parts) == 1 else np.mean(parts, axis=0) / np.linalg.norm(np.mean(parts, axis=0))
+                scores.append(float(latent @ latents[index // request.num_samples]))
             self._report("rank", index + 1, len(waves))
         return scores
+
+    @property
+    def _ranked_at_once(self) -> int:
+        """Samples of a wave that MuLaN takes whole; parts are at least half as long, which must be enough for MuLaN."""
+        codec, mulan = self._manifest.codec, self._manifest.mulan
+        return max(
+            self._manifest.coarse.max_length * codec.samples_per_frame, 2 * math.ceil(mulan.min_samples * codec.sample_hz / mulan.sample_hz)
+        )
 
     def _report(self, stage: str, done: int, total: int) -> None:
         if self._cancel is not None and self._cancel.is_set():
@@ -200,29 +161,7 @@ class Generation:
 
     @contextmanager
     def _timed(self, stage: str):
+        """A stage may come several times, window by window."""
         started = time.perf_counter()
         yield
-        self._timings[stage] = time.perf_counter() - started
-
-
-def _with_null(name: str, rows: np.ndarray, guided: bool) -> np.ndarray:
-    """Append, for guidance, a row without condition for each row: the null key and value in every slot weigh out to the null value."""
-    if not guided or name == "prefix_embeddings":  # a row without condition leaves the prefix out
-        return rows
-    null = rows[:, :, :1] if name.endswith(".key") else rows[:, :1]
-    return np.concatenate([rows, np.broadcast_to(null, rows.shape)])
-
-
-def _unique_consecutive(tokens: np.ndarray) -> np.ndarray:
-    return tokens[np.append(True, tokens[1:] != tokens[:-1])] if len(tokens) else tokens
-
-
-def _as_upstream_pads(semantic: list[np.ndarray], steps: int, unique: bool) -> list[np.ndarray]:
-    """Upstream's batch after the semantic stage: -1 from the end token on, collapsed like any token, then padded with -1."""
-    length = max(len(tokens) + (len(tokens) < steps) for tokens in semantic)
-    rows = [np.pad(tokens, (0, length - len(tokens)), constant_values=-1) for tokens in semantic]
-    if not unique:
-        return rows
-    rows = [_unique_consecutive(row) for row in rows]
-    longest = max(len(row) for row in rows)
-    return [np.pad(row, (0, longest - len(row)), constant_values=-1) for row in rows]
+        self._timings[stage] = self._timings.get(stage, 0.0) + time.perf_counter() - started

@@ -3,12 +3,43 @@
 In: the manifest's records and the sizes of a request. Out: bytes, and a MemoryError in place of a machine that swaps.
 """
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .bundle import Decoder, Mulan, SemanticTokenizer
+from .bundle import Decoder, Manifest, Mulan, SemanticTokenizer
+
+if TYPE_CHECKING:
+    from .request import Request
 
 _LOG = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = (
+    16  # windows of the fine stage in one batch: on two cores a step of 16 rows costs 2.5 times that of one, and memory is theirs
+)
+
+
+def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, int, int]]:
+    """stage -> (rows, longest prompt, longest sequence) of its largest window, for the stages that will run."""
+    clip, groups, given = request.clip, manifest.codec.groups, request.tokens or []
+    told, tokens = (max(sizes) for sizes in zip(*clip.semantic_sizes(), strict=True))
+    if clip.tokens_per_frame is None:
+        seen = max([tokens, *(window.stop - window.start for item in given for window in item.windows)])
+    else:
+        most = max([clip.semantic_steps, *(len(item.semantic) for item in given)])
+        seen = min(most, max(one.stop - one.start for one in map(clip.seen, range(len(clip.coarse)))))
+    coarse, fine = (manifest.coarse.coarse_quantizers or 1) * groups, (manifest.fine.fine_quantizers or 1) * groups
+    known, frames = max(span.new - span.start for span in clip.coarse), max(span.stop - span.start for span in clip.coarse)
+    fine_frames = min(clip.fine_length, request.frames)
+    fine_rows = request.items * -(-request.frames // clip.fine_length)
+    runs = {
+        "semantic": (request.items, 1 + told, 1 + tokens),
+        "coarse": (request.items, 2 + seen + known * coarse, 2 + seen + frames * coarse),
+        "fine": (min(fine_rows, ROWS_AT_ONCE), 2 + fine_frames * coarse, 2 + fine_frames * (coarse + fine)),
+    }
+    return {stage: run for stage, run in runs.items() if not request.stage_done(stage)}
 
 
 def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> int:

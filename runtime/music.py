@@ -11,6 +11,8 @@ import numpy as np
 
 from .audio import save_audio
 
+_ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -19,6 +21,15 @@ class Tokens:
     semantic: np.ndarray  # int64 [n]
     coarse: np.ndarray | None = None  # int64 [frames, Qc]
     fine: np.ndarray | None = None  # int64 [frames, Qf]
+    # int64 [windows, 2], the first and one past the last semantic token of each window: of a long clip whose semantic tokens carry no time
+    semantic_windows: np.ndarray | None = None
+
+    @property
+    def windows(self) -> list[slice]:
+        """The semantic tokens of each window, those that it was told by the window before included."""
+        if self.semantic_windows is None:
+            return [slice(0, len(self.semantic))]
+        return [slice(start, stop) for start, stop in self.semantic_windows.tolist()]
 
 
 @dataclass(frozen=True)
@@ -70,7 +81,7 @@ def save_tokens(path: Path, candidates: list[Tokens]) -> Path:
     arrays = {
         f"{index}.{stage}": array
         for index, tokens in enumerate(candidates)
-        for stage in ("semantic", "coarse", "fine")
+        for stage in _ARRAYS
         if (array := getattr(tokens, stage)) is not None
     }
     aside = path.with_name(f".{path.name}.partial")
@@ -85,7 +96,7 @@ def save_tokens(path: Path, candidates: list[Tokens]) -> Path:
 
 
 def load_tokens(path: Path) -> list[Tokens]:
-    """Read what `save_tokens` wrote; nothing pickled is accepted."""
+    """Read what `save_tokens` wrote, now or before there were windows; nothing pickled is accepted."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}  # a member that is no array comes as bytes
@@ -93,8 +104,7 @@ def load_tokens(path: Path) -> list[Tokens]:
         raise ValueError(f"{path} is not a file of tokens: {error}") from error
     candidates = []
     while (semantic := arrays.pop(f"{len(candidates)}.semantic", None)) is not None:
-        coarse, fine = (arrays.pop(f"{len(candidates)}.{stage}", None) for stage in ("coarse", "fine"))
-        candidates.append(Tokens(semantic, coarse, fine))
+        candidates.append(Tokens(semantic, *(arrays.pop(f"{len(candidates)}.{name}", None) for name in _ARRAYS[1:])))
     if not candidates or arrays:
         raise ValueError(f"{path} is not a file of tokens: it holds {', '.join(arrays) or 'nothing'}.")
     return candidates

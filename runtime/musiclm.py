@@ -24,6 +24,7 @@ from .noise import NoiseSource
 from .request import make_request
 from .sampling import SamplingConfig
 from .tokenizer import ClipTokenizer
+from .windows import Window
 
 _LOG = logging.getLogger(__name__)
 
@@ -63,25 +64,29 @@ class MusicLM:
         max_semantic_tokens: int | None = None,
         sampling: Mapping[str, SamplingConfig] | None = None,
         tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None = None,
+        windows: Mapping[str, Window] | None = None,
         noise: NoiseSource | None = None,
         progress: Progress | None = None,
         cancel: threading.Event | None = None,
     ) -> Any:
         """Music for a prompt, or a list of `Music` for a list of prompts, all in one batch.
 
-        seconds: length of the wave, exact to the sample; by default the model's whole window.
+        seconds: length of the wave, exact to the sample; by default the model's window. A longer clip is made window by window.
         seed: of the noise, one for all prompts or one each; the same seed gives the same wave in any batch.
         num_samples: candidates per prompt, all of them kept; `audio` is the one that MuLaN finds closest to the prompt.
         stop: "exact" forbids the end token until `seconds` are reached, "eos" lets a clip end earlier.
         compat: "upstream" reproduces audiolm-pytorch 2.4.0 token for token: the semantic conditioning in every stage, ends allowed,
             up to 2048 semantic tokens, candidates ranked without resampling.
-        max_semantic_tokens: at most; by default as many as `seconds` can hold.
+        max_semantic_tokens: at most, over the whole clip; by default as many as `seconds` can hold.
         sampling: `SamplingConfig` by stage name, where it differs from the bundle's.
         tokens: saved tokens (a file, or `Tokens` per candidate) to go on from with the first stage that they lack.
+        windows: `Window` by stage name: how a clip longer than a stage's trained window is made, where it differs from the default.
         noise: a `NoiseSource` in place of the seeded one.
         progress: called as (stage, done, total); cancel: when set, the request stops with GenerationCancelled.
         """
-        request = make_request(self.bundle.manifest, text, seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens)
+        request = make_request(
+            self.bundle.manifest, text, seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows
+        )
         return Generation(self, request, noise, progress, cancel).run(single=isinstance(text, str))
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:

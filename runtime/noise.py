@@ -7,7 +7,8 @@ Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3
     uniform  u = ((bits >> 8) + 0.5) / 2**24       in (0, 1), never 0 or 1
     gumbel   -log(-log(u))                         in float64, rounded to float32
 
-`step` is the token's index in its item's stage, `item` the candidate's number under its seed. A GPU kernel follows the same lines.
+`step` is the token's index in its item's whole stage, over all windows of a long clip; `item` the candidate's number under its seed. A GPU
+kernel follows the same lines.
 """
 
 from typing import Protocol
@@ -26,7 +27,7 @@ class NoiseSource(Protocol):
     """What the decode loop asks for noise."""
 
     def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
-        """float32 [batch, vocab] for the token number `step` of every row, rows in the order of the request."""
+        """float32 [batch, vocab] for the token number `step` of every item, in the order of the request."""
         ...
 
 
@@ -47,19 +48,27 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 
 class PhiloxNoise:
-    """The default source: row r of a request draws from (seed, item) = rows[r]."""
+    """The default source: item i of a request draws from (seed, candidate) = items[i]."""
 
-    def __init__(self, rows: list[tuple[int, int]]) -> None:
-        self._rows = rows
-        self._block: tuple[str, int, int, np.ndarray] | None = None  # stage, first step, vocab, [steps, batch, vocab]
+    def __init__(self, items: list[tuple[int, int]]) -> None:
+        self._items = items
+        self._blocks: dict[tuple[str, int, int, int], np.ndarray] = {}  # (stage, item, block, vocab) -> [steps of a block, vocab]
 
     def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
-        assert batch == len(self._rows), (batch, len(self._rows))
-        first = step - step % _STEPS_AHEAD
-        if self._block is None or self._block[:3] != (stage, first, vocab):
-            block = np.stack([self._gumbel(stage, first, seed, item, vocab) for seed, item in self._rows], axis=1)
-            self._block = (stage, first, vocab, block)
-        return self._block[3][step - first]
+        assert batch == len(self._items), (batch, len(self._items))
+        return self.rows(stage, np.arange(batch), np.full(batch, step), vocab)
+
+    def rows(self, stage: str, items: np.ndarray, steps: np.ndarray, vocab: int) -> np.ndarray:
+        """float32 [rows, vocab]: for row r the token number steps[r] of item items[r]."""
+        rows = list(zip(items.tolist(), steps.tolist(), strict=True))
+        keys = [(stage, item, step // _STEPS_AHEAD, vocab) for item, step in rows]
+        # what this call does not need is dropped, so that the memory is that of the rows, however long the clip
+        self._blocks = {key: self._blocks[key] if key in self._blocks else self._block(key) for key in keys}
+        return np.stack([self._blocks[key][step % _STEPS_AHEAD] for key, (_, step) in zip(keys, rows, strict=True)])
+
+    def _block(self, key: tuple[str, int, int, int]) -> np.ndarray:
+        stage, item, block, vocab = key
+        return self._gumbel(stage, block * _STEPS_AHEAD, *self._items[item], vocab)
 
     @staticmethod
     def _gumbel(stage: str, first: int, seed: int, item: int, vocab: int) -> np.ndarray:
@@ -70,3 +79,15 @@ class PhiloxNoise:
         bits = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(_STEPS_AHEAD, -1)[:, :vocab]
         uniform = ((bits >> np.uint32(8)) + 0.5) / 2**24
         return -np.log(-np.log(uniform)).astype(np.float32)
+
+
+class GivenNoise:
+    """Rows at steps of their own from a caller's source, which gives whole batches."""
+
+    def __init__(self, source: NoiseSource, batch: int) -> None:
+        self._source, self._batch = source, batch
+
+    def rows(self, stage: str, items: np.ndarray, steps: np.ndarray, vocab: int) -> np.ndarray:
+        """As `PhiloxNoise.rows`."""
+        given = {step: self._source.gumbel(stage, step, self._batch, vocab) for step in set(steps.tolist())}
+        return np.stack([given[step][item] for item, step in zip(items.tolist(), steps.tolist(), strict=True)])

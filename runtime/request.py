@@ -5,23 +5,21 @@ In: the arguments of `MusicLM.generate`. Out: a `Request`, or a ValueError that 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from pathlib import Path
-from reprlib import repr as short_repr
 from typing import Any
 
-import numpy as np
-
 from .bundle import STAGES, Manifest, Sampling
-from .music import Tokens, load_tokens
+from .music import Tokens
+from .resume import check_covered, given_tokens
 from .sampling import SamplingConfig
+from .windows import Clip, Window, frames_covered, most_coarse_frames, one_window, plan_clip
 
 STOPS = ("exact", "eos")
 _MOST_CHARACTERS = 10_000  # white space is no token, but every prompt is written into the file's comment
+_MOST_SECONDS = 86_400  # a day: its windows fit any list, and its tokens the 32 bits that count them for the noise
 _MOST_ITEMS = 1 << 16  # clips in one batch: far above what memory holds, far below what the lists of a request cannot
 
 
@@ -32,12 +30,16 @@ class Request:
     num_samples: int
     frames: int  # codec frames to generate
     samples: int  # length of the wave asked for
-    semantic_steps: int
+    clip: Clip  # its windows
     end_allowed: bool  # in coarse; and in semantic, unless its tokens carry time
     semantic_end_allowed: bool
     upstream: bool  # reproduce upstream's behaviour, its mistakes included
     sampling: dict[str, Sampling]
     tokens: list[Tokens] | None  # to go on from, one per candidate of the one prompt
+
+    @property
+    def semantic_steps(self) -> int:
+        return self.clip.semantic_steps
 
     @property
     def items(self) -> int:
@@ -58,6 +60,7 @@ def make_request(
     max_semantic_tokens: int | None,
     sampling: Mapping[str, SamplingConfig] | None,
     tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None,
+    windows: Mapping[str, Window] | None = None,
 ) -> Request:
     """See `MusicLM.generate` for the arguments."""
     prompts = _prompts(text)
@@ -68,7 +71,11 @@ def make_request(
         raise ValueError(f"compat must be None or 'upstream', got {compat!r}.")
     if not _is_whole(num_samples) or num_samples < 1:
         raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}.")
-    given = _given_tokens(tokens, manifest)
+    upstream = compat == "upstream"
+    if upstream and windows is not None:
+        raise ValueError("compat='upstream' knows no windows. Leave one of the two out.")
+    windows = {} if windows is None else windows
+    given = given_tokens(tokens, manifest, upstream)
     if given is not None:
         if len(prompts) > 1:
             raise ValueError(f"tokens continue one prompt, got {len(prompts)} prompts.")
@@ -77,16 +84,18 @@ def make_request(
         num_samples = len(given)
     if num_samples * len(prompts) > _MOST_ITEMS:
         raise ValueError(f"{num_samples} samples of {len(prompts)} prompts are more than the {_MOST_ITEMS} clips of one request.")
-    frames, samples = _duration(manifest, seconds, given)
-    upstream = compat == "upstream"
+    frames, samples = _duration(manifest, seconds, given, windows, upstream)
+    clip = _clip(manifest, frames, samples, max_semantic_tokens, windows, upstream)
     end_allowed = upstream or stop == "eos"
+    if given is not None and not end_allowed:
+        check_covered(clip, given, manifest)
     return Request(
         prompts=prompts,
         seeds=seeds,
         num_samples=int(num_samples),
         frames=frames,
         samples=samples,
-        semantic_steps=_semantic_steps(manifest, samples, max_semantic_tokens, upstream),
+        clip=clip,
         end_allowed=end_allowed,
         semantic_end_allowed=end_allowed or manifest.unique_consecutive,
         upstream=upstream,
@@ -124,78 +133,53 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return [int(value) for value in seeds]
 
 
-def _given_tokens(tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None, manifest: Manifest) -> list[Tokens] | None:
-    if tokens is None:
-        return None
-    if isinstance(tokens, str | os.PathLike):
-        given = load_tokens(Path(tokens))
-    else:
-        given = list(tokens) if isinstance(tokens, Iterable) else [tokens]
-    if not given or not all(isinstance(item, Tokens) for item in given):
-        raise ValueError(f"tokens to continue from must be a file or one Tokens per candidate, got {short_repr(tokens)}.")
-    for stage in STAGES:
-        missing = [getattr(item, stage) is None for item in given]
-        if any(missing) and (stage == "semantic" or not all(missing)):
-            raise ValueError(f"tokens to continue from: {'some' if not all(missing) else 'all'} candidates have no {stage} tokens.")
-    given = [Tokens(*(_checked(stage, getattr(item, stage), manifest) for stage in STAGES)) for item in given]
-    for item in given:
-        if item.fine is not None and (item.coarse is None or len(item.coarse) != len(item.fine)):
-            raise ValueError("fine tokens need coarse tokens of as many frames.")
-        if item.coarse is None and len(item.semantic) > manifest.semantic.max_length:
-            raise ValueError(f"{len(item.semantic)} semantic tokens are more than the model's window of {manifest.semantic.max_length}.")
-        if item.coarse is not None and item.fine is None and len(item.coarse) > _window(manifest):
-            raise ValueError(f"{len(item.coarse)} frames of coarse tokens are more than the model's window of {_window(manifest)}.")
-    return given
-
-
-def _checked(stage: str, array: Any, manifest: Manifest) -> Any:
-    """One candidate's tokens of a stage as int64, or None where it has none."""
-    if array is None:
-        return None
-    array = np.asarray(array)
-    if stage == "semantic":
-        expected, fits, limit = "[n]", array.ndim == 1, manifest.semantic.vocabulary - 1
-    else:
-        quantizers = manifest.coarse.coarse_quantizers if stage == "coarse" else manifest.fine.fine_quantizers
-        columns, limit = (quantizers or 1) * manifest.codec.groups, manifest.codec.codebook_size
-        expected, fits = f"[n > 0, {columns}]", array.ndim == 2 and array.shape[1] == columns and len(array) > 0
-    if array.dtype.kind not in "iu" or not fits:
-        raise ValueError(f"{stage} tokens must be whole numbers of shape {expected}, got {array.dtype} {list(array.shape)}.")
-    if array.size and (array.min() < 0 or array.max() >= limit):
-        raise ValueError(f"{stage} tokens must lie in [0, {limit}), got {array.min()} to {array.max()}.")
-    return array.astype(np.int64)
-
-
 def _window(manifest: Manifest) -> int:
-    """Frames of the longest clip."""
-    return min(manifest.coarse.max_length, manifest.fine.max_length)
+    """Frames of the longest clip that needs no windows."""
+    return min(most_coarse_frames(manifest), manifest.fine.max_length)
 
 
-def _duration(manifest: Manifest, seconds: float | None, given: list[Tokens] | None) -> tuple[int, int]:
+def _duration(
+    manifest: Manifest, seconds: float | None, given: list[Tokens] | None, windows: Mapping[str, Window], upstream: bool
+) -> tuple[int, int]:
     """(frames to generate, or those that are given; samples of the wave)."""
     codec = manifest.codec
     fixed = max((len(item.coarse) for item in given if item.coarse is not None), default=None) if given else None
-    limit = _window(manifest) if fixed is None else fixed
+    limit, whole = fixed, _window(manifest)
+    if fixed is None and upstream:
+        limit = whole
+    elif fixed is None and given:
+        covered = frames_covered(manifest, [item.windows for item in given], windows)
+        whole = covered if covered > most_coarse_frames(manifest) else min(covered, whole)
     if seconds is None:
-        return limit, limit * codec.samples_per_frame
+        return (fixed or whole), (fixed or whole) * codec.samples_per_frame
     if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds < 1e9:
         raise ValueError(f"seconds must be a number above 0 and below 1e9, got {seconds!r}.")
     samples = max(round(float(seconds) * codec.sample_hz), 1)
     frames = -(-samples // codec.samples_per_frame)
-    if frames > limit:
+    if limit is not None and frames > limit:
         most = limit * codec.samples_per_frame / codec.sample_hz
         has = "window of the model has" if fixed is None else "given tokens have"
-        raise ValueError(f"seconds = {float(seconds):g} needs {frames} frames, but the {has} {limit}. Ask for at most {most:g} s.")
-    return min(max(frames, codec.min_frames), limit) if fixed is None else fixed, samples
+        without = " with compat='upstream'" if fixed is None else ""
+        raise ValueError(f"seconds = {float(seconds):g} needs {frames} frames, but the {has} {limit}. Ask for at most {most:g} s{without}.")
+    if seconds > _MOST_SECONDS:
+        raise ValueError(f"seconds = {float(seconds):g} is longer than a clip may be: ask for at most {_MOST_SECONDS} s, a day.")
+    if fixed is not None:
+        return fixed, samples
+    frames = max(frames, codec.min_frames)
+    return (frames if limit is None else min(frames, limit)), samples
 
 
-def _semantic_steps(manifest: Manifest, samples: int, asked: int | None, upstream: bool) -> int:
-    limit = manifest.semantic.max_length
-    if asked is not None:
-        if not _is_whole(asked) or not 0 <= asked <= limit:
-            raise ValueError(f"max_semantic_tokens must be from 0 to {limit} (the window of the model), got {asked!r}.")
-        return int(asked)
-    return limit if upstream else min(math.ceil(samples / manifest.codec.sample_hz * manifest.semantic_tokens_per_second), limit)
+def _clip(manifest: Manifest, frames: int, samples: int, asked: int | None, windows: Mapping[str, Window], upstream: bool) -> Clip:
+    """The windows of the clip, and at most how many semantic tokens it gets."""
+    most, what = manifest.semantic.max_length, "the window of the model"
+    clip = one_window(manifest, frames, most) if upstream else plan_clip(manifest, frames, samples, None, windows)
+    if asked is None:
+        return clip
+    if len(clip.coarse) > 1:
+        most, what = max(most, clip.semantic_steps), "all windows of this clip"
+    if not _is_whole(asked) or not 0 <= asked <= most:
+        raise ValueError(f"max_semantic_tokens must be from 0 to {most} ({what}), got {asked!r}.")
+    return one_window(manifest, frames, int(asked)) if upstream else plan_clip(manifest, frames, samples, int(asked), windows)
 
 
 def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:

@@ -33,16 +33,16 @@ def guide(cond: np.ndarray, null: np.ndarray, scale: float) -> np.ndarray:
     return null + (cond - null) * np.float32(scale)
 
 
-def sample(logits: np.ndarray, gumbel: np.ndarray, temperature: float, filter_thres: float, forbid_last: bool) -> np.ndarray:
+def sample(logits: np.ndarray, gumbel: np.ndarray, temperature: float, filter_thres: float, forbid_last: bool | np.ndarray) -> np.ndarray:
     """logits, gumbel float32 [B, V] -> tokens int64 [B].
 
-    `forbid_last` excludes the last entry before top-k, whose k counts it all the same, as upstream does. Entries equal to the k-th all
-    stay, so that the result does not depend on how a machine orders them.
+    `forbid_last`, one for all or bool [B], excludes the last entry before top-k, whose k counts it all the same, as upstream does. Entries
+    equal to the k-th all stay, so that the result does not depend on how a machine orders them.
     """
     V = logits.shape[-1]
-    if forbid_last:
+    if np.any(forbid_last):
         logits = logits.copy()
-        logits[:, -1] = -np.inf
+        logits[:, -1] = np.where(forbid_last, -np.inf, logits[:, -1])
     if temperature == 0:
         return logits.argmax(axis=-1)
     k = max(int((1 - filter_thres) * V), 1)

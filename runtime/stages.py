@@ -4,7 +4,8 @@ In: the manifest's `Decoder` records and token arrays. Out: one `Plan` per stage
 `export/tables.py` is the other side: it lays out the tables that the numbers made here point into.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,56 +30,93 @@ class Positions:
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage of one request: what stands in the sequence before sampling, and how each sampled token is fed back."""
+    """One call of a stage: what stands in each row's sequence before sampling, and how each sampled token is fed back.
+
+    A row may begin with a prime, tokens of its own stage that are known already: the tail of the window before, or a sound that is
+    continued. It is part of the prompt, so one prefill takes it in, and a row's tokens are counted from the prime's first one on.
+    """
 
     stage: str
     decoder: Decoder
-    prompts: list[Positions]  # one per item
-    steps: np.ndarray  # int64 [items]: how many tokens each item gets at most
-    end: int | None  # the token that ends an item, never part of its tokens
+    prompts: list[Positions]  # one per row, primes included
+    primed: np.ndarray  # int64 [rows]: tokens of each row's prime; token number primed + step is sampled at `step`
+    steps: np.ndarray  # int64 [rows]: how many tokens each row gets at most
+    end: int | None  # the token that ends a row, never part of its tokens
     frame_tokens: int  # tokens of a frame, in which only the first may be the end
     end_allowed: bool
     bias_shift: int = 0  # added to every query coordinate
 
     def head(self, step: int) -> int:
-        """Which output projection predicts token `step`."""
+        """Which output projection predicts the tokens of `step`: the same in every row, since a prime holds whole frames."""
         return step % (self._quantizers or 1)
 
-    def forbid_last(self, step: int) -> bool:
-        """Whether the last entry of the vocabulary is excluded at `step`.
+    def forbid_last(self, step: int) -> np.ndarray:
+        """bool [rows]: whether the last entry of the vocabulary is excluded at `step`.
 
-        Upstream's rule for coarse and fine: excluded but on the first quantizer of a frame after the first frame.
+        Upstream's rule for coarse and fine: excluded but on the first quantizer of a frame after the row's first frame.
         """
         if self.stage == "semantic":
-            return not self.end_allowed
-        first_of_a_later_frame = step % self.frame_tokens == 0 and step > 0
-        return not first_of_a_later_frame or (self.end is not None and not self.end_allowed)
+            return np.full(len(self.prompts), not self.end_allowed)
+        index = self.primed + step
+        first_of_a_later_frame = (index % self.frame_tokens == 0) & (index > 0)
+        return ~first_of_a_later_frame | (self.end is not None and not self.end_allowed)
 
     def place(self, step: int, tokens: np.ndarray) -> Positions:
-        """tokens int64 [items], each item's token number `step` -> where they stand and which rows embed them."""
-        return self._sampled(np.full(len(tokens), step), tokens)
+        """tokens int64 [rows], sampled at `step` -> where they stand and which rows of the table embed them."""
+        return self._positions(self.primed + step, tokens)
+
+    @property
+    def capacity(self) -> int:
+        """Positions of the longest row when it is complete."""
+        return int(max(len(prompt.rows) + steps for prompt, steps in zip(self.prompts, self.steps, strict=True)))
 
     @property
     def _quantizers(self) -> int | None:
         return {"semantic": None, "coarse": self.decoder.coarse_quantizers, "fine": self.decoder.fine_quantizers}[self.stage]
 
-    def _sampled(self, index: np.ndarray, tokens: np.ndarray) -> Positions:
+    def _positions(self, index: np.ndarray, tokens: np.ndarray) -> Positions:
+        """Positions of the stage's own tokens, number `index` of their row."""
         if self.stage == "semantic":
             return _shift(_line(self.decoder.rows["semantic"] + tokens, 1 + index), self.bias_shift)
-        if self.stage == "coarse":
-            return _shift(_line(_code_rows(self.decoder, "coarse", index, tokens), FAR + 1 + index), self.bias_shift)
-        return _shift(
-            _line(_code_rows(self.decoder, "fine", index, tokens), _fine_coordinates(self.decoder, "fine", index)), self.bias_shift
-        )
+        rows = _code_rows(self.decoder, self.stage, index, tokens)
+        coordinates = FAR + 1 + index if self.stage == "coarse" else _fine_coordinates(self.decoder, "fine", index)
+        return _shift(_line(rows, coordinates), self.bias_shift)
+
+    def _begun(self, primes: Sequence[np.ndarray] | None) -> "Plan":
+        """This plan with each row begun by its prime: int64 [n] (semantic) or [frames, quantizers]."""
+        if primes is None:
+            return self
+        flat = [prime.ravel() for prime in primes]
+        primed = np.array([len(prime) for prime in flat])
+        assert len(primed) == len(self.prompts) and (primed <= self.steps).all() and not (primed % self.frame_tokens).any(), primed
+        prompts = [
+            Positions.join(prompt, self._positions(np.arange(len(prime)), prime)) for prompt, prime in zip(self.prompts, flat, strict=True)
+        ]
+        return replace(self, prompts=prompts, primed=primed, steps=self.steps - primed)
 
 
-def plan_semantic(decoder: Decoder, items: int, steps: int, end_allowed: bool) -> Plan:
+def plan_semantic(
+    decoder: Decoder, rows: int, length: int | np.ndarray, end_allowed: bool, primes: Sequence[np.ndarray] | None = None
+) -> Plan:
+    """length: tokens of every row, or int64 [rows], at most and with its prime; primes: int64 [n] per row."""
     start = _shift(_line(np.array([decoder.rows["start"]]), np.array([0])), 1)
-    return Plan("semantic", decoder, [start] * items, np.full(items, steps), decoder.vocabulary - 1, 1, end_allowed, bias_shift=1)
+    steps = np.broadcast_to(length, rows)
+    plan = Plan("semantic", decoder, [start] * rows, np.zeros(rows, np.int64), steps, decoder.vocabulary - 1, 1, end_allowed, bias_shift=1)
+    return plan._begun(primes)
 
 
-def plan_coarse(decoder: Decoder, semantic: list[np.ndarray], frames: int, frame_tokens: int, end_allowed: bool) -> Plan:
-    """semantic: int64 [n] per item; -1 is embedded as zeros, as upstream does with what follows an end."""
+def plan_coarse(
+    decoder: Decoder,
+    semantic: list[np.ndarray],
+    frames: int,
+    frame_tokens: int,
+    end_allowed: bool,
+    primes: Sequence[np.ndarray] | None = None,
+) -> Plan:
+    """semantic: int64 [n] per row; -1 is embedded as zeros, as upstream does with what follows an end.
+
+    frames: of every row, with its prime; primes: int64 [frames, frame_tokens] per row.
+    """
     prompts = []
     for tokens in semantic:
         rows = np.where(tokens < 0, decoder.rows["padding"], decoder.rows["semantic"] + tokens)
@@ -88,12 +126,22 @@ def plan_coarse(decoder: Decoder, semantic: list[np.ndarray], frames: int, frame
             _line(np.array([decoder.rows["coarse_start"]]), np.array([FAR])),
         )
         prompts.append(_shift(prompt, 1))
-    steps = np.full(len(semantic), frames * frame_tokens)
-    return Plan("coarse", decoder, prompts, steps, decoder.vocabulary - 1, frame_tokens, end_allowed, bias_shift=1)
+    primed, steps = np.zeros(len(semantic), np.int64), np.full(len(semantic), frames * frame_tokens)
+    plan = Plan("coarse", decoder, prompts, primed, steps, decoder.vocabulary - 1, frame_tokens, end_allowed, bias_shift=1)
+    return plan._begun(primes)
 
 
-def plan_fine(decoder: Decoder, coarse: list[np.ndarray], frame_tokens: int, trained_frames: int | None) -> Plan:
-    """coarse: int64 [frames, Qc] per item. `trained_frames` is N of the bias table; None takes the bundle's."""
+def plan_fine(
+    decoder: Decoder,
+    coarse: list[np.ndarray],
+    frame_tokens: int,
+    trained_frames: int | None,
+    primes: Sequence[np.ndarray] | None = None,
+) -> Plan:
+    """coarse: int64 [frames, Qc] per row, of the prime's frames too; primes: int64 [frames, frame_tokens] per row.
+
+    `trained_frames` is N of the bias table; None takes the bundle's.
+    """
     assert decoder.fine_quantizers is not None
     shift = 0
     if decoder.bias is not None:
@@ -104,7 +152,8 @@ def plan_fine(decoder: Decoder, coarse: list[np.ndarray], frame_tokens: int, tra
         codes = _line(_code_rows(decoder, "coarse", index, tokens.ravel()), _fine_coordinates(decoder, "coarse", index))
         prompts.append(Positions.join(_start(decoder, "coarse_start"), _shift(codes, shift), _start(decoder, "fine_start")))
     steps = np.array([len(tokens) * frame_tokens for tokens in coarse])
-    return Plan("fine", decoder, prompts, steps, None, frame_tokens, False, bias_shift=shift)
+    plan = Plan("fine", decoder, prompts, np.zeros(len(coarse), np.int64), steps, None, frame_tokens, False, bias_shift=shift)
+    return plan._begun(primes)
 
 
 def _line(rows: np.ndarray, coordinates: np.ndarray) -> Positions:

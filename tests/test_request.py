@@ -102,9 +102,16 @@ def test_bad_seconds(manifest, seconds):
 
 @pytest.mark.parametrize(("seconds", "frames"), [(10.25, 513), (11, 550), (1e6, 50_000_000)])
 def test_too_many_seconds(manifest, seconds, frames):
-    """Beyond the trained window: what it takes, what there is, and the most that can be asked."""
-    message = f"seconds = {seconds:g} needs {frames} frames, but the window of the model has 512. Ask for at most 10.24 s."
-    refused(manifest, message, seconds=seconds)
+    """Beyond the trained window, where upstream has no other: what it takes, what there is, and the most that can be asked."""
+    message = f"seconds = {seconds:g} needs {frames} frames, but the window of the model has 512. Ask for at most 10.24 s with compat="
+    refused(manifest, message, seconds=seconds, compat="upstream")
+
+
+@pytest.mark.parametrize("seconds", [86_401, 1e8])
+def test_longer_than_a_day(manifest, seconds):
+    """A list of windows that would take all memory before any check of it, and tokens beyond what the noise counts."""
+    refused(manifest, f"seconds = {seconds:g} is longer than a clip may be: ask for at most 86400 s, a day.", seconds=seconds)
+    assert ask(manifest, seconds=86_400).frames == 4_320_000
 
 
 @pytest.mark.parametrize(
@@ -282,12 +289,18 @@ def changed(stage: str, array: Any) -> Tokens:
         (changed("coarse", np.full((4, 2), 13)), "coarse tokens must lie in [0, 13), got 13 to 13."),
         (changed("fine", np.full((4, 3), -1, np.int8)), "fine tokens must lie in [0, 13), got -1 to -1."),
         (tokens(semantic=2049, coarse=None), "2049 semantic tokens are more than the model's window of 2048."),
-        (tokens(coarse=513), "513 frames of coarse tokens are more than the model's window of 512."),
     ],
 )
 def test_bad_tokens(manifest, given, message):
     """Tokens of another model, of the wrong shape, type or range, too few or too many: the stage is named."""
     refused(manifest, message, tokens=given)
+
+
+def test_tokens_beyond_a_window(manifest):
+    """Coarse frames beyond a window are the fine stage's windows; upstream has none."""
+    assert ask(manifest, tokens=tokens(coarse=513)).frames == 513
+    message = "513 frames of coarse tokens are more than the model's window of 512."
+    refused(manifest, message, tokens=tokens(coarse=513), compat="upstream")
 
 
 def test_tokens_of_several_prompts(manifest):
