@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from test_sklearn_kmeans import CALLED, Hostile, with_centres
+from test_upstream import in_fresh_process
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -211,6 +212,17 @@ def test_upstream_trains_on_its_tokens(files: dict[str, Any]) -> None:
     assert tokenizer.training and torch.equal(tokenizer(wave), before)
     wrapper(raw_wave=wave, return_loss=True).backward()
     assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
+
+
+def test_it_needs_no_upstream(files: dict[str, Any]) -> None:
+    """A fresh process, such as the export's validation, in which transformers finds our kernels/ and a torchaudio that does not load."""
+    in_fresh_process(f"""
+import sys, torch
+sys.modules["audiolm_pytorch"] = sys.modules["fairseq"] = sys.modules["joblib"] = sys.modules["sklearn"] = None
+from musiclm_deploy.model import HubertKmeans
+tokenizer = HubertKmeans.from_files({str(files["base.pt"])!r}, {str(files["km.bin"])!r}, output_layer=3)
+assert tokenizer(torch.randn(1, 800), input_sample_hz=32000).shape == (1, 1)
+""")
 
 
 def test_normalized_waves(files: dict[str, Any]) -> None:
