@@ -5,6 +5,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -286,7 +287,13 @@ def test_objects_of_fairseq_are_stood_in_for(
 ) -> None:
     """hubert_base_ls960.pt holds a Dictionary, for which torch's loader refuses the file and torch.load imports fairseq."""
     package = torch.load(files["base.pt"], weights_only=True)
-    torch.save(package | {"task_state": {"dictionaries": [fairseq_module.Dictionary()]}}, tmp_path / "hubert.pt")
+    beside: dict[str, Any] = {
+        "dictionaries": [fairseq_module.Dictionary()],
+        "best": np.float64(3),
+        "cache": defaultdict(dict),
+        "kind": dict,
+    }
+    torch.save(package | {"task_state": beside}, tmp_path / "hubert.pt")
     for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary"):
         monkeypatch.delitem(sys.modules, name)
     assert read_hubert(tmp_path / "hubert.pt").facts == read_hubert(files["base.pt"]).facts
