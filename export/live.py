@@ -20,7 +20,10 @@ from .export import export_checkpoints
 def export_musiclm(
     musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, overwrite: bool = False, quiet: bool = False
 ) -> Path:
-    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config: as for `export_checkpoints`."""
+    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config: as for `export_checkpoints`.
+
+    Its `wav2vec` goes into the bundle if it is a `MelKmeans`; HuBERT's files can be given to `export_checkpoints` alone.
+    """
     audio_lm, quantizer = musiclm.audio_lm, musiclm.mulan_embed_quantizer
     transformers = {stage: getattr(audio_lm, stage).transformer for stage in ("semantic", "coarse", "fine")}
     codec = audio_lm.coarse.codec

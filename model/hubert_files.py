@@ -43,7 +43,10 @@ _CONFIG = re.compile(  # arguments of `HubertConfig` that change what it compute
     "|conv_(dim|stride|kernel|bias|pos_batch_norm)|num_conv_pos_embeddings|num_conv_pos_embedding_groups|do_stable_layer_norm"
 )
 # What fairseq puts beside the tensors: dictionaries of labels, settings, meters.
-_HARMLESS = re.compile(r"(fairseq|omegaconf|argparse|collections|numpy|_codecs|typing|enum|copy_?reg)\..+|(__builtin__|builtins)\.object")
+_HARMLESS = re.compile(
+    r"(fairseq|omegaconf|argparse|collections|numpy|_codecs|typing|enum|copy_?reg)\..+"
+    r"|(__builtin__|builtins)\.(object|dict|list|tuple|set|str|int|float|bool|bytes)"
+)
 
 
 @dataclass(frozen=True)

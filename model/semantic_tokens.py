@@ -112,7 +112,7 @@ class MelKmeans(SemanticTokenizer):
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> "MelKmeans":
         """The tokenizer that `state`, the content of a saved file, belongs to."""
-        sample_hz, _, hop = state["spec.mel_layout"].tolist()
+        sample_hz, _, hop = _layout(state)
         tokenizer = cls(len(state["centres"]), sample_hz, sample_hz // hop, len(state["spec.mel"]))
         tokenizer.load_state_dict(dict(state))
         return tokenizer
@@ -169,7 +169,7 @@ class MelKmeans(SemanticTokenizer):
     def load(self, path: str | os.PathLike) -> None:
         """Read what `save` wrote, into a tokenizer of the same rates and sizes: tensors alone, every one of them."""
         state = torch.load(path, map_location="cpu", weights_only=True)
-        mine, theirs = self.spec.mel_layout.tolist(), state["spec.mel_layout"].tolist()
+        mine, theirs = self.spec.mel_layout.tolist(), _layout(state)
         if mine != theirs:
             raise ValueError(f"{path} has rate, window and hop {theirs}, this tokenizer {mine}: make it with the values of the file")
         self.load_state_dict(state)
@@ -177,3 +177,10 @@ class MelKmeans(SemanticTokenizer):
     def _check_fitted(self) -> None:
         if not self.fitted:
             raise ValueError("this tokenizer has no clusters yet: call fit with waves, or load a fitted one")
+
+
+def _layout(state: Mapping[str, Tensor]) -> list[int]:
+    """[rate in Hz, window in samples, hop in samples] of a saved tokenizer."""
+    if "spec.mel_layout" not in state:
+        raise ValueError(f"not a tokenizer that MelKmeans.save wrote: its first tensor is {next(iter(state), 'missing')!r}")
+    return state["spec.mel_layout"].tolist()

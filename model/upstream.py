@@ -115,9 +115,14 @@ def _save_sound(uri: str | os.PathLike, src: Tensor, sample_rate: int) -> None:
 
 
 def import_transformers() -> ModuleType:
-    """transformers, which must not take our kernels/ for the package of that name."""
+    """transformers, which must not take our kernels/ for the package of that name, and imports torchaudio where there is one."""
     _hide_our_kernels()
-    return import_module("transformers")
+    try:
+        if find_spec("torchaudio"):
+            import_torchaudio()
+        return import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"HuBERT needs transformers ({error}): pip install musiclm-deploy[train].") from error
 
 
 def _import_fault(name: str) -> Exception | None:

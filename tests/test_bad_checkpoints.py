@@ -485,7 +485,7 @@ def test_no_mulan_anywhere(good, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"sematic": {}}, "the overrides name 'sematic'; known are semantic, coarse, fine, codec, mulan, quantizer."),
+        ({"sematic": {}}, "the overrides name 'sematic'; known are semantic, coarse, fine, codec, mulan, quantizer, wav2vec."),
         ({"semantic": {"max_lenght": 1000}}, "semantic: unknown override 'max_lenght'. Known: dim,"),
         ({"codec": {"strides": [2, 4]}}, "codec: the override strides = [2, 4] contradicts the checkpoint, which says (2, 4, 5, 8)"),
         ({"fine": {"heads": 3}}, "fine: the override heads = 3 contradicts the checkpoint, which says 2"),

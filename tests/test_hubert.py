@@ -5,6 +5,7 @@ import argparse
 import json
 import shutil
 import sys
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
 from test_sklearn_kmeans import CALLED, Hostile, with_centres
+from test_upstream import in_fresh_process
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -213,6 +215,17 @@ def test_upstream_trains_on_its_tokens(files: dict[str, Any]) -> None:
     assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
 
 
+def test_it_needs_no_upstream(files: dict[str, Any]) -> None:
+    """A fresh process, such as the export's validation, in which transformers finds our kernels/ and a torchaudio that does not load."""
+    in_fresh_process(f"""
+import sys, torch
+sys.modules["audiolm_pytorch"] = sys.modules["fairseq"] = sys.modules["joblib"] = sys.modules["sklearn"] = None
+from musiclm_deploy.model import HubertKmeans
+tokenizer = HubertKmeans.from_files({str(files["base.pt"])!r}, {str(files["km.bin"])!r}, output_layer=3)
+assert tokenizer(torch.randn(1, 800), input_sample_hz=32000).shape == (1, 1)
+""")
+
+
 def test_normalized_waves(files: dict[str, Any]) -> None:
     """Waves normalised over the batch, or with another deviation than fairseq's `F.layer_norm(wave, wave.shape)`."""
     plain = HubertKmeans.from_files(files["large.pt"], files["km.bin"], output_layer=3)
@@ -274,7 +287,13 @@ def test_objects_of_fairseq_are_stood_in_for(
 ) -> None:
     """hubert_base_ls960.pt holds a Dictionary, for which torch's loader refuses the file and torch.load imports fairseq."""
     package = torch.load(files["base.pt"], weights_only=True)
-    torch.save(package | {"task_state": {"dictionaries": [fairseq_module.Dictionary()]}}, tmp_path / "hubert.pt")
+    beside: dict[str, Any] = {
+        "dictionaries": [fairseq_module.Dictionary()],
+        "best": np.float64(3),
+        "cache": defaultdict(dict),
+        "kind": dict,
+    }
+    torch.save(package | {"task_state": beside}, tmp_path / "hubert.pt")
     for name in ("fairseq", "fairseq.data", "fairseq.data.dictionary"):
         monkeypatch.delitem(sys.modules, name)
     assert read_hubert(tmp_path / "hubert.pt").facts == read_hubert(files["base.pt"]).facts

@@ -124,6 +124,9 @@ def test_a_file_holds_everything(fitted: MelKmeans, tmp_path: Path) -> None:
     assert torch.equal(again(wave), fitted(wave)) and torch.equal(alone(wave), fitted(wave))
     with pytest.raises(ValueError, match=r"\[8000, 480, 160\], this tokenizer \[16000, 480, 160\]"):
         MelKmeans(19, 16000, 100, n_mels=20).load(path)
+    torch.save({"start_token": torch.ones(3)}, path)
+    with pytest.raises(ValueError, match="its first tensor is 'start_token'"):
+        again.load(path)
 
 
 def test_a_failed_save_leaves_the_old_file(fitted: MelKmeans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
