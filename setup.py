@@ -28,7 +28,7 @@ EXTRAS = {
     "gpu": ["onnxruntime-gpu>=1.31,<2", "cuda-python>=13,<14"],
     "tensorrt": ["tensorrt>=10.15,<12"],
     "pycuda": ["pycuda>=2026.1"],
-    "export": [TORCH, "einops>=0.8,<1", "onnx>=1.23,<2", "onnxscript>=0.7,<1", "vector-quantize-pytorch>=1.32,<2"],
+    "export": [TORCH, "einops>=0.8,<1", "onnx>=1.23,<2", "onnxscript>=0.7,<1", "safetensors>=0.8,<1", "vector-quantize-pytorch>=1.32,<2"],
     # What upstream imports. Upstream itself cannot be resolved by pip, see requirements/upstream.txt.
     "train": [
         TORCH,

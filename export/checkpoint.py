@@ -1,12 +1,14 @@
 """Reading a checkpoint: a file in one of upstream's formats in, a flat state dict of named tensors out. Nothing in a file is executed.
 
 Accepted: trainer packages (`{"model": ..., "version": ...}`), bare state dicts, `SoundStream.save` packages, EMA copies and `module.`
-prefixes. What the tensors mean is decided elsewhere; here they are only found, named, checked for shape and for finite values.
+prefixes; safetensors, and a folder of transformers (`model.safetensors`, `config.json`). What the tensors mean is decided elsewhere; here
+they are only found, named, checked for shape and for finite values.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,20 +22,22 @@ from torch import Tensor
 from .errors import ExportError
 
 # One tensor name that only this kind of checkpoint has.
-_MARKS = {
-    "semantic": "start_token",
-    "coarse": "coarse_start_token|semantic_start_token",
-    "fine": "fine_start_token",
-    "codec": "decoder_film.to_cond.weight",
-    "quantizer": "rq.layers.0._codebook.embed",
-    "mulan": "audio_to_latents.weight",
-    "semantic-features": "centres|spec.mel_layout",
-}
+_MARKS = (
+    ("semantic", "start_token"),
+    ("coarse", "coarse_start_token|semantic_start_token"),
+    ("fine", "fine_start_token"),
+    ("codec", "decoder_film.to_cond.weight"),
+    ("codec", "quantizer.vq.layers.0._codebook.embed"),  # EnCodec, of its own package
+    ("codec", "quantizer.layers.0.codebook.embed"),  # and of transformers
+    ("quantizer", "rq.layers.0._codebook.embed"),
+    ("mulan", "audio_to_latents.weight"),
+    ("semantic-features", "centres|spec.mel_layout"),
+)
 _DESCRIPTIONS = {
     "semantic": "a semantic transformer",
     "coarse": "a coarse transformer",
     "fine": "a fine transformer",
-    "codec": "a SoundStream codec",
+    "codec": "a codec (SoundStream or EnCodec)",
     "quantizer": "a MuLaN embedding quantizer",
     "mulan": "a MuLaN model",
     "semantic-features": "the semantic tokenizer that MelKmeans.save writes",
@@ -48,6 +52,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     version: str | None = None  # of the package that saved it
     pickled_config: bytes | None = None  # SoundStream's own, still unread
+    config_json: dict[str, Any] = field(default_factory=dict)  # of transformers
     sha256: str | None = None
     _read: set[str] = field(default_factory=set)
 
@@ -79,18 +84,30 @@ class Checkpoint:
 
 def identify(state: Mapping[str, Tensor]) -> str | None:
     """Which kind of checkpoint a state dict is, or None."""
-    for kind, marks in _MARKS.items():
+    for kind, marks in _MARKS:
         if all(mark in state for mark in marks.split("|")):
             return kind
     return None
 
 
+def is_encodec(state: Mapping[str, Tensor]) -> bool:
+    """Whether a codec is an EnCodec, rather than a SoundStream."""
+    return any(name.startswith("quantizer.") for name in state)
+
+
 def read_checkpoint(path: Path, kind: str) -> Checkpoint:
     """Read `path`, which must hold `kind`, one of `_MARKS`."""
+    if path.is_dir():
+        path = path / "model.safetensors"
     if not path.is_file():
         raise ExportError(f"--{kind} {path}: there is no such file.")
     try:
-        package = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            package = load_file(path)
+        else:
+            package = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything; torch's own text advises to switch the protection off
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         if forbidden:
@@ -98,9 +115,11 @@ def read_checkpoint(path: Path, kind: str) -> Checkpoint:
         elif isinstance(error, MemoryError | PermissionError):
             why = f"cannot be read ({type(error).__name__} {error})."
         else:
-            why = "not a PyTorch file, or a damaged one. Was it copied whole?"
+            why = f"not a {'safetensors' if path.suffix == '.safetensors' else 'PyTorch'} file, or a damaged one. Was it copied whole?"
         raise ExportError(f"--{kind} {path}: {why}") from error
     checkpoint = from_package(path.name, package)
+    if path.suffix == ".safetensors":
+        checkpoint.config_json = _config_beside(path, kind)
     checkpoint.sha256 = sha256_of(path)
     return expect(checkpoint, kind)
 
@@ -126,10 +145,25 @@ def from_package(name: str, package: Any) -> Checkpoint:
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ExportError(f"{name}: no tensors found; its entries are {', '.join(map(str, list(package)[:6])) or 'none'}.")
-    for prefix in ("module.", "ema_model.", "module."):  # an EMA of a wrapped model, or a wrapped EMA
+    # An EMA of a wrapped model, or a wrapped EMA; audiolm-pytorch's EncodecWrapper, which has the codebooks once more beside its model.
+    for prefix in ("module.", "ema_model.", "module.", "model."):
         inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         tensors = inside or tensors
     return Checkpoint(name, tensors, version if isinstance(version, str) else None, config if isinstance(config, bytes) else None)
+
+
+def _config_beside(path: Path, kind: str) -> dict[str, Any]:
+    """transformers' config.json, if there is one."""
+    path = path.with_name("config.json")
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"--{kind} {path}: not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"--{kind} {path}: expected an object of settings, got {type(config).__name__}.")
+    return config
 
 
 def sha256_of(path: Path) -> str:

@@ -6,25 +6,42 @@ Which tensors mean what is in `soundstream` and `encodec`.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import Dim
 
-from ..model.soundstream import SoundStreamDecoder
+from ..model.encodec import EncodecDecoder, EncodecEncoder
+from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder
 from ..model.soundstream_encoder import SoundStreamEncoder
 from ..runtime.bundle import Codec
-from . import soundstream
+from .checkpoint import Checkpoint, is_encodec
+from .encodec import build_encodec, infer_encodec
 from .settings import Settings
+from .soundstream import build_decoder, build_encoder, infer_soundstream
 from .trace import trace
 
-Decoder = SoundStreamDecoder
-Encoder = SoundStreamEncoder
+Decoder = SoundStreamDecoder | EncodecDecoder
+Encoder = SoundStreamEncoder | EncodecEncoder
+
+
+def infer_codec(checkpoint: Checkpoint, quantizers: int, overrides: Mapping[str, Any]) -> Settings:
+    """Settings of the codec. quantizers: of coarse and fine transformer together."""
+    if is_encodec(checkpoint.state):
+        return infer_encodec(checkpoint.state, checkpoint.config_json, quantizers, overrides)
+    return infer_soundstream(checkpoint.state, checkpoint.pickled_config, checkpoint.version, overrides)
+
+
+def build_codec(settings: Settings, state: Mapping[str, Tensor]) -> tuple[Decoder, Encoder | None]:
+    if is_encodec(state):
+        return build_encodec(settings, state)
+    return build_decoder(settings, state), build_encoder(settings, state)
 
 
 def export_codec(settings: Settings, state: Mapping[str, Tensor], folder: Path) -> Codec:
     """Both stages into `folder`."""
-    decoder, encoder = soundstream.build_decoder(settings, state), soundstream.build_encoder(settings, state)
+    decoder, encoder = build_codec(settings, state)
     export_codec_decode(decoder, folder / "codec_decode.onnx")
     if encoder is not None:
         export_codec_encode(encoder, folder / "codec_encode.onnx")
@@ -64,5 +81,6 @@ def export_codec_encode(encoder: Encoder, path: Path) -> None:
 
 
 def _example_frames(module: Decoder | Encoder) -> int:
-    """Several windows of the attention: one would be taken for a constant."""
-    return max(module.min_frames, 2 * module.config.attn_window_size) + 3
+    """Several windows of a SoundStream's attention: one would be taken for a constant."""
+    window = module.config.attn_window_size if isinstance(module.config, SoundStreamConfig) else 1
+    return max(module.min_frames, 2 * window) + 3

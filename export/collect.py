@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, expect, read_checkpoint
+from .codec import infer_codec
 from .errors import ExportError
 from .mulan import infer_mulan, infer_quantizer, split_quantizer_state
 from .semantic_tokens import infer_mel, read_hubert_kmeans, tokens_per_second
 from .settings import Settings
-from .soundstream import infer_soundstream
 from .transformers import STAGES, infer_transformer
 
+# Of SoundStream's codebooks, and of EnCodec's in both its packages: whether they have seen data.
+_INITIALISED = ("_codebook.initted", "codebook.inited")
 PARTS = (*STAGES, "codec", "mulan", "quantizer", "wav2vec")
 
 
@@ -41,8 +43,8 @@ def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collec
         raise ExportError(f"missing checkpoint: {', '.join('--' + name for name in missing)}.")
     checkpoints = {name: read_checkpoint(sources[name], name) for name in (*STAGES, "codec")}
     settings = {stage: infer_transformer(stage, checkpoints[stage], overrides.get(stage, {})) for stage in STAGES}
-    codec = checkpoints["codec"]
-    settings["codec"] = infer_soundstream(codec.state, codec.pickled_config, codec.version, overrides.get("codec", {}))
+    quantizers = settings["fine"]["num_coarse_quantizers"] + settings["fine"]["num_fine_quantizers"]
+    settings["codec"] = infer_codec(checkpoints["codec"], quantizers, overrides.get("codec", {}))
 
     conditioned = [stage for stage in STAGES if settings[stage]["audio_text_condition"]]
     mulan = read_checkpoint(sources["mulan"], "mulan") if "mulan" in sources else None
@@ -131,7 +133,7 @@ def _check_fit(collected: Collected) -> None:
             f"{names['fine']}: {quantizers} coarse and fine quantizers, "
             f"but {names['codec']}: rq_num_quantizers is {s['codec']['rq_num_quantizers']}"
         )
-    if not all(tensor.all() for name, tensor in collected.checkpoints["codec"].state.items() if name.endswith("_codebook.initted")):
+    if not all(tensor.all() for name, tensor in collected.checkpoints["codec"].state.items() if name.endswith(_INITIALISED)):
         faults.append(f"{names['codec']}: its codebooks were never initialised; train the codec, then save it")
     for stage in collected.conditioned:
         quantizer = f"quantizer.{stage}"

@@ -36,7 +36,10 @@ def export_musiclm(
         paths = {name: Path(folder) / f"{name}.pt" for name in (*transformers, "codec", "quantizer")}
         for stage, transformer in transformers.items():
             torch.save(_state(transformer), paths[stage])
-        codec.save(str(paths["codec"]))
+        if hasattr(codec, "save"):
+            codec.save(str(paths["codec"]))
+        else:  # audiolm-pytorch's EncodecWrapper
+            torch.save(_state(codec), paths["codec"])
         torch.save(_state(quantizer), paths["quantizer"])
         if isinstance(audio_lm.semantic.wav2vec, MelKmeans):
             paths["semantic_features"] = Path(folder) / "semantic_features.pt"

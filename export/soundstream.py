@@ -191,7 +191,7 @@ def _infer_search(settings: Settings, state: Mapping[str, Tensor], config: Mappi
     if "rq_kwargs" in config:
         saved = config["rq_kwargs"]
         _check("rq_kwargs", saved)
-        beam_size = settings.infer("rq_kwargs.beam_size", saved.get("eval_beam_size", saved.get("beam_size")), "saved config")
+        beam_size = settings.infer("rq_kwargs.beam_size", saved.get("eval_beam_size") or saved.get("beam_size"), "saved config")
         settings.infer("rq_kwargs.use_cosine_sim", bool(saved.get("use_cosine_sim")), "saved config")
     else:
         beam_size = settings.assume("rq_kwargs.beam_size", None, default)

@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..model.residual_vq import Distance, cosine, euclidean
+from ..model.residual_vq import Distance, cosine, euclidean, squared_euclidean
 from ..model.upstream import load_upstream
+from .checkpoint import is_encodec
+from .encodec import plain_state
 from .errors import ExportError
 from .settings import Settings
 
@@ -27,7 +30,7 @@ class UpstreamCodec:
 
 def upstream_codec(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCodec:
     load_upstream()
-    return _soundstream(settings, state)
+    return _encodec(settings, state) if is_encodec(state) else _soundstream(settings, state)
 
 
 def _soundstream(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCodec:
@@ -52,3 +55,33 @@ def _soundstream(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCod
         return model.decode_from_codebook_indices(codes).squeeze(1)
 
     return UpstreamCodec(decode, latents, model.rq.codebooks.float(), cosine if use_cosine else euclidean)
+
+
+def _encodec(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCodec:
+    """Without weight norm, which checkpoints of the two packages keep in different ways: here it is folded as in the export."""
+    from encodec.modules.seanet import SEANetDecoder, SEANetEncoder
+
+    values = settings.values()
+    shape: dict[str, Any] = {
+        "dimension": values["codebook_dim"],
+        "n_filters": values["n_filters"],
+        "ratios": list(reversed(values["strides"])),
+        "norm": "none",
+        "causal": True,
+    }
+    plain = plain_state(state)
+    parts = {"encoder": SEANetEncoder(**shape), "decoder": SEANetDecoder(**shape)}
+    for part, model in parts.items():
+        names = plain_state({f"{part}.{name}": tensor for name, tensor in model.state_dict().items()})
+        model.load_state_dict({own: plain[name] for own, name in zip(model.state_dict(), names, strict=True)})
+        model.eval()
+    books = torch.stack([plain[f"quantizer.layers.{index}.codebook.embed"] for index in range(values["rq_num_quantizers"])]).float()
+
+    def latents(wave: Tensor) -> Tensor:
+        return parts["encoder"](wave.unsqueeze(1)).transpose(1, 2)
+
+    def decode(codes: Tensor) -> Tensor:
+        quantized = torch.stack([book[code] for book, code in zip(books, codes.unbind(2), strict=True)]).sum(0)
+        return parts["decoder"](quantized.transpose(1, 2)).squeeze(1)
+
+    return UpstreamCodec(decode, latents, books[None], squared_euclidean)

@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
         ("semantic", "semantic transformer"),
         ("coarse", "coarse transformer"),
         ("fine", "fine transformer"),
-        ("codec", "SoundStream"),
+        ("codec", "codec: a SoundStream, or an EnCodec at 24 kHz"),
     ):
         export.add_argument(f"--{name}", type=Path, required=True, metavar="FILE", help=f"checkpoint of the {what}")
     export.add_argument("--mulan", type=Path, metavar="FILE", help="checkpoint of MuLaN; not needed where the quantizer's holds it")

@@ -91,7 +91,8 @@ class Runs:
 def test_missing_file(tmp_path):
     """A path that is not there, or is a folder, is named together with its option."""
     is_refused(lambda: read_checkpoint(tmp_path / "fine.pt", "fine"), f"--fine {tmp_path / 'fine.pt'}: there is no such file.")
-    is_refused(lambda: read_checkpoint(tmp_path, "codec"), f"--codec {tmp_path}: there is no such file.")
+    model = tmp_path / "model.safetensors"
+    is_refused(lambda: read_checkpoint(tmp_path, "codec"), f"--codec {model}: there is no such file.")
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 10, 63, 64, 1000, 5000, 0.5, 0.99, -22, -1])
@@ -191,9 +192,9 @@ def test_hostile_codec_config_is_not_run(packages, good, tmp_path):
     [
         ("fine", "coarse", "expected a fine transformer, but the file holds a coarse transformer."),
         ("quantizer", "mulan", "expected a MuLaN embedding quantizer, but the file holds a MuLaN model."),
-        ("mulan", "codec", "expected a MuLaN model, but the file holds a SoundStream codec."),
+        ("mulan", "codec", "expected a MuLaN model, but the file holds a codec (SoundStream or EnCodec)."),
         ("semantic", "quantizer", "expected a semantic transformer, but the file holds a MuLaN embedding quantizer."),
-        ("codec", "semantic", "expected a SoundStream codec, but the file holds a semantic transformer."),
+        ("codec", "semantic", "expected a codec (SoundStream or EnCodec), but the file holds a semantic transformer."),
     ],
 )
 def test_swapped_files(good, asked, given, reason):

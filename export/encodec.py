@@ -1,0 +1,106 @@
+"""EnCodec at 24 kHz from a checkpoint, of the encodec package or of transformers.
+
+In: its tensors and, of transformers, its config.json; the number of quantizers that the token transformers use; the user's overrides.
+Out: `Settings`, decoder and encoder as PyTorch modules. The 48 kHz model is another one, and refused.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..model.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, codebooks
+from .checkpoint import check_finite
+from .errors import ExportError
+from .settings import Settings
+
+_SAMPLE_HZ = 24000
+# What the tensors do not tell, but transformers' config.json does: name -> the one value that is covered.
+_FIXED = {
+    "audio_channels": 1,
+    "normalize": False,
+    "chunk_length_s": None,
+    "norm_type": "weight_norm",
+    "use_causal_conv": True,
+    "pad_mode": "reflect",
+    "trim_right_ratio": 1.0,
+}
+_NAMES = (  # of the encodec package -> of transformers
+    (r"^(encoder|decoder)\.model\.", r"\1.layers."),
+    (r"\.(conv\.conv|convtr\.convtr)\.", ".conv."),
+    (r"^quantizer\.vq\.layers\.(\d+)\._codebook\.", r"quantizer.layers.\1.codebook."),
+    (r"\.parametrizations\.weight\.original0$", ".weight_g"),  # weight norm as torch keeps it since 2.0
+    (r"\.parametrizations\.weight\.original1$", ".weight_v"),
+)
+
+
+def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under transformers' names, weight norm folded: `w = g * v / |v|`, the norm over all but the first axis."""
+    named = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _NAMES:
+            name = re.sub(pattern, replacement, name)
+        named[name] = tensor
+    for name in [name for name in named if name.endswith(".weight_v")]:
+        direction, stem = named.pop(name).float(), name.removesuffix("_v")
+        gain = _tensor(named, f"{stem}_g").float()
+        del named[f"{stem}_g"]
+        named[stem] = gain * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1)
+    return named
+
+
+def infer_encodec(state: Mapping[str, Tensor], config: Mapping[str, Any], quantizers: int, overrides: Mapping[str, Any]) -> Settings:
+    """Settings of the codec. quantizers: of coarse and fine transformer together; the codec may have more, and its first ones are used."""
+    for name, covered in _FIXED.items():
+        if config.get(name, covered) != covered:
+            raise ExportError(f"codec: this EnCodec was made with {name} = {config[name]!r}; covered is the 24 kHz model, {covered!r}.")
+    if any(".norm." in name for name in state):
+        raise ExportError("codec: this EnCodec has group norms, as the 48 kHz model; covered is the 24 kHz model.")
+    state = plain_state(state)
+    settings = Settings("codec", overrides)
+    first = _shape(state, "encoder.layers.0.conv.weight")
+    if first[1] != 1:
+        raise ExportError(f"codec: this EnCodec takes {first[1]} channels; covered is the 24 kHz model, which takes 1.")
+    last = max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
+    downs = range(3, last - 2, 3)  # a residual unit, an activation and a convolution per stride; then LSTM, activation, convolution
+    strides = tuple(_shape(state, f"encoder.layers.{index}.conv.weight")[2] // 2 for index in downs)
+    book = _shape(state, "quantizer.layers.0.codebook.embed")
+    found = len({name.split(".")[2] for name in state if name.startswith("quantizer.layers.")})
+    used = f"the first of {found} quantizer.layers, as many as the coarse and fine transformers have"
+    settings.infer("n_filters", first[0], f"encoder.layers.0.conv.weight {list(first)}")
+    settings.infer("strides", strides, "kernels of the encoder's downsampling, twice the stride")
+    settings.infer("codebook_dim", book[1], f"quantizer.layers.0.codebook.embed {list(book)}")
+    settings.infer("codebook_size", book[0], f"quantizer.layers.0.codebook.embed {list(book)}")
+    settings.infer("rq_num_quantizers", min(found, quantizers), used if quantizers < found else "number of quantizer.layers")
+    settings.infer("rq_groups", 1, "EnCodec has no groups")
+    if "sampling_rate" in config:
+        settings.infer("target_sample_hz", config["sampling_rate"], "config.json")
+    else:
+        settings.assume("target_sample_hz", _SAMPLE_HZ, "rate of the 24 kHz model")
+    return settings.finish()
+
+
+def build_encodec(settings: Settings, state: Mapping[str, Tensor]) -> tuple[EncodecDecoder, EncodecEncoder]:
+    """Decoder and encoder with the weights of `state`, in evaluation mode."""
+    values = settings.values()
+    config = EncodecConfig(**{name: value for name, value in values.items() if name != "target_sample_hz"})
+    state = plain_state(state)
+    decoder, encoder = EncodecDecoder(config), EncodecEncoder(config)
+    try:
+        decoder.load(state)
+        encoder.load(state)
+    except RuntimeError as error:  # torch lists every missing, unexpected and misshapen tensor
+        raise ExportError(f"codec: the tensors are not those of the 24 kHz EnCodec with these settings. {error}") from error
+    check_finite("codec", {**decoder.state_dict(), **encoder.state_dict(), "codebooks": codebooks(state, config)})
+    return decoder.eval(), encoder.eval()
+
+
+def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in state:
+        raise ExportError(f"codec: the tensor {name!r} is missing. Was the file saved whole, by encodec or transformers?")
+    return state[name]
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    return tuple(_tensor(state, name).shape)
