@@ -98,7 +98,7 @@ def build_encodec(settings: Settings, state: Mapping[str, Tensor]) -> tuple[Enco
 
 def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
     if name not in state:
-        raise ExportError(f"codec: the tensor {name!r} is missing. Was the file saved whole, by encodec or transformers?")
+        raise ExportError(f"codec: the tensor {name!r} is missing. Is this the 24 kHz EnCodec, saved whole by encodec or transformers?")
     return state[name]
 
 

@@ -71,8 +71,7 @@ def _codec(model: MusicLM, collected: Collected) -> dict[str, float]:
     codec = model.bundle.manifest.codec
     upstream = upstream_codec(collected.settings["codec"], collected.checkpoints["codec"].state)
     codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
-    waves = [upstream.decode(row[None]) for row in codes]
-    errors = {"codec_decode": _relative(model.run(codec.decode, codes=codes.numpy())["wave"], torch.cat(waves))}
+    errors = {"codec_decode": _relative(model.run(codec.decode, codes=codes.numpy())["wave"], upstream.decode(codes))}
     if codec.encode:
         wave = 0.3 * torch.randn(2, (codec.min_encode_frames + 18) * codec.samples_per_frame)
         found = torch.from_numpy(model.run(codec.encode, wave=wave.numpy())["codes"])
