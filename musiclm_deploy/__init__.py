@@ -9,6 +9,7 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Blend": ".runtime.prompts",
     "BackendError": ".runtime.backend",
     "BundleError": ".runtime.bundle",
     "ExportError": ".export.errors",

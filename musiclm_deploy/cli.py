@@ -27,7 +27,12 @@ _EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "text", "") is None:
+        options.text = rest.pop()  # argparse gives up a positional that may be missing at the first option before it
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     sys.stderr = sys.stderr or io.StringIO()  # closed by the caller; a progress bar cannot do without
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -60,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 
     generate = commands.add_parser("generate", help="make music from a text", description="Make music from a text.")
     generate.add_argument("bundle", type=Path, metavar="BUNDLE", help="the directory that export_all.py made")
-    generate.add_argument("text", metavar="TEXT", help="what the music should be like")
+    generate.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like")
+    generate.add_argument("--audio", type=Path, metavar="FILE", help="a sound that it should be like, in place of TEXT or beside it")
+    generate.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
     generate.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
     generate.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's window)")
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
@@ -86,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
     generate.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: one per core)")
     generate.add_argument("--json", action="store_true", help="print what was made as one JSON object")
-    generate.set_defaults(run=_generate)
+    generate.set_defaults(run=_generate, wrong_usage=generate.error)
 
     inspect = commands.add_parser("inspect", help="say what a bundle holds", description="Check a bundle and say what it holds.")
     inspect.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -145,6 +152,7 @@ def _generate(options: argparse.Namespace) -> int:
     _check_writable(options.out, SUFFIXES)
     if options.save_tokens:
         _check_writable(options.save_tokens, [".npz"])
+    prompt = _prompt(options)
     bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -159,7 +167,7 @@ def _generate(options: argparse.Namespace) -> int:
     try:
         with load(options.bundle, options.device, threads=options.threads) as model:
             music = model.generate(
-                options.text,
+                prompt,
                 seconds=options.seconds,
                 seed=options.seed,
                 num_samples=options.num_samples,
@@ -189,6 +197,22 @@ def _generate(options: argparse.Namespace) -> int:
         print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz")
         print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}")
     return 0
+
+
+def _prompt(options: argparse.Namespace) -> Any:
+    """A text, a sound, or both blended."""
+    from .runtime.audio import load_audio
+    from .runtime.prompts import Blend
+
+    weight = 0.5 if options.audio_weight is None else options.audio_weight
+    if options.text is None and options.audio is None:
+        options.wrong_usage("say what the music should be like: TEXT, --audio FILE, or both")
+    if options.audio_weight is not None and (options.text is None or options.audio is None or not 0 <= weight <= 1):
+        options.wrong_usage("--audio-weight is the share of --audio beside TEXT, from 0 to 1")
+    if options.audio is None:
+        return options.text
+    sound = load_audio(options.audio)
+    return Blend([(sound, 1.0)] if options.text is None else [(options.text, 1 - weight), (sound, weight)])
 
 
 def _check_writable(path: Path, suffixes: Collection[str]) -> None:

@@ -43,6 +43,19 @@ def resample(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     return out
 
 
+def load_audio(path: Path) -> tuple[np.ndarray, int]:
+    """A sound file as (wave float32 [t], rate in Hz), its channels mixed to one. ValueError for what libsndfile does not read."""
+    import soundfile
+
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file.")
+    try:
+        data, hz = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path}: not a sound file that can be read ({error.error_string})") from error
+    return data.mean(axis=1), hz
+
+
 def save_audio(path: Path, audio: np.ndarray, sample_hz: int, comment: str) -> None:
     """Write float32 [t] as wav (16-bit), flac or ogg by suffix, aside first, then renamed.
 

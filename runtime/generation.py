@@ -20,6 +20,7 @@ from .codec import CHUNK_FRAMES, codec_chunks, decode_codes
 from .memory import check_memory, decoder_bytes, largest_runs, mulan_audio_bytes
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
+from .prompts import latents_of
 from .request import Request
 from .token_stages import TokenStages, is_guided
 from .windows import equal_parts
@@ -52,7 +53,7 @@ class Generation:
         request = self._request
         check_memory(self._memory())
         with self._timed("mulan"):
-            latents = self._model.embed_text(request.prompts)
+            latents = latents_of(request.prompts, self._model.embed_text, self._model.embed_audio)
             conditioning = self._conditioning(latents)
         tokens = TokenStages(self._model, request, conditioning, self._noise, self._report, self._timed).run()
         with self._timed("codec"):
@@ -74,7 +75,7 @@ class Generation:
         best = int(np.argmax(scores))
         settings: dict[str, object] = {"compat": "upstream"} if request.upstream else {}
         return Music(
-            request.prompts[prompt],
+            str(request.prompts[prompt]),
             request.seeds[prompt],
             self._manifest.codec.sample_hz,
             own,

@@ -21,6 +21,7 @@ from .generation import Generation, Progress
 from .memory import check_memory, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
 from .noise import NoiseSource
+from .prompts import Blend, Prompt, Sound
 from .request import make_request
 from .sampling import SamplingConfig
 from .tokenizer import ClipTokenizer
@@ -54,8 +55,9 @@ class MusicLM:
 
     def generate(
         self,
-        text: str | Sequence[str],
+        text: Prompt | Sequence[Prompt] | None = None,
         *,
+        audio: Sound | Sequence[Sound] | None = None,
         seconds: float | None = None,
         seed: int | Sequence[int] = 0,
         num_samples: int = 1,
@@ -71,6 +73,8 @@ class MusicLM:
     ) -> Any:
         """Music for a prompt, or a list of `Music` for a list of prompts, all in one batch.
 
+        text: what it should be like, or a `Blend` of texts and sounds. audio: in place of a text, (wave float32 [t], rate in Hz) of what
+            it should sound like to MuLaN; the music does not begin with it.
         seconds: length of the wave, exact to the sample; by default the model's window. A longer clip is made window by window.
         seed: of the noise, one for all prompts or one each; the same seed gives the same wave in any batch.
         num_samples: candidates per prompt, all of them kept; `audio` is the one that MuLaN finds closest to the prompt.
@@ -85,9 +89,10 @@ class MusicLM:
         progress: called as (stage, done, total); cancel: when set, the request stops with GenerationCancelled.
         """
         request = make_request(
-            self.bundle.manifest, text, seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows
+            self.bundle.manifest, text, seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows, audio
         )
-        return Generation(self, request, noise, progress, cancel).run(single=isinstance(text, str))
+        single = isinstance(text, str | Blend) or (audio is not None and len(request.prompts) == 1 and isinstance(audio, tuple))
+        return Generation(self, request, noise, progress, cancel).run(single)
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """MuLaN's latents of texts: float32 [B, dim_latent], of length 1."""

@@ -13,19 +13,19 @@ from typing import Any
 
 from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens
+from .prompts import Prompt, Sound, make_prompts
 from .resume import check_covered, given_tokens
 from .sampling import SamplingConfig
 from .windows import Clip, Window, frames_covered, most_coarse_frames, one_window, plan_clip
 
 STOPS = ("exact", "eos")
-_MOST_CHARACTERS = 10_000  # white space is no token, but every prompt is written into the file's comment
 _MOST_SECONDS = 86_400  # a day: its windows fit any list, and its tokens the 32 bits that count them for the noise
 _MOST_ITEMS = 1 << 16  # clips in one batch: far above what memory holds, far below what the lists of a request cannot
 
 
 @dataclass(frozen=True)
 class Request:
-    prompts: list[str]
+    prompts: list[Prompt]
     seeds: list[int]  # one per prompt
     num_samples: int
     frames: int  # codec frames to generate
@@ -51,7 +51,7 @@ class Request:
 
 def make_request(
     manifest: Manifest,
-    text: str | Sequence[str],
+    text: Prompt | Sequence[Prompt] | None,
     seconds: float | None,
     seed: int | Sequence[int],
     num_samples: int,
@@ -61,9 +61,10 @@ def make_request(
     sampling: Mapping[str, SamplingConfig] | None,
     tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None,
     windows: Mapping[str, Window] | None = None,
+    audio: Sound | Sequence[Sound] | None = None,
 ) -> Request:
     """See `MusicLM.generate` for the arguments."""
-    prompts = _prompts(text)
+    prompts = make_prompts(text, audio)
     seeds = _seeds(seed, len(prompts))
     if stop not in STOPS:
         raise ValueError(f"stop must be 'exact' or 'eos', got {stop!r}.")
@@ -107,20 +108,6 @@ def make_request(
 def _is_whole(value: Any) -> bool:
     """Python's and numpy's integers, but not bool, which is one of Python's."""
     return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _prompts(text: str | Sequence[str]) -> list[str]:
-    prompts = list(text) if isinstance(text, Iterable) and not isinstance(text, str | bytes) else [text]
-    if not prompts:
-        raise ValueError("no prompt: the list of texts is empty.")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            raise ValueError(f"a prompt must be a str, got {type(prompt).__name__}.")
-        if len(prompt) > _MOST_CHARACTERS:
-            raise ValueError(f"a prompt has at most {_MOST_CHARACTERS} characters, got {len(prompt)}: shorten {prompt[:60]!r}.")
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise ValueError(f"the prompt {prompt[:60]!r} holds bytes that are no text: give it in UTF-8.")
-    return prompts
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
