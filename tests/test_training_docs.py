@@ -1,6 +1,6 @@
 """docs/training.md is true: its scripts run one after another, as they stand, from a folder of made clips to a wave.
 
-Only the numbers of steps are lowered, and with them the names of checkpoints.
+Only numbers are lowered: of steps, and with them the names of checkpoints, of clips in a batch, of widths and layers.
 """
 
 import os
@@ -25,7 +25,7 @@ def scripts() -> dict[str, str]:
 
 
 def shortened(code: str) -> str:
-    """One step and a small batch in place of thousands."""
+    """One step of a tiny model in place of thousands."""
     for pattern, short in (
         (r"num_train_steps=\d+_?\d+", "num_train_steps=1"),
         (r"save_model_every=10_000", "save_model_every=1"),
@@ -33,6 +33,10 @@ def shortened(code: str) -> str:
         (r"grad_accum_every=4", "grad_accum_every=1"),
         (r"data_max_length_seconds=\d", "data_max_length_seconds=1"),
         (r"mulan\.2000\.pt", "mulan.1.pt"),
+        (r"\b256\b", "32"),
+        (r"depth=4, heads=4", "depth=1, heads=2"),
+        (r"channels=16, codebook_dim=128", "channels=4, codebook_dim=32"),
+        (r"=25\b", "=8"),
         (r"\.10000\.pt", ".0.pt"),  # upstream saves the first step as number 0
     ):
         code = re.sub(pattern, short, code)
