@@ -20,6 +20,7 @@ from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
 from musiclm_deploy.export.validate import upstream_transformer
 from musiclm_deploy.model.upstream import load_upstream
+from musiclm_deploy.runtime import memory
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Decoder, Sampling
 from musiclm_deploy.runtime.decoder import DecoderRun
@@ -203,3 +204,13 @@ def test_a_prime_is_whole_frames_and_fits(stages) -> None:
     for wrong in ([np.zeros((7, fine.columns), int)] + [np.zeros((0, fine.columns), int)] * 3, [np.zeros((1, 1), int)] * 4):
         with pytest.raises(AssertionError):
             fine.plan(wrong)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_long_prefill_is_split_by_rows(stages, name: str, monkeypatch) -> None:
+    """Fault: rows that get a neighbour's cache, prefix or context when a prefill goes in several calls, the longest row in one of them."""
+    stage: Stage = stages[name]
+    expected = stage.run(stage.plan(None))
+    for bytes_at_once in (1, 3 * memory._scores_bytes(stage.decoder, max(len(prompt.rows) for prompt in stage.plan(None).prompts) + 3)):
+        monkeypatch.setattr(memory, "PREFILL_BYTES", bytes_at_once)
+        assert all(np.array_equal(a, b) for a, b in zip(stage.run(stage.plan(None)), expected, strict=True))
