@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..model.upstream import load_upstream
+from ..runtime.codec import decode_codes
 from ..runtime.decoder import DecoderRun
 from ..runtime.musiclm import MusicLM, load
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
@@ -71,12 +72,21 @@ def _codec(model: MusicLM, collected: Collected) -> dict[str, float]:
     codec = model.bundle.manifest.codec
     upstream = upstream_codec(collected.settings["codec"], collected.checkpoints["codec"].state)
     codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
-    errors = {"codec_decode": _relative(model.run(codec.decode, codes=codes.numpy())["wave"], upstream.decode(codes))}
+    wave = model.run(codec.decode, codes=codes.numpy())["wave"]
+    errors = {"codec_decode": max(_relative(wave, upstream.decode(codes)), _codec_in_chunks(model, upstream))}
     if codec.encode:
         wave = 0.3 * torch.randn(2, (codec.min_encode_frames + 18) * codec.samples_per_frame)
         found = torch.from_numpy(model.run(codec.encode, wave=wave.numpy())["codes"])
         errors["codec_encode"] = _excess(found, upstream.latents(wave), upstream)
     return errors
+
+
+def _codec_in_chunks(model: MusicLM, upstream: UpstreamCodec) -> float:
+    """A clip of several chunks against the whole in PyTorch: a context that is too short shows here."""
+    codec = model.bundle.manifest.codec
+    codes = torch.randint(0, codec.codebook_size, ((codec.context_frames or 0) + 57, codec.quantizers))
+    wave = decode_codes(codec, lambda chunk: model.run(codec.decode, codes=chunk)["wave"], codes.numpy(), lambda: None, chunk_frames=25)
+    return _relative(wave, upstream.decode(codes[None])[0])
 
 
 def _excess(codes: Tensor, latents: Tensor, upstream: UpstreamCodec) -> float:

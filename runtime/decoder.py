@@ -1,4 +1,4 @@
-"""One token transformer at work: a preallocated KV cache, one prefill call, then one call per token, nothing copied or rebound.
+"""One token transformer at work: a preallocated KV cache, one prefill, then one call per token, nothing copied or rebound.
 
 In: a stage's graphs, positions (`runtime.stages`), conditioning. Out: logits. It does not know what tokens mean or how they are sampled.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .bundle import Decoder
+from .memory import prefill_rows
 from .stages import PREFIX_KEY, Positions
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ class DecoderRun:
         self._share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         self._rows, self._capacity = rows, capacity
         shape = (rows, 1, capacity, decoder.cache_head_size)
-        self._caches = {
-            f"{layer}.{part}": self._share(np.zeros(shape, np.float32)) for layer in range(decoder.depth) for part in ("key", "value")
-        }
+        self._caches = {f"{layer}.{part}": np.zeros(shape, np.float32) for layer in range(decoder.depth) for part in ("key", "value")}
         self._lengths = np.zeros(rows, np.int64)
         self._key_coordinates = np.zeros((rows, capacity), np.int64)
         self._logits = np.empty((rows, decoder.vocabulary), np.float32)
@@ -42,7 +41,10 @@ class DecoderRun:
         self._step_binding: ort.IOBinding | None = None
 
     def prefill(self, prompts: list[Positions], head: int, without_prefix: int = 0) -> np.ndarray:
-        """Feed every row's prompt in one call. The last `without_prefix` rows leave a conditioning prefix out. Returns logits [B, V]."""
+        """Feed every row's prompt, in one call or, where they are long, in several of some rows each. Returns logits [B, V].
+
+        The last `without_prefix` rows leave a conditioning prefix out.
+        """
         assert not self._lengths.any(), "prefill comes first, once"
         prefix = self._context.get("prefix_embeddings")
         if prefix is not None:
@@ -57,13 +59,17 @@ class DecoderRun:
             self._advance(row, n)
             row_ids[row, :n], query_coordinates[row, :n] = prompt.rows, prompt.query
             self._key_coordinates[row, :n] = prompt.key
+        masks = ()
         if prefix is not None:
-            mask, embeddings = np.zeros((self._rows, S, 1), bool), np.zeros((self._rows, S, prefix.shape[2]), np.float32)
-            mask[:conditioned, :C], embeddings[:conditioned, :C] = True, prefix[:conditioned]
-            binding = self._bind(row_ids, query_coordinates, mask, embeddings)
-        else:
-            binding = self._bind(row_ids, query_coordinates)
-        return self._run(binding, head)
+            masks = np.zeros((self._rows, S, 1), bool), np.zeros((self._rows, S, prefix.shape[2]), np.float32)
+            masks[0][:conditioned, :C], masks[1][:conditioned, :C] = True, prefix[:conditioned]
+        at_once = prefill_rows(self._decoder, S)
+        for first in range(0, self._rows, at_once):
+            rows = slice(first, first + at_once)
+            longest = self._lengths[rows].max()  # the operator takes no more positions than the longest of its rows has
+            own = (np.ascontiguousarray(array[rows, :longest]) for array in (row_ids, query_coordinates, *masks))
+            self._run(self._bind(rows, *own), head, rows)
+        return self._logits
 
     def step(self, positions: Positions, head: int, growing: np.ndarray | None = None) -> np.ndarray:
         """Feed one position per row. Returns logits [B, V], valid until the next call.
@@ -74,11 +80,12 @@ class DecoderRun:
             masks = ()
             if "prefix_embeddings" in self._context:
                 masks = np.zeros((self._rows, 1, 1), bool), np.zeros((self._rows, 1, self._decoder.dim), np.float32)
-            self._step_binding = self._bind(self._row_ids, self._query_coordinates, *masks)
+            self._step_binding = self._bind(slice(None), self._row_ids, self._query_coordinates, *masks)
         self._row_ids[:, 0], self._query_coordinates[:, 0] = positions.rows, positions.query
         self._advance(slice(None), 1 if growing is None else growing)
         self._key_coordinates[np.arange(self._rows), self._lengths - 1] = positions.key
-        return self._run(self._step_binding, head)
+        self._run(self._step_binding, head, slice(None))
+        return self._logits
 
     def _advance(self, rows: int | slice, positions: int | np.ndarray) -> None:
         self._lengths[rows] += positions
@@ -86,30 +93,30 @@ class DecoderRun:
             raise RuntimeError(f"the cache holds {self._capacity} positions, {self._lengths.max()} were asked for")
 
     def _bind(
-        self, row_ids: np.ndarray, query: np.ndarray, prefix_mask: np.ndarray | None = None, prefix: np.ndarray | None = None
+        self, rows: slice, row_ids: np.ndarray, query: np.ndarray, prefix_mask: np.ndarray | None = None, prefix: np.ndarray | None = None
     ) -> ort.IOBinding:
-        """Bind every input and output once; later calls only write into these arrays."""
+        """Bind the positions of these rows, and what else the rows have, once; later calls only write into the arrays."""
         binding = self._session.io_binding()
-        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens, "total_sequence_length": self._total}
+        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total}
         if self._decoder.bias is not None:
-            inputs |= {"query_coordinates": query, "key_coordinates": self._key_coordinates}
-        if self._has_head:
-            inputs["head"] = self._head
+            inputs |= {"query_coordinates": query, "key_coordinates": self._key_coordinates[rows]}
         if prefix_mask is not None and prefix is not None:
             inputs |= {"prefix_mask": prefix_mask, "prefix_embeddings": prefix}
         else:
-            inputs |= self._context
+            inputs |= {name: array[rows] for name, array in self._context.items()}
+        if self._has_head:
+            inputs["head"] = self._head
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, self._share(array))
-        for name, cache in self._caches.items():
+        for name, array in self._caches.items():
+            cache = self._share(array[rows])
             binding.bind_ortvalue_input(f"past_key_values.{name}", cache)
             binding.bind_ortvalue_output(f"present.{name}", cache)
-        binding.bind_ortvalue_output("logits", self._share(self._logits))
+        binding.bind_ortvalue_output("logits", self._share(self._logits[rows]))
         return binding
 
-    def _run(self, binding: ort.IOBinding, head: int) -> np.ndarray:
-        self._seqlens[:] = self._lengths - 1
-        self._total[0] = self._lengths.max()
+    def _run(self, binding: ort.IOBinding, head: int, rows: slice) -> None:
+        self._seqlens[rows] = self._lengths[rows] - 1
+        self._total[0] = self._lengths[rows].max()
         self._head[0] = head
         self._session.run_with_iobinding(binding)
-        return self._logits

@@ -19,6 +19,7 @@ _LOG = logging.getLogger(__name__)
 ROWS_AT_ONCE = (
     16  # windows of the fine stage in one batch: on two cores a step of 16 rows costs 2.5 times that of one, and memory is theirs
 )
+PREFILL_BYTES = 1 << 26  # of scores in one call of a prefill: more rows at once gain nothing where each is as long as that
 
 
 def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, int, int]]:
@@ -45,8 +46,16 @@ def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, i
 def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> int:
     """What one stage of a request takes beside the weights: caches, and the bias and scores of the prefill."""
     caches = 2 * decoder.depth * rows * capacity * decoder.cache_head_size * 4
-    scores = rows * prompt * prompt * (2 * 4 * decoder.heads + 8)
-    return caches + scores
+    return caches + min(rows, prefill_rows(decoder, prompt)) * _scores_bytes(decoder, prompt)
+
+
+def prefill_rows(decoder: Decoder, prompt: int) -> int:
+    """How many rows of so many positions one call of a prefill takes."""
+    return max(PREFILL_BYTES // _scores_bytes(decoder, prompt), 1)
+
+
+def _scores_bytes(decoder: Decoder, prompt: int) -> int:
+    return prompt * prompt * (2 * 4 * decoder.heads + 8)
 
 
 def mulan_audio_bytes(mulan: Mulan, rows: int, samples: int) -> int:

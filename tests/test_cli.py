@@ -64,6 +64,15 @@ def test_generate(run, tiny_bundle, tmp_path, suffix):
     assert (comment["prompt"], comment["seed"], comment["bundle_sha256"]) == ("calm piano", 3, Bundle.open(tiny_bundle).sha256)
 
 
+def test_longer_than_the_trained_window(run, tiny_bundle):
+    """Two windows of every token stage, and two chunks of the codec: exactly as long as asked, its tokens read again."""
+    options = ["--seconds", 10.5001, "--max-semantic-tokens", 9, "--json"]
+    status, out, err = run("generate", tiny_bundle, "x", "-o", "a.wav", "--save-tokens", "t.npz", *options)
+    assert (status, err) == (0, "") and json.loads(out)["seconds"] == 168002 / 16000
+    status, out, _ = run("generate", tiny_bundle, "x", "-o", "b.wav", "--tokens", "t.npz", "--seconds", 10.5001)
+    assert status == 0 and Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
 def test_same_seed_same_file(run, tiny_bundle):
     """Byte for byte; another seed gives other music."""
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):

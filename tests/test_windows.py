@@ -50,6 +50,7 @@ def same(a: Tokens, b: Tokens) -> bool:
 # --- planning
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 60), st.data())
 def test_spans_cover_once_and_never_exceed(total: int, length: int, data) -> None:
     """Fault: a frame made twice or never, a window beyond what was trained, one that is told less than it could or has nothing new."""
@@ -62,6 +63,7 @@ def test_spans_cover_once_and_never_exceed(total: int, length: int, data) -> Non
     assert all(span.stop - span.start == length for span in windows[:-1])
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 400))
 def test_equal_parts(total: int, most: int) -> None:
     """Fault: a part that is too short for MuLaN beside one that is as long as may be."""
