@@ -29,16 +29,15 @@ _UNTOLD = "default of audiolm-pytorch 2.4.0"
 def infer_mel(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Settings:
     """Settings of the `MelKmeans` in a file, all of which the file tells."""
     settings = Settings("wav2vec", overrides)
-    if len(checkpoint.shape("spec.mel_layout")) != 1 or len(checkpoint.shape("centres")) != 2 or len(checkpoint.shape("spec.mel")) != 2:
-        raise ExportError(f"{checkpoint.name}: not a file that MelKmeans.save wrote: its tensors have other shapes.")
+    (n_mels, _), (codebook_size, _) = checkpoint.shape("spec.mel", 2), checkpoint.shape("centres", 2)
     sample_hz, _, hop = map(int, checkpoint.array("spec.mel_layout", 3))
     if hop < 1 or sample_hz < hop:
         raise ExportError(f"{checkpoint.name}: a rate of {sample_hz} Hz and {hop} samples per token cannot be.")
     settings.infer("kind", "mel", "spec.mel_layout present")
     settings.infer("target_sample_hz", sample_hz, "spec.mel_layout")
     settings.infer("samples_per_token", hop, "spec.mel_layout")
-    settings.infer("n_mels", checkpoint.shape("spec.mel")[0], f"spec.mel [{checkpoint.shape('spec.mel')[0]}, ...]")
-    settings.infer("codebook_size", checkpoint.shape("centres")[0], f"centres [{checkpoint.shape('centres')[0]}, ...]")
+    settings.infer("n_mels", n_mels, f"spec.mel [{n_mels}, ...]")
+    settings.infer("codebook_size", codebook_size, f"centres [{codebook_size}, ...]")
     return settings.finish()
 
 

@@ -285,7 +285,7 @@ def changed(state: dict[str, Tensor], **tensors: Tensor | None) -> dict[str, Ten
         ),
         ({"spec.mel_layout": torch.tensor([8000, 480, 0])}, "0 samples per token cannot be"),
         ({"spec.mel_layout": torch.tensor([8000, 480])}, r"has shape \[2\], expected \[3\]"),
-        ({"centres": torch.ones(19)}, "not a file that MelKmeans.save wrote"),
+        ({"centres": torch.ones(19)}, "the tensor 'centres' has shape \\[19\\], expected 2 dimensions"),
         ({"centres": None}, "none of the models known here"),
     ],
 )
