@@ -62,11 +62,11 @@ class Checkpoint:
     _read: set[str] = field(default_factory=set)
 
     def array(self, name: str, *shape: int) -> np.ndarray:
-        """The tensor `name` as float32, its shape checked if given."""
+        """The tensor `name` as float32, which must have this shape: none for a number by itself."""
         if name not in self.state:
             raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
         tensor = self.state[name]
-        if shape and tuple(tensor.shape) != shape:
+        if tuple(tensor.shape) != shape:
             raise ExportError(f"{self.name}: the tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)}.")
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{self.name}: the tensor {name!r} holds NaN or infinite values; this checkpoint cannot be used.")

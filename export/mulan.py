@@ -59,7 +59,8 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Se
     settings.assume("spec_pad", 0, _UPSTREAM)
     settings.assume("spec_center", True, _UPSTREAM)
     settings.assume("spec_pad_mode", "reflect", _UPSTREAM)
-    settings.assume("accept_spec", False, _UPSTREAM)
+    if settings.assume("accept_spec", False, _UPSTREAM):
+        raise ExportError("mulan: with accept_spec it takes spectrograms, made outside the checkpoint, but a bundle feeds it waves.")
     settings.assume("accept_spec_time_first", True, _UPSTREAM)
     _infer_tower(settings, "text", state)
     for name, tensor in (("num_tokens", "text.token_emb.weight"), ("max_seq_len", "text.pos_emb.weight")):
@@ -110,7 +111,10 @@ def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -
     `untrained_tables` names the namespaces whose conditioning is as it was drawn."""
     settings = Settings("quantizer", overrides)
     quantizers = _count(state, "rq.layers.")
-    _, codebook_size, dim_latent = _shape(state, "rq.layers.0._codebook.embed", 3)
+    books = {f"rq.layers.{i}._codebook.embed": _shape(state, f"rq.layers.{i}._codebook.embed", 3) for i in range(max(quantizers, 1))}
+    heads, codebook_size, dim_latent = books["rq.layers.0._codebook.embed"]
+    if heads != 1 or len(set(books.values())) > 1:
+        raise ExportError(f"quantizer: its codebooks have shapes {sorted(set(books.values()))}, expected all to be one [1, K, D].")
     settings.infer("rq_num_quantizers", quantizers, "number of rq.layers")
     settings.infer("codebook_size", codebook_size, f"rq.layers.0._codebook.embed [1, {codebook_size}, ...]")
     settings.infer("dim_latent", dim_latent, f"rq.layers.0._codebook.embed [1, ..., {dim_latent}]")
@@ -149,8 +153,6 @@ def export_mulan_text(mulan: MuLaN, path: Path) -> None:
 
 def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
     """Write `wave` [batch, samples] fp32 -> `latent` [batch, dim_latent], for waves of `mulan.audio.min_samples` and more."""
-    if mulan.audio.accept_spec:
-        raise ExportError("mulan: with accept_spec it takes spectrograms, made outside the checkpoint, but a bundle feeds it waves.")
     shortest = mulan.audio.min_samples
     wave = torch.zeros(2, shortest + 3 * mulan.audio.patch_size[1] * mulan.audio.spec.hop_length)
     trace(_AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])

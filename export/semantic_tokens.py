@@ -18,7 +18,7 @@ from ..model.hubert_files import read_hubert
 from ..model.semantic_tokens import SemanticTokenizer
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..runtime import bundle
-from .checkpoint import Checkpoint, sha256_of
+from .checkpoint import Checkpoint, check_finite, sha256_of
 from .errors import ExportError
 from .settings import Settings
 from .trace import trace
@@ -72,8 +72,7 @@ def build_tokenizer(checkpoint: Checkpoint, settings: Settings) -> SemanticToken
     """The tokenizer of a checkpoint, every tensor of which it must take, in evaluation mode."""
     try:
         if settings["kind"] == "mel":
-            for name in checkpoint.state:
-                checkpoint.array(name)  # refuses NaN
+            check_finite(checkpoint.name, checkpoint.state)
             tokenizer = MelKmeans.from_state(checkpoint.state)
         else:
             state = {name: tensor for name, tensor in checkpoint.state.items() if name != "centres"}
