@@ -110,6 +110,10 @@ def spoil(state: dict[str, torch.Tensor], name: str) -> None:
         ("codec", lambda state: state.update({"rq.rvqs.0.layers.1._codebook.initted": torch.tensor([False])})),
         ("semantic", lambda state: state.update({"semantic_embedding.weight": state["semantic_embedding.weight"][:-3]})),
         ("mulan", lambda state: state.update({"text_to_latents.bias": state["text_to_latents.bias"] + 1})),
+        ("quantizer", lambda state: state.update({"rq.layers.1._codebook.embed": torch.zeros(1, 7, 16)})),
+        ("semantic", lambda state: state.update({"transformer.layers.0.0.dynamic_alpha_scale": torch.zeros(2)})),
+        ("fine", lambda state: state.update({"pos_bias_mlp.2.bias": torch.zeros(1)})),
+        ("coarse", lambda state: state.update({"coarse_start_token": torch.zeros(24, 1)})),
     ],
 )
 def test_the_words_of_the_export(good, changed, tmp_path, monkeypatch, kind, edit):
