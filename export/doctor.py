@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -116,8 +115,11 @@ def _examine(path: Path) -> FileReport:
 
 
 def _is_kmeans(path: Path) -> bool:
-    if not os.path.isfile(path) or zipfile.is_zipfile(path):  # torch's own; reading it whole would be for nothing
+    if not os.path.isfile(path):
         return False
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":  # a zip archive, torch's own; reading it whole would be for nothing
+            return False
     try:
         read_cluster_centers(path)
     except ValueError:
