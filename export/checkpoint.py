@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.archive import HostileFile, check_archive
 from .errors import ExportError
 
+_PLAIN = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_PLAIN |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_SHARED = 4  # how often a byte of a file may serve: tied weights, and a codec's codebooks once more beside its model
 # One tensor name that only this kind of checkpoint has.
 _MARKS = (
     ("semantic", "start_token"),
@@ -57,21 +62,21 @@ class Checkpoint:
     _read: set[str] = field(default_factory=set)
 
     def array(self, name: str, *shape: int) -> np.ndarray:
-        """The tensor `name` as float32, its shape checked if given."""
+        """The tensor `name` as float32, which must have this shape: none for a number by itself."""
         if name not in self.state:
             raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
         tensor = self.state[name]
-        if shape and tuple(tensor.shape) != shape:
+        if tuple(tensor.shape) != shape:
             raise ExportError(f"{self.name}: the tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)}.")
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{self.name}: the tensor {name!r} holds NaN or infinite values; this checkpoint cannot be used.")
         self._read.add(name)
         return tensor.float().numpy()
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str, dims: int) -> tuple[int, ...]:
         if name not in self.state:
             raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
-        return tuple(self.state[name].shape)
+        return shape_of(self.name, name, self.state[name], dims)
 
     def refuse_unread(self, ignored: Iterable[str] = ()) -> None:
         """Tensors that nobody read mean a variant this export does not know; their effect must not get lost silently."""
@@ -95,45 +100,76 @@ def is_encodec(state: Mapping[str, Tensor]) -> bool:
     return any(name.startswith("quantizer.") for name in state)
 
 
+def shape_of(where: str, name: str, tensor: Tensor, dims: int) -> tuple[int, ...]:
+    """The shape of `tensor`, which has `dims` dimensions and values."""
+    if tensor.ndim != dims or not tensor.numel():
+        raise ExportError(f"{where}: the tensor {name!r} has shape {list(tensor.shape)}, expected {dims} dimensions, none of them empty.")
+    return tuple(tensor.shape)
+
+
 def read_checkpoint(path: Path, kind: str) -> Checkpoint:
     """Read `path`, which must hold `kind`, one of `_MARKS`."""
-    if path.is_dir():
+    checkpoint = expect(read_file(path, f"--{kind} "), kind)
+    checkpoint.sha256 = sha256_of(path / "model.safetensors" if path.is_dir() else path)
+    return checkpoint
+
+
+def read_file(path: Path, option: str = "") -> Checkpoint:
+    """Read `path`, whatever it holds. option: what stands before the path in messages."""
+    if os.path.isdir(path):  # unlike Path's own these say no of a name that no file can have
         path = path / "model.safetensors"
-    if not path.is_file():
-        raise ExportError(f"--{kind} {path}: there is no such file.")
+    if not os.path.isfile(path):
+        raise ExportError(f"{option}{path}: there is no such file.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             package = load_file(path)
         else:
+            check_archive(path)
             package = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything; torch's own text advises to switch the protection off
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if forbidden:
+        if isinstance(error, HostileFile):
+            why = f"refused, because {error}. Save a plain state dict."
+        elif forbidden:
             why = f"refused, because it names {forbidden[1]}, which could run code. Save a plain state dict."
         elif isinstance(error, MemoryError | PermissionError):
             why = f"cannot be read ({type(error).__name__} {error})."
         else:
             why = f"not a {'safetensors' if path.suffix == '.safetensors' else 'PyTorch'} file, or a damaged one. Was it copied whole?"
-        raise ExportError(f"--{kind} {path}: {why}") from error
+        raise ExportError(f"{option}{path}: {why}") from error
     checkpoint = from_package(path.name, package)
     if path.suffix == ".safetensors":
-        checkpoint.config_json = _config_beside(path, kind)
-    checkpoint.sha256 = sha256_of(path)
-    return expect(checkpoint, kind)
+        checkpoint.config_json = _config_beside(path, option)
+    _check_tensors(f"{option}{path}", checkpoint.state, path.stat().st_size)
+    return checkpoint
+
+
+def _check_tensors(where: str, state: Mapping[str, Tensor], size: int) -> None:
+    """Refuse what has no numbers of its own in the file: sparse, quantized, nested and meta tensors, and shapes beyond its `size`."""
+    for name, tensor in state.items():
+        if tensor.dtype not in _PLAIN or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+            what = f"{tensor.dtype}, {tensor.layout}, device {tensor.device}".replace("torch.", "")
+            raise ExportError(f"{where}: the tensor {name!r} ({what}) holds no plain numbers. Save a plain state dict.")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if claimed > _SHARED * size:
+        raise ExportError(f"{where}: its tensors claim {claimed} bytes, but the file has {size}. Save a plain state dict.")
 
 
 def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
     found = identify(checkpoint.state)
     if found != kind:
-        what = (
-            _DESCRIPTIONS[found]
-            if found
-            else f"none of the models known here (its first tensor is {next(iter(checkpoint.state), 'missing')!r})"
-        )
-        raise ExportError(f"--{kind} {checkpoint.name}: expected {_DESCRIPTIONS[kind]}, but the file holds {what}.")
+        raise ExportError(f"--{kind} {checkpoint.name}: expected {_DESCRIPTIONS[kind]}, but the file holds {describe(checkpoint)}.")
     return checkpoint
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is, in a few words."""
+    kind = identify(checkpoint.state)
+    return (
+        _DESCRIPTIONS[kind] if kind else f"none of the models known here (its first tensor is {next(iter(checkpoint.state), 'missing')!r})"
+    )
 
 
 def from_package(name: str, package: Any) -> Checkpoint:
@@ -142,7 +178,7 @@ def from_package(name: str, package: Any) -> Checkpoint:
         raise ExportError(f"{name}: expected a dictionary of tensors, got {type(package).__name__}.")
     version, config = package.get("version"), package.get("config")
     state = next((package[key] for key in ("ema_model", "model", "state_dict") if isinstance(package.get(key), Mapping)), package)
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value.detach() for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ExportError(f"{name}: no tensors found; its entries are {', '.join(map(str, list(package)[:6])) or 'none'}.")
     # An EMA of a wrapped model, or a wrapped EMA; audiolm-pytorch's EncodecWrapper, which has the codebooks once more beside its model.
@@ -152,7 +188,7 @@ def from_package(name: str, package: Any) -> Checkpoint:
     return Checkpoint(name, tensors, version if isinstance(version, str) else None, config if isinstance(config, bytes) else None)
 
 
-def _config_beside(path: Path, kind: str) -> dict[str, Any]:
+def _config_beside(path: Path, option: str) -> dict[str, Any]:
     """transformers' config.json, if there is one."""
     path = path.with_name("config.json")
     if not path.is_file():
@@ -160,9 +196,9 @@ def _config_beside(path: Path, kind: str) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"--{kind} {path}: not JSON: {error}") from error
+        raise ExportError(f"{option}{path}: not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ExportError(f"--{kind} {path}: expected an object of settings, got {type(config).__name__}.")
+        raise ExportError(f"{option}{path}: expected an object of settings, got {type(config).__name__}.")
     return config
 
 

@@ -26,8 +26,8 @@ Decoder = SoundStreamDecoder | EncodecDecoder
 Encoder = SoundStreamEncoder | EncodecEncoder
 
 
-def infer_codec(checkpoint: Checkpoint, quantizers: int, overrides: Mapping[str, Any]) -> Settings:
-    """Settings of the codec. quantizers: of coarse and fine transformer together."""
+def infer_codec(checkpoint: Checkpoint, quantizers: int | None, overrides: Mapping[str, Any]) -> Settings:
+    """Settings of the codec. quantizers: of coarse and fine transformer together, if known."""
     if is_encodec(checkpoint.state):
         return infer_encodec(checkpoint.state, checkpoint.config_json, quantizers, overrides)
     return infer_soundstream(checkpoint.state, checkpoint.pickled_config, checkpoint.version, overrides)

@@ -6,15 +6,18 @@ validation both start here, so they cannot disagree about what a file says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .checkpoint import Checkpoint, expect, read_checkpoint
 from .codec import infer_codec
-from .errors import ExportError
-from .mulan import infer_mulan, infer_quantizer, split_quantizer_state
+from .errors import ExportError, MissingCheckpoint
+from .mulan import conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
 from .semantic_tokens import infer_mel, read_hubert_kmeans, tokens_per_second
 from .settings import Settings
 from .transformers import STAGES, infer_transformer
@@ -31,47 +34,97 @@ class Collected:
 
     @property
     def conditioned(self) -> list[str]:
-        return [stage for stage in STAGES if self.settings[stage]["audio_text_condition"]]
+        return [stage for stage in STAGES if stage in self.settings and self.settings[stage]["audio_text_condition"]]
 
 
 def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collected:
-    """sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it.
-    semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds."""
-    _check_overrides(overrides)
-    missing = [name for name in (*STAGES, "codec") if name not in sources]
-    if missing:
-        raise ExportError(f"missing checkpoint: {', '.join('--' + name for name in missing)}.")
-    checkpoints = {name: read_checkpoint(sources[name], name) for name in (*STAGES, "codec")}
-    settings = {stage: infer_transformer(stage, checkpoints[stage], overrides.get(stage, {})) for stage in STAGES}
-    quantizers = settings["fine"]["num_coarse_quantizers"] + settings["fine"]["num_fine_quantizers"]
-    settings["codec"] = infer_codec(checkpoints["codec"], quantizers, overrides.get("codec", {}))
+    """Everything read and in agreement, or the ExportError that comes first.
 
-    conditioned = [stage for stage in STAGES if settings[stage]["audio_text_condition"]]
-    mulan = read_checkpoint(sources["mulan"], "mulan") if "mulan" in sources else None
-    for stage in conditioned:
-        name = f"quantizer.{stage}" if f"quantizer.{stage}" in sources else "quantizer"
-        if name not in sources:
-            raise ExportError(
-                f"the {stage} transformer is conditioned, so it needs a quantizer: give --quantizer Q.pt, or --quantizer {stage}=Q.pt."
-            )
-        quantizer = read_checkpoint(sources[name], "quantizer")
-        quantizer.state, inside = split_quantizer_state(quantizer.state)
-        if inside is not None:
-            found = expect(Checkpoint(f"{quantizer.name} (its MuLaN)", inside, sha256=quantizer.sha256), "mulan")
-            mulan = found if mulan is None else _same_mulan(mulan, found)
-        checkpoints[f"quantizer.{stage}"] = quantizer
-        settings[f"quantizer.{stage}"] = infer_quantizer(quantizer.state, overrides.get("quantizer", {}))
-    if mulan is None:
-        raise ExportError("missing checkpoint: --mulan (no quantizer file holds one).")
-    checkpoints["mulan"] = mulan
-    settings["mulan"] = infer_mulan(mulan.state, overrides.get("mulan", {}))
-    _collect_wav2vec(sources, overrides.get("wav2vec", {}), checkpoints, settings)
-    collected = Collected(checkpoints, settings)
-    _check_fit(collected)
+    sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it.
+    semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds."""
+
+    def refuse(error: ExportError) -> None:
+        raise error
+
+    collected = gather(sources, overrides, refuse)
+    faults = faults_of_fit(collected)
+    if faults:
+        raise ExportError("the checkpoints do not fit together:\n" + "\n".join(f"  - {fault}" for fault in faults))
     return collected
 
 
-def _collect_wav2vec(
+def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Callable[[ExportError], None]) -> Collected:
+    """Read every file that can be read. What is refused, and what is missing, goes to `refuse`: the export raises it, a diagnosis
+    keeps it and goes on with the other parts. Whether the parts fit together is another question."""
+    checkpoints: dict[str, Checkpoint] = {}
+    settings: dict[str, Settings] = {}
+
+    @contextmanager
+    def part() -> Iterator[None]:
+        try:
+            yield
+        except ExportError as error:
+            refuse(error)
+
+    with part():
+        _check_overrides(overrides)
+    overrides = {name: values for name, values in overrides.items() if isinstance(values, Mapping)}
+    with part():
+        missing = [name for name in (*STAGES, "codec") if name not in sources]
+        if missing:
+            raise MissingCheckpoint(f"missing checkpoint: {', '.join('--' + name for name in missing)}.", *missing)
+    for name in (*STAGES, "codec", "mulan"):
+        with part():
+            if name in sources:
+                checkpoints[name] = read_checkpoint(sources[name], name)
+    for stage in STAGES:
+        with part():
+            if stage in checkpoints:
+                settings[stage] = infer_transformer(stage, checkpoints[stage], overrides.get(stage, {}))
+    with part():
+        if "codec" in checkpoints:
+            fine = settings.get("fine")
+            quantizers = None if fine is None else fine["num_coarse_quantizers"] + fine["num_fine_quantizers"]
+            settings["codec"] = infer_codec(checkpoints["codec"], quantizers, overrides.get("codec", {}))
+    for stage in STAGES:
+        with part():
+            if stage not in settings or settings[stage]["audio_text_condition"]:
+                _gather_quantizer(stage, sources, overrides.get("quantizer", {}), checkpoints, settings)
+    with part():
+        if "mulan" in checkpoints:
+            settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}))
+        elif "mulan" not in sources:
+            raise MissingCheckpoint("missing checkpoint: --mulan (no quantizer file holds one).", "mulan")
+    with part():
+        _gather_wav2vec(sources, overrides.get("wav2vec", {}), checkpoints, settings)
+    return Collected(checkpoints, settings)
+
+
+def _gather_quantizer(
+    stage: str,
+    sources: Mapping[str, Path],
+    overrides: Mapping[str, Any],
+    checkpoints: dict[str, Checkpoint],
+    settings: dict[str, Settings],
+) -> None:
+    """Add the quantizer of one stage, and the MuLaN inside it unless there is one."""
+    name = f"quantizer.{stage}" if f"quantizer.{stage}" in sources else "quantizer"
+    if name not in sources:
+        if stage not in settings:
+            return  # not even the transformer is known
+        raise MissingCheckpoint(
+            f"the {stage} transformer is conditioned, so it needs a quantizer: give --quantizer Q.pt, or --quantizer {stage}=Q.pt.", name
+        )
+    quantizer = read_checkpoint(sources[name], "quantizer")
+    quantizer.state, inside = split_quantizer_state(quantizer.state)
+    settings[f"quantizer.{stage}"] = infer_quantizer(quantizer.state, overrides)
+    checkpoints[f"quantizer.{stage}"] = quantizer
+    if inside is not None:
+        found = expect(Checkpoint(f"{quantizer.name} (its MuLaN)", inside, sha256=quantizer.sha256), "mulan")
+        checkpoints["mulan"] = _same_mulan(checkpoints["mulan"], found) if "mulan" in checkpoints else found
+
+
+def _gather_wav2vec(
     sources: Mapping[str, Path], overrides: Mapping[str, Any], checkpoints: dict[str, Checkpoint], settings: dict[str, Settings]
 ) -> None:
     """Add what was given of a semantic tokenizer."""
@@ -82,6 +135,10 @@ def _collect_wav2vec(
     elif given == ["hubert", "kmeans"]:
         found, settings["wav2vec"] = read_hubert_kmeans(sources["hubert"], sources["kmeans"], overrides)
         checkpoints |= found
+    elif given in (["hubert"], ["kmeans"]):
+        lacking = "kmeans" if given == ["hubert"] else "hubert"
+        message = f"a semantic tokenizer is either --semantic-features, or --hubert and --kmeans; got --{given[0]}."
+        raise MissingCheckpoint(message, lacking)
     elif given or overrides:
         got = ", ".join(f"--{name}" for name in given) or "overrides of 'wav2vec' alone"
         raise ExportError(f"a semantic tokenizer is either --semantic-features, or --hubert and --kmeans; got {got}.")
@@ -104,13 +161,13 @@ def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
     return first
 
 
-def _check_fit(collected: Collected) -> None:
-    """Everything that must agree between files, all disagreements in one message."""
+def faults_of_fit(collected: Collected) -> list[str]:
+    """Everything that must agree between files and does not, as far as the files are there."""
     s, names = collected.settings, {part: checkpoint.name for part, checkpoint in collected.checkpoints.items()}
     faults = []
 
     def same(part: str, setting: str, other: str, other_setting: str) -> None:
-        if s[part][setting] != s[other][other_setting]:
+        if part in s and other in s and s[part][setting] != s[other][other_setting]:
             faults.append(
                 f"{names[part]}: {setting} is {s[part][setting]}, but {names[other]}: {other_setting} is {s[other][other_setting]}"
             )
@@ -119,7 +176,7 @@ def _check_fit(collected: Collected) -> None:
     same("coarse", "codebook_size", "fine", "codebook_size")
     same("coarse", "codebook_size", "codec", "codebook_size")
     same("coarse", "num_coarse_quantizers", "fine", "num_coarse_quantizers")
-    if "wav2vec" in s:
+    if "wav2vec" in s and "semantic" in s:
         same("wav2vec", "codebook_size", "semantic", "num_semantic_tokens")
         rate, trained = tokens_per_second(s["wav2vec"]), s["semantic"]["tokens_per_second"]
         if rate != trained:
@@ -127,18 +184,23 @@ def _check_fit(collected: Collected) -> None:
                 f"{names['wav2vec']}: gives {rate:g} tokens a second, but {names['semantic']}: tokens_per_second is {trained:g}; "
                 "override it if the semantic transformer was trained on these tokens"
             )
-    quantizers = s["fine"]["num_coarse_quantizers"] + s["fine"]["num_fine_quantizers"]
-    if quantizers != s["codec"]["rq_num_quantizers"]:
-        faults.append(
-            f"{names['fine']}: {quantizers} coarse and fine quantizers, "
-            f"but {names['codec']}: rq_num_quantizers is {s['codec']['rq_num_quantizers']}"
-        )
-    if not all(tensor.all() for name, tensor in collected.checkpoints["codec"].state.items() if name.endswith(_INITIALISED)):
+    if "fine" in s and "codec" in s:
+        quantizers = s["fine"]["num_coarse_quantizers"] + s["fine"]["num_fine_quantizers"]
+        if quantizers != s["codec"]["rq_num_quantizers"]:
+            faults.append(
+                f"{names['fine']}: {quantizers} coarse and fine quantizers, "
+                f"but {names['codec']}: rq_num_quantizers is {s['codec']['rq_num_quantizers']}"
+            )
+    if "codec" in s and not all(
+        tensor.all() for name, tensor in collected.checkpoints["codec"].state.items() if name.endswith(_INITIALISED)
+    ):
         faults.append(f"{names['codec']}: its codebooks were never initialised; train the codec, then save it")
-    for stage in collected.conditioned:
+    for stage in _with_quantizer(collected):
         quantizer = f"quantizer.{stage}"
         dim = conditioning_dim(s[quantizer], stage)
-        if dim is None:
+        if stage not in s:
+            pass  # what it takes is not known
+        elif dim is None:
             faults.append(f"{names[quantizer]}: has no table for {stage}, only {', '.join(s[quantizer]['namespaces'])}")
         elif dim != s[stage]["cond_dim"]:
             hint = " (a model conditioned on T5 text is not covered)" if s[stage]["cond_dim"] == 768 else ""
@@ -148,14 +210,17 @@ def _check_fit(collected: Collected) -> None:
             faults.append(
                 f"{names[quantizer]}: its codebooks were never initialised; run it in training mode over your data once, then save it"
             )
-    if faults:
-        raise ExportError("the checkpoints do not fit together:\n" + "\n".join(f"  - {fault}" for fault in dict.fromkeys(faults)))
+    return list(dict.fromkeys(faults))
+
+
+def _with_quantizer(collected: Collected) -> list[str]:
+    return [stage for stage in STAGES if f"quantizer.{stage}" in collected.settings]
 
 
 def warnings_of(collected: Collected) -> list[str]:
     """What does not stop an export but should be known."""
     untrained: dict[str, list[str]] = {}
-    for stage in collected.conditioned:
+    for stage in _with_quantizer(collected):
         quantizer = f"quantizer.{stage}"
         if namespace_of(collected.settings[quantizer], stage) in collected.settings[quantizer]["untrained_tables"]:
             untrained.setdefault(collected.checkpoints[quantizer].name, []).append(stage)
@@ -174,3 +239,32 @@ def namespace_of(quantizer: Settings, stage: str) -> str:
 
 def conditioning_dim(quantizer: Settings, stage: str) -> int | None:
     return dict(zip(quantizer["namespaces"], quantizer["conditioning_dims"], strict=True)).get(namespace_of(quantizer, stage))
+
+
+def conditioner_tables(collected: Collected) -> dict[str, tuple[Tensor, Tensor]]:
+    """`{stage: (codebooks [Q, K, D], table [Q, K, dim])}` of the conditioned stages."""
+    if not collected.conditioned:
+        raise ExportError("none of the three transformers is conditioned: a prompt would have no effect. Was one trained with a prefix?")
+    quantizers = {stage: f"quantizer.{stage}" for stage in collected.conditioned}
+    return {
+        stage: conditioner_weights(collected.checkpoints[name].state)[namespace_of(collected.settings[name], stage)]
+        for stage, name in quantizers.items()
+    }
+
+
+def settings_table(collected: Collected) -> str:
+    """Every value the export works with and where it came from, for the person at the terminal."""
+    lines, shown = [], set()
+    for part, settings in collected.settings.items():
+        checkpoint = collected.checkpoints[part]
+        if part.startswith("quantizer.") and checkpoint.name in shown:
+            continue
+        shown.add(checkpoint.name)
+        lines.append(f"{part.split('.')[0]}  ({checkpoint.name})")
+        lines += [f"    {name:28} {_short(setting.value):22} {setting.source}" for name, setting in settings.items()]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 21 else text[:18] + "..."

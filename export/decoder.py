@@ -130,7 +130,7 @@ class DecoderBuilder:
 
     def _feed_forward(self, x: str, layer: int) -> str:
         at = branch(layer, 2, self.wrapped)
-        dim, inner = self.settings["dim"], self.checkpoint.shape(at + "3.gamma")[0]
+        dim, inner = self.settings["dim"], self.checkpoint.shape(at + "3.gamma", 1)[0]
         w_in, w_out = self._weight(at + "1", dim, 2 * inner), self._weight(at + "5", inner, dim)
         weights = FeedForward(*self._norm(at + "0"), w_in, *self._norm(at + "3", inner), w_out)
         return feed_forward(self.g, f"layers.{layer}.feed_forward", weights, x)
@@ -150,7 +150,7 @@ class DecoderBuilder:
             product = g.op("MatMul", x, g.weight("head.weight", self._weight("to_logits", self.settings["dim"], V)))
             return g.op("Add", product, g.weight("head.bias", self.checkpoint.array("to_logits.bias", V)), outputs=["logits"])
         heads = self.checkpoint.array(
-            f"{self.stage}_logit_weights", *self.checkpoint.shape(f"{self.stage}_logit_weights")[:2], self.settings["dim"]
+            f"{self.stage}_logit_weights", *self.checkpoint.shape(f"{self.stage}_logit_weights", 3)[:2], self.settings["dim"]
         )
         names = [g.weight(f"head.{q}.weight", head.T) for q, head in enumerate(heads)]
         if len(names) == 1:

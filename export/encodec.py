@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..model.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, codebooks
-from .checkpoint import check_finite
+from .checkpoint import check_finite, shape_of
 from .errors import ExportError
 from .settings import Settings
 
@@ -50,8 +50,8 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def infer_encodec(state: Mapping[str, Tensor], config: Mapping[str, Any], quantizers: int, overrides: Mapping[str, Any]) -> Settings:
-    """Settings of the codec. quantizers: of coarse and fine transformer together; the codec may have more, and its first ones are used."""
+def infer_encodec(state: Mapping[str, Tensor], config: Mapping[str, Any], quantizers: int | None, overrides: Mapping[str, Any]) -> Settings:
+    """Settings of the codec. quantizers: of coarse and fine transformer together, if known; the codec may have more, its first serve."""
     for name, covered in _FIXED.items():
         if config.get(name, covered) != covered:
             raise ExportError(f"codec: this EnCodec was made with {name} = {config[name]!r}; covered is the 24 kHz model, {covered!r}.")
@@ -59,25 +59,28 @@ def infer_encodec(state: Mapping[str, Tensor], config: Mapping[str, Any], quanti
         raise ExportError("codec: this EnCodec has group norms, as the 48 kHz model; covered is the 24 kHz model.")
     state = plain_state(state)
     settings = Settings("codec", overrides)
-    first = _shape(state, "encoder.layers.0.conv.weight")
+    first = _shape(state, "encoder.layers.0.conv.weight", 3)
     if first[1] != 1:
         raise ExportError(f"codec: this EnCodec takes {first[1]} channels; covered is the 24 kHz model, which takes 1.")
-    last = max(int(name.split(".")[2]) for name in state if name.startswith("encoder.layers."))
+    last = max(int(match[1]) for name in state if (match := re.match(r"encoder\.layers\.(\d{1,3})\.", name)))
     downs = range(3, last - 2, 3)  # a residual unit, an activation and a convolution per stride; then LSTM, activation, convolution
-    strides = tuple(_shape(state, f"encoder.layers.{index}.conv.weight")[2] // 2 for index in downs)
-    book = _shape(state, "quantizer.layers.0.codebook.embed")
+    strides = tuple(_shape(state, f"encoder.layers.{index}.conv.weight", 3)[2] // 2 for index in downs)
+    book = _shape(state, "quantizer.layers.0.codebook.embed", 2)
     found = len({name.split(".")[2] for name in state if name.startswith("quantizer.layers.")})
+    wanted = found if quantizers is None else quantizers
     used = f"the first of {found} quantizer.layers, as many as the coarse and fine transformers have"
     settings.infer("n_filters", first[0], f"encoder.layers.0.conv.weight {list(first)}")
     settings.infer("strides", strides, "kernels of the encoder's downsampling, twice the stride")
     settings.infer("codebook_dim", book[1], f"quantizer.layers.0.codebook.embed {list(book)}")
     settings.infer("codebook_size", book[0], f"quantizer.layers.0.codebook.embed {list(book)}")
-    settings.infer("rq_num_quantizers", min(found, quantizers), used if quantizers < found else "number of quantizer.layers")
+    settings.infer("rq_num_quantizers", min(found, wanted), used if wanted < found else "number of quantizer.layers")
     settings.infer("rq_groups", 1, "EnCodec has no groups")
     if "sampling_rate" in config:
-        settings.infer("target_sample_hz", config["sampling_rate"], "config.json")
+        rate = settings.infer("target_sample_hz", config["sampling_rate"], "config.json")
     else:
-        settings.assume("target_sample_hz", _SAMPLE_HZ, "rate of the 24 kHz model")
+        rate = settings.assume("target_sample_hz", _SAMPLE_HZ, "rate of the 24 kHz model")
+    if not isinstance(rate, int) or rate < 1:
+        raise ExportError(f"codec: target_sample_hz is {rate!r}, expected a positive integer.")
     return settings.finish()
 
 
@@ -102,5 +105,5 @@ def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
     return state[name]
 
 
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    return tuple(_tensor(state, name).shape)
+def _shape(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    return shape_of("codec", name, _tensor(state, name), dims)

@@ -1,5 +1,13 @@
-"""The one exception of the export: something about the checkpoints or the request that the person at the terminal can change."""
+"""The exceptions of the export: something about the checkpoints or the request that the person at the terminal can change."""
 
 
 class ExportError(ValueError):
     """A checkpoint, an override or a measured error that the export refuses, in a sentence that says what to do."""
+
+
+class MissingCheckpoint(ExportError):
+    """A file that the export needs was not given; `kinds` names what."""
+
+    def __init__(self, message: str, *kinds: str) -> None:
+        super().__init__(message)
+        self.kinds = kinds

@@ -28,9 +28,9 @@ from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan
 from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
 from .codec import export_codec
-from .collect import Collected, collect, conditioning_dim, namespace_of, warnings_of
+from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError
-from .mulan import build_mulan, conditioner_weights, export_conditioner, export_mulan_audio, export_mulan_text
+from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
 from .transformers import STAGES
@@ -150,35 +150,11 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
 
 
 def _export_conditioner(collected: Collected, folder: Path) -> Conditioner:
-    tables, dims = {}, {}
-    quantizers, codebook_size = 0, 0
-    for stage in collected.conditioned:
-        settings, state = collected.settings[f"quantizer.{stage}"], collected.checkpoints[f"quantizer.{stage}"].state
-        quantizers, codebook_size = settings["rq_num_quantizers"], settings["codebook_size"]
-        tables[stage] = conditioner_weights(state)[namespace_of(settings, stage)]
-        dims[stage] = conditioning_dim(settings, stage) or 0
-    if not tables:
-        raise ExportError("none of the three transformers is conditioned: a prompt would have no effect. Was one trained with a prefix?")
-    export_conditioner(tables, folder / "conditioner.onnx")
-    return Conditioner("conditioner.onnx", quantizers, codebook_size, dims)
-
-
-def settings_table(collected: Collected) -> str:
-    """Every value the export works with and where it came from, for the person at the terminal."""
-    lines, shown = [], set()
-    for part, settings in collected.settings.items():
-        checkpoint = collected.checkpoints[part]
-        if part.startswith("quantizer.") and checkpoint.name in shown:
-            continue
-        shown.add(checkpoint.name)
-        lines.append(f"{part.split('.')[0]}  ({checkpoint.name})")
-        lines += [f"    {name:28} {_short(setting.value):22} {setting.source}" for name, setting in settings.items()]
-    return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 21 else text[:18] + "..."
+    export_conditioner(conditioner_tables(collected), folder / "conditioner.onnx")
+    settings = {stage: collected.settings[f"quantizer.{stage}"] for stage in collected.conditioned}
+    last = settings[collected.conditioned[-1]]
+    dims = {stage: conditioning_dim(quantizer, stage) or 0 for stage, quantizer in settings.items()}
+    return Conditioner("conditioner.onnx", last["rq_num_quantizers"], last["codebook_size"], dims)
 
 
 def _validate(folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, float]:

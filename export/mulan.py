@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
 from ..model.residual_vq import nearest_codes
-from .checkpoint import check_finite
+from .checkpoint import check_finite, shape_of
 from .errors import ExportError
 from .settings import Settings
 from .trace import trace
@@ -29,7 +29,7 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Se
     """Settings of the MuLaN in `state`. `sample_hz`, the rate of the waves it was trained on, is None, the codec's,
     unless overridden or held by a checkpoint with mel filters."""
     settings = Settings("mulan", overrides)
-    (audio_patch,), (window,) = _shape(state, "audio.to_patch_tokens.1.weight"), _shape(state, "audio.spec.window")
+    (audio_patch,), (window,) = _shape(state, "audio.to_patch_tokens.1.weight", 1), _shape(state, "audio.spec.window", 1)
     _infer_tower(settings, "audio", state)
     side = math.isqrt(audio_patch)
     patch = _pair(settings.assume("audio.patch_size", (side, side), f"to_patch_tokens.1 [{audio_patch}], taken for a square"))
@@ -43,7 +43,10 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Se
         settings.assume("sample_hz", None, "the codec's rate")
         rows = n_fft // 2 + 1
     else:
-        sample_hz, n_fft, hop_length = _tensor(state, "audio.spec.mel_layout").tolist()
+        layout = _tensor(state, "audio.spec.mel_layout")
+        if layout.shape != (3,) or layout.is_floating_point() or layout.min() < 1 or mel.ndim != 2:
+            raise ExportError(f"mulan: audio.spec.mel_layout holds {layout.flatten()[:4].tolist()}, expected a rate, an n_fft and a hop.")
+        sample_hz, n_fft, hop_length = layout.tolist()
         for name, value in (("spec_n_fft", n_fft), ("spec_hop_length", hop_length), ("sample_hz", sample_hz)):
             settings.infer(name, value, "audio.spec.mel_layout")
         rows = settings.infer("spec_n_mels", len(mel), f"audio.spec.mel [{len(mel)}, ...]")
@@ -56,12 +59,13 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Se
     settings.assume("spec_pad", 0, _UPSTREAM)
     settings.assume("spec_center", True, _UPSTREAM)
     settings.assume("spec_pad_mode", "reflect", _UPSTREAM)
-    settings.assume("accept_spec", False, _UPSTREAM)
+    if settings.assume("accept_spec", False, _UPSTREAM):
+        raise ExportError("mulan: with accept_spec it takes spectrograms, made outside the checkpoint, but a bundle feeds it waves.")
     settings.assume("accept_spec_time_first", True, _UPSTREAM)
     _infer_tower(settings, "text", state)
     for name, tensor in (("num_tokens", "text.token_emb.weight"), ("max_seq_len", "text.pos_emb.weight")):
-        settings.infer(f"text.{name}", _shape(state, tensor)[0], f"{tensor} [{_shape(state, tensor)[0]}, ...]")
-    (dim_latent,) = _shape(state, "audio_to_latents.bias")
+        settings.infer(f"text.{name}", _shape(state, tensor, 2)[0], f"{tensor} [{len(state[tensor])}, ...]")
+    (dim_latent,) = _shape(state, "audio_to_latents.bias", 1)
     settings.infer("dim_latent", dim_latent, f"audio_to_latents.bias [{dim_latent}]")
     sigmoid, layers = "contrast.bias" in state, state.get("audio_layers_indices")
     settings.infer("sigmoid_contrastive_loss", sigmoid, f"contrast.bias {'present' if sigmoid else 'absent'}")
@@ -107,14 +111,17 @@ def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -
     `untrained_tables` names the namespaces whose conditioning is as it was drawn."""
     settings = Settings("quantizer", overrides)
     quantizers = _count(state, "rq.layers.")
-    _, codebook_size, dim_latent = _shape(state, "rq.layers.0._codebook.embed")
+    books = {f"rq.layers.{i}._codebook.embed": _shape(state, f"rq.layers.{i}._codebook.embed", 3) for i in range(max(quantizers, 1))}
+    heads, codebook_size, dim_latent = books["rq.layers.0._codebook.embed"]
+    if heads != 1 or len(set(books.values())) > 1:
+        raise ExportError(f"quantizer: its codebooks have shapes {sorted(set(books.values()))}, expected all to be one [1, K, D].")
     settings.infer("rq_num_quantizers", quantizers, "number of rq.layers")
     settings.infer("codebook_size", codebook_size, f"rq.layers.0._codebook.embed [1, {codebook_size}, ...]")
     settings.infer("dim_latent", dim_latent, f"rq.layers.0._codebook.embed [1, ..., {dim_latent}]")
     initialised = [bool(_tensor(state, f"rq.layers.{i}._codebook.initted").all()) for i in range(quantizers)]
     settings.infer("uninitialised", not all(initialised), f"rq.layers.*._codebook.initted {initialised}")
 
-    tables = {name: tuple(tensor.shape) for name, tensor in _below(state, "cond_embeddings.").items()}
+    tables = {name: _shape(state, f"cond_embeddings.{name}", 3) for name in _below(state, "cond_embeddings.")}
     settings.infer("namespaces", tuple(tables), "names of cond_embeddings")
     settings.infer("conditioning_dims", tuple(shape[-1] for shape in tables.values()), f"cond_embeddings {list(tables.values())}")
     untrained = tuple(name for name, table in _below(state, "cond_embeddings.").items() if _as_drawn(table))
@@ -146,8 +153,6 @@ def export_mulan_text(mulan: MuLaN, path: Path) -> None:
 
 def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
     """Write `wave` [batch, samples] fp32 -> `latent` [batch, dim_latent], for waves of `mulan.audio.min_samples` and more."""
-    if mulan.audio.accept_spec:
-        raise ExportError("mulan: with accept_spec it takes spectrograms, made outside the checkpoint, but a bundle feeds it waves.")
     shortest = mulan.audio.min_samples
     wave = torch.zeros(2, shortest + 3 * mulan.audio.patch_size[1] * mulan.audio.spec.hop_length)
     trace(_AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
@@ -156,6 +161,13 @@ def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
 def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
     """Write `latent` [batch, D] -> `codes.<namespace>` [batch, Q] int64 and `conditioning.<namespace>` [batch, Q, dim], for each namespace
     of `stages`: {namespace: (codebooks [Q, K, D], table [Q, K, dim])}. Namespaces with equal codebooks share their search."""
+    dim = check_conditioner(stages)
+    outputs = [f"codes.{namespace}" for namespace in stages] + [f"conditioning.{namespace}" for namespace in stages]
+    trace(_Conditioner(list(stages.values())), (torch.zeros(2, dim),), path, ["latent"], outputs, [{0: Dim("batch")}])
+
+
+def check_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+    """The width D of the latents that all codebooks take; ExportError where tables, codebooks or their values do not go together."""
     for namespace, (codebooks, table) in stages.items():
         if codebooks.ndim != 3 or table.ndim != 3 or codebooks.shape[:2] != table.shape[:2]:
             got = f"codebooks {list(codebooks.shape)} and a table {list(table.shape)}"
@@ -164,8 +176,7 @@ def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]], path: Path) 
     dims = {codebooks.shape[-1] for codebooks, _ in stages.values()}
     if len(dims) != 1:
         raise ExportError(f"conditioner: all codebooks must have the width of MuLaN's latents, got {sorted(dims)}.")
-    outputs = [f"codes.{namespace}" for namespace in stages] + [f"conditioning.{namespace}" for namespace in stages]
-    trace(_Conditioner(list(stages.values())), (torch.zeros(2, *dims),), path, ["latent"], outputs, [{0: Dim("batch")}])
+    return dims.pop()
 
 
 class _TextLatents(nn.Module):
@@ -210,9 +221,9 @@ class _Conditioner(nn.Module):
 
 def _infer_tower(settings: Settings, tower: str, state: Mapping[str, Tensor]) -> None:
     layers = f"{tower}.transformer.layers."
-    inner, dim = _shape(state, f"{layers}0.0.to_q.weight")
-    (dim_head,) = _shape(state, f"{layers}0.0.q_scale")
-    _, hidden = _shape(state, f"{layers}0.1.4.weight")
+    inner, dim = _shape(state, f"{layers}0.0.to_q.weight", 2)
+    (dim_head,) = _shape(state, f"{layers}0.0.q_scale", 1)
+    _, hidden = _shape(state, f"{layers}0.1.4.weight", 2)
     # Upstream's hidden width is int(dim * ff_mult * 2 / 3); where no whole ff_mult gives it, half a unit keeps int() from rounding down.
     ff_mult = round(hidden * 1.5 / dim)
     if int(dim * ff_mult * 2 / 3) != hidden:
@@ -232,8 +243,8 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.split(".")[0] for name in _below(state, prefix)})
 
 
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    return tuple(_tensor(state, name).shape)
+def _shape(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    return shape_of("MuLaN or its quantizer", name, _tensor(state, name), dims)
 
 
 def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:

@@ -18,7 +18,7 @@ from ..model.hubert_files import read_hubert
 from ..model.semantic_tokens import SemanticTokenizer
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..runtime import bundle
-from .checkpoint import Checkpoint, sha256_of
+from .checkpoint import Checkpoint, check_finite, sha256_of
 from .errors import ExportError
 from .settings import Settings
 from .trace import trace
@@ -29,16 +29,15 @@ _UNTOLD = "default of audiolm-pytorch 2.4.0"
 def infer_mel(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Settings:
     """Settings of the `MelKmeans` in a file, all of which the file tells."""
     settings = Settings("wav2vec", overrides)
-    if len(checkpoint.shape("spec.mel_layout")) != 1 or len(checkpoint.shape("centres")) != 2 or len(checkpoint.shape("spec.mel")) != 2:
-        raise ExportError(f"{checkpoint.name}: not a file that MelKmeans.save wrote: its tensors have other shapes.")
+    (n_mels, _), (codebook_size, _) = checkpoint.shape("spec.mel", 2), checkpoint.shape("centres", 2)
     sample_hz, _, hop = map(int, checkpoint.array("spec.mel_layout", 3))
     if hop < 1 or sample_hz < hop:
         raise ExportError(f"{checkpoint.name}: a rate of {sample_hz} Hz and {hop} samples per token cannot be.")
     settings.infer("kind", "mel", "spec.mel_layout present")
     settings.infer("target_sample_hz", sample_hz, "spec.mel_layout")
     settings.infer("samples_per_token", hop, "spec.mel_layout")
-    settings.infer("n_mels", checkpoint.shape("spec.mel")[0], f"spec.mel [{checkpoint.shape('spec.mel')[0]}, ...]")
-    settings.infer("codebook_size", checkpoint.shape("centres")[0], f"centres [{checkpoint.shape('centres')[0]}, ...]")
+    settings.infer("n_mels", n_mels, f"spec.mel [{n_mels}, ...]")
+    settings.infer("codebook_size", codebook_size, f"centres [{codebook_size}, ...]")
     return settings.finish()
 
 
@@ -73,8 +72,7 @@ def build_tokenizer(checkpoint: Checkpoint, settings: Settings) -> SemanticToken
     """The tokenizer of a checkpoint, every tensor of which it must take, in evaluation mode."""
     try:
         if settings["kind"] == "mel":
-            for name in checkpoint.state:
-                checkpoint.array(name)  # refuses NaN
+            check_finite(checkpoint.name, checkpoint.state)
             tokenizer = MelKmeans.from_state(checkpoint.state)
         else:
             state = {name: tensor for name, tensor in checkpoint.state.items() if name != "centres"}

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..model.residual_vq import cosine, euclidean
 from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder, codebooks
 from ..model.soundstream_encoder import SoundStreamEncoder
-from .checkpoint import check_finite
+from .checkpoint import check_finite, shape_of
 from .errors import ExportError
 from .settings import Settings
 
@@ -147,17 +147,17 @@ def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
     blocks = 0
     while f"decoder.{blocks + 1}.0.conv.weight" in state:
         blocks += 1
-    ups = [_shape(state, f"decoder.{block}.0.conv.weight") for block in range(blocks, 0, -1)]  # in the order of the encoder
-    first, last = _shape(state, "decoder.0.conv.weight"), _shape(state, f"decoder.{blocks + 1}.conv.weight")
+    ups = [_shape(state, f"decoder.{block}.0.conv.weight", 3) for block in range(blocks, 0, -1)]  # in the order of the encoder
+    first, last = _shape(state, "decoder.0.conv.weight", 3), _shape(state, f"decoder.{blocks + 1}.conv.weight", 3)
     if last[0] != 1:
         raise ExportError(f"codec: this SoundStream was built with input_channels = {last[0]}, expected 1. {_RETRAIN}")
     channels = last[1]
 
     indices = _codebooks(state)
     groups, quantizers = len({group for group, _ in indices}), len({quantizer for _, quantizer in indices})
-    book = _shape(state, "rq.rvqs.0.layers.0._codebook.embed")
+    book = _shape(state, "rq.rvqs.0.layers.0._codebook.embed", 3)
     order = product(range(groups), range(quantizers))
-    if any(_shape(state, f"rq.rvqs.{group}.layers.{quantizer}._codebook.embed") != book for group, quantizer in order):
+    if any(_shape(state, f"rq.rvqs.{group}.layers.{quantizer}._codebook.embed", 3) != book for group, quantizer in order):
         raise ExportError(f"codec: the codebooks differ in shape, expected all to be {list(book)}. {_RETRAIN}")
     squeeze = "decoder.1.1.fn.4.net.0.weight" in state
     facts: dict[str, tuple[Any, str]] = {
@@ -178,8 +178,8 @@ def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
     return facts | {
         "use_local_attn": (True, "decoder_attn present"),
         "attn_depth": (depth, "number of decoder_attn.layers"),
-        "attn_heads": (_shape(state, attention + "to_v_gate.0.weight")[0], f"outputs of {attention}to_v_gate"),
-        "attn_dim_head": (_shape(state, attention + "q_scale")[0], f"size of {attention}q_scale"),
+        "attn_heads": (_shape(state, attention + "to_v_gate.0.weight", 2)[0], f"outputs of {attention}to_v_gate"),
+        "attn_dim_head": (_shape(state, attention + "q_scale", 1)[0], f"size of {attention}q_scale"),
         "attn_dynamic_pos_bias": (bias, f"decoder_attn.pos_bias {'present' if bias else 'absent'}"),
     }
 
@@ -225,10 +225,10 @@ def _codebooks(state: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     return [(int(match[1]), int(match[2])) for match in found if match]
 
 
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+def _shape(state: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
     if name not in state:
         raise ExportError(f"codec: the tensor {name!r} is missing. Was the file saved whole, by SoundStream.save or its trainer?")
-    return tuple(state[name].shape)
+    return shape_of("codec", name, state[name], dims)
 
 
 def _check(name: str, value: Any) -> None:

@@ -1,11 +1,13 @@
 """One token transformer, exported: its decoder graph, its context graph, and its record for the manifest."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..runtime.bundle import Bias, Decoder, Sampling
 from .checkpoint import Checkpoint
 from .decoder import DecoderBuilder, build_context, cache_head_size
 from .errors import ExportError
+from .graph import Graph
 from .settings import Settings
 from .tables import build_bias, build_rows
 
@@ -14,7 +16,23 @@ _TRAINING_HEADS = {"semantic": (), "coarse": ("to_semantic_logits.",), "fine": (
 
 
 def export_stage(stage: str, checkpoint: Checkpoint, settings: Settings, folder: Path, semantic_length: int, groups: int) -> Decoder:
-    """Write `<stage>.onnx` (and `<stage>_context.onnx`) into `folder`.
+    """Write `<stage>.onnx` (and `<stage>_context.onnx`) into `folder`; arguments as of `build_stage`."""
+    built = build_stage(stage, checkpoint, settings, semantic_length, groups)
+    built.graph.save(folder / built.record.graph)
+    if built.context is not None and built.record.context is not None:
+        built.context.save(folder / built.record.context)
+    return built.record
+
+
+@dataclass(frozen=True)
+class Built:
+    graph: Graph
+    context: Graph | None  # None for a stage without condition
+    record: Decoder
+
+
+def build_stage(stage: str, checkpoint: Checkpoint, settings: Settings, semantic_length: int, groups: int) -> Built:
+    """The graphs of a stage in memory, for which every tensor is looked at.
 
     semantic_length: the longest semantic sequence; groups: residual groups of the codec.
     """
@@ -24,11 +42,7 @@ def export_stage(stage: str, checkpoint: Checkpoint, settings: Settings, folder:
     rows, first_rows = build_rows(stage, checkpoint, settings)
     bias = build_bias(stage, checkpoint, settings, _positions(stage, settings, length, semantic_length, groups))
     graph = DecoderBuilder(stage, checkpoint, settings).decoder(rows, bias)
-    graph.save(folder / f"{stage}.onnx")
-    context = None
-    if settings["audio_text_condition"]:
-        context = f"{stage}_context.onnx"
-        build_context(stage, checkpoint, settings).save(folder / context)
+    context = build_context(stage, checkpoint, settings) if settings["audio_text_condition"] else None
     checkpoint.refuse_unread(ignored=(*_TRAINING_HEADS[stage], *([] if context else ["proj_text_embed."])))
 
     values = settings.values()
@@ -38,9 +52,9 @@ def export_stage(stage: str, checkpoint: Checkpoint, settings: Settings, folder:
         record = Bias(bias.shape[1], 2 * (values["num_coarse_quantizers"] + values["num_fine_quantizers"]) - 1, length * groups)
     elif bias is not None:
         record = Bias(bias.shape[1], 1)
-    return Decoder(
+    decoder = Decoder(
         graph=f"{stage}.onnx",
-        context=context,
+        context=None if context is None else f"{stage}_context.onnx",
         conditioning="none" if context is None else "prefix" if settings["cond_as_self_attn_prefix"] else "cross_attention",
         # with embeddings as condition, upstream drops it in training in the coarse stage alone: elsewhere a null pass equals the first
         guidance=context is not None and stage == "coarse",
@@ -56,6 +70,7 @@ def export_stage(stage: str, checkpoint: Checkpoint, settings: Settings, folder:
         max_length=length,
         sampling=Sampling(),
     )
+    return Built(graph, context, decoder)
 
 
 def _positions(stage: str, settings: Settings, length: int, semantic_length: int, groups: int) -> int:

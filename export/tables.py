@@ -66,22 +66,24 @@ def build_bias(stage: str, checkpoint: Checkpoint, settings: Settings, positions
         Q = settings["num_coarse_quantizers"] + settings["num_fine_quantizers"]
         frames, quantizers = np.meshgrid(np.arange(2 * positions - 1), np.arange(2 * Q - 1), indexing="ij")
         grid = np.stack([frames.ravel(), quantizers.ravel()], axis=-1)
-        bias = _mlp(checkpoint, [f"pos_bias_mlp.{i}" for i in (0, 2, 4)], grid).T
+        bias = _mlp(checkpoint, [f"pos_bias_mlp.{i}" for i in (0, 2, 4)], grid, settings["heads"]).T
         bias[:, 0] = 0  # (0, 0): a query N - 1 frames before its key, at the first quantizer against the last: never causal
         far = checkpoint.array("null_pos_bias", settings["heads"], 1, 1)
     else:
         layers = ["transformer.rel_pos_bias.net.0.0", "transformer.rel_pos_bias.net.1.0", "transformer.rel_pos_bias.net.2.0"]
-        bias = _mlp(checkpoint, [*layers, "transformer.rel_pos_bias.net.3"], np.arange(positions)[:, None]).T
+        bias = _mlp(checkpoint, [*layers, "transformer.rel_pos_bias.net.3"], np.arange(positions)[:, None], settings["heads"]).T
         bias = np.concatenate([np.zeros((settings["heads"], 1)), bias], axis=1)
         far = checkpoint.array("cross_attn_bias", settings["heads"], 1, 1) if stage == "coarse" else np.zeros((settings["heads"], 1, 1))
     return np.concatenate([bias, far.reshape(-1, 1)], axis=1).astype(np.float32)
 
 
-def _mlp(checkpoint: Checkpoint, layers: list[str], x: np.ndarray) -> np.ndarray:
-    """Linear layers with SiLU between them, in float64. x [n, in] -> [n, H]."""
+def _mlp(checkpoint: Checkpoint, layers: list[str], x: np.ndarray, heads: int) -> np.ndarray:
+    """Linear layers with SiLU between them, in float64. x [n, in] -> [n, heads]."""
     x = x.astype(np.float64)
     for index, layer in enumerate(layers):
-        x = x @ checkpoint.array(f"{layer}.weight").T.astype(np.float64) + checkpoint.array(f"{layer}.bias")
+        width = checkpoint.shape(f"{layer}.weight", 2)[0] if layer != layers[-1] else heads
+        weight = checkpoint.array(f"{layer}.weight", width, x.shape[1])
+        x = x @ weight.T.astype(np.float64) + checkpoint.array(f"{layer}.bias", width)
         if index < len(layers) - 1:
             x = x * 0.5 * (1 + np.tanh(x / 2))  # x * sigmoid(x) without overflow
     return x

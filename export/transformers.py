@@ -25,7 +25,7 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
     state, shape = checkpoint.state, checkpoint.shape
     settings = Settings(stage, overrides)
     start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
-    (dim,) = shape(start)
+    (dim,) = shape(start, 1)
     settings.infer("dim", dim, f"{start} [{dim}]")
     _vocabulary(stage, checkpoint, settings)
 
@@ -33,14 +33,17 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
     prefix = branch(0, 0, wrapped)
     depth = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
     settings.infer("depth", depth, "number of transformer.layers")
-    (inner, _), (double_head, _) = shape(prefix + "to_q.weight"), shape(prefix + "to_kv.weight")
+    (inner, _), (double_head, _) = shape(prefix + "to_q.weight", 2), shape(prefix + "to_kv.weight", 2)
     dim_head = double_head // 2
+    if not 0 < dim_head <= inner:
+        raise ExportError(f"{checkpoint.name}: to_q [{inner}] and to_kv [{double_head}] cannot be of one attention.")
     settings.infer("heads", inner // dim_head, f"to_q [{inner}] over to_kv [2 x {dim_head}]")
     settings.infer("dim_head", dim_head, f"to_kv [2 x {dim_head}]")
 
     streams = "transformer.layers.0.0.static_beta"
     if streams in state:
-        settings.infer("num_residual_streams", shape(streams)[0], f"static_beta [{shape(streams)[0]}]")
+        count = shape(streams, 1)[0]
+        settings.infer("num_residual_streams", count, f"static_beta [{count}]")
     else:
         settings.infer("num_residual_streams", 1, "no static_beta: one stream, or before version 2.4")
     _value_residual(checkpoint, wrapped, settings)
@@ -60,17 +63,17 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
 def _vocabulary(stage: str, checkpoint: Checkpoint, settings: Settings) -> None:
     shape, state = checkpoint.shape, checkpoint.state
     if stage in ("semantic", "coarse"):
-        entries = shape("semantic_embedding.weight")[0]
+        entries = shape("semantic_embedding.weight", 2)[0]
         settings.infer("num_semantic_tokens", entries - 1, f"semantic_embedding [{entries}], one of them the end")
     if stage == "coarse":
-        quantizers, entries, _ = shape("coarse_logit_weights")
+        quantizers, entries, _ = shape("coarse_logit_weights", 3)
         settings.infer("num_coarse_quantizers", quantizers, f"coarse_logit_weights [{quantizers}, ...]")
         settings.infer("codebook_size", entries - 1, f"coarse_logit_weights [..., {entries}, ...], one of them the end")
         name = "to_semantic_logits.weight"
         settings.infer("project_semantic_logits", name in state, f"{name} {'present' if name in state else 'absent'}")
     if stage == "fine":
-        quantizers, entries, _ = shape("fine_logit_weights")
-        coarse = shape("coarse_quantize_embedding.weight")[0]
+        quantizers, entries, _ = shape("fine_logit_weights", 3)
+        coarse = shape("coarse_quantize_embedding.weight", 2)[0]
         settings.infer("num_coarse_quantizers", coarse, f"coarse_quantize_embedding [{coarse}]")
         settings.infer("num_fine_quantizers", quantizers, f"fine_logit_weights [{quantizers}, ...]")
         settings.infer("codebook_size", entries, f"fine_logit_weights [..., {entries}, ...]")
@@ -95,7 +98,7 @@ def _value_residual(checkpoint: Checkpoint, wrapped: bool, settings: Settings) -
 def _conditioning(checkpoint: Checkpoint, wrapped: bool, dim: int, settings: Settings, explicit: bool) -> None:
     state = checkpoint.state
     projection = "proj_text_embed.weight"
-    cond_dim = checkpoint.shape(projection)[1] if projection in state else dim
+    cond_dim = checkpoint.shape(projection, 2)[1] if projection in state else dim
     source = f"{projection} [..., {cond_dim}]" if projection in state else f"no {projection}: the model's own width"
     if branch(0, 1, wrapped) + "to_q.weight" in state:
         settings.infer("cond_as_self_attn_prefix", False, "cross-attention present")

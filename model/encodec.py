@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .residual_vq import CodeEmbedding, CodeSearch, squared_euclidean
+from .soundstream import CausalUpsample
 
 KERNEL_SIZE, RESIDUAL_KERNEL_SIZE, LSTM_LAYERS = 7, 3, 2
 
@@ -52,18 +53,6 @@ class CausalConv1d(nn.Module):
             first = F.pad(x, (0, self.padding)).narrow(2, 1, self.padding)
             x = torch.cat((first.flip(2), x), dim=2)
         return self.conv(x)
-
-
-class CausalUpsample(nn.Module):
-    """Transposed convolution of kernel 2 * stride, cut at the end: [B, C, T] -> [B, C', T * stride]."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.conv = nn.ConvTranspose1d(channels_in, channels_out, 2 * stride, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)[..., : -self.stride]
 
 
 class ResidualUnit(nn.Module):

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from .archive import HostileFile, check_archive
+
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 _POS_CONV = "encoder.pos_conv_embed.conv"
 # fairseq's names, and what transformers calls them. Weight norm's g and v are the two tensors of a parametrization there.
@@ -138,11 +140,14 @@ def _read_folder(folder: Path) -> HubertFile:
 def _load(path: Path) -> Any:
     """torch's weights-only loader, with inert stand-ins for the objects that fairseq saves beside the tensors."""
     try:
+        check_archive(path)
         names = get_unsafe_globals_in_checkpoint(path)
         refused = sorted(name for name in names if not _HARMLESS.fullmatch(name))
         if not refused:
             with safe_globals([(_Inert, name) for name in names]):
                 return torch.load(path, map_location="cpu", weights_only=True)
+    except HostileFile as error:
+        raise ValueError(f"{path}: refused, because {error}.") from error
     except Exception as error:  # a damaged file raises nearly anything
         raise ValueError(f"{path}: not a file that torch.save wrote since 1.6, or a damaged one. Was it copied whole?") from error
     raise ValueError(f"{path}: refused, because it names {', '.join(refused[:3])}, which could run code.")

@@ -17,6 +17,7 @@ _PUBLIC = {
     "MusicLM": ".runtime.musiclm",
     "SamplingConfig": ".runtime.sampling",
     "Window": ".runtime.windows",
+    "diagnose": ".export.doctor",
     "export_checkpoints": ".export.export",
     "export_musiclm": ".export.live",
     "load": ".runtime.musiclm",

@@ -1,4 +1,4 @@
-"""The command `musiclm`: export, generate, inspect.
+"""The command `musiclm`: export, doctor, generate, inspect.
 
 Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   musiclm generate bundle "calm piano in a ballroom" -o out.wav --seconds 10 --seed 0
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
   musiclm inspect bundle
+  musiclm doctor checkpoints/*.pt
   musiclm export --semantic S.pt --coarse C.pt --fine F.pt --codec K.pt --mulan M.pt --quantizer Q.pt --out bundle
 """
 
@@ -132,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     export.add_argument("--quiet", action="store_true", help="no progress bar, no table of settings")
     export.set_defaults(run=_export)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what checkpoints are and what an export would refuse",
+        description="Say what each file is, what an export would read from it, what is missing and what would be refused.",
+    )
+    doctor.add_argument("files", type=Path, nargs="+", metavar="FILE", help="checkpoints, folders and bundles, in any order")
+    doctor.add_argument("--config", type=Path, metavar="FILE", help="as for export")
+    doctor.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
@@ -279,14 +290,7 @@ def _export(options: argparse.Namespace) -> int:
     from .export.errors import ExportError
     from .runtime.bundle import STAGES
 
-    config = None
-    if options.config:
-        try:
-            config = json.loads(options.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ExportError(f"--config {options.config}: {error}") from error
-        if not isinstance(config, dict):
-            raise ExportError(f"--config {options.config}: expected a JSON object, got {type(config).__name__}.")
+    config = _read_config(options.config)
     quantizers = {}
     for item in options.quantizer:
         stage, _, path = item.partition("=")
@@ -303,6 +307,28 @@ def _export(options: argparse.Namespace) -> int:
     )
     print(f'{out}: done. Try: musiclm generate {out} "calm piano in a ballroom" -o out.wav')
     return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from . import diagnose
+
+    report = diagnose(options.files, _read_config(options.config))
+    print(report.to_json() if options.json else report)
+    return 1 if report.faults else 0
+
+
+def _read_config(path: Path | None) -> dict[str, Any]:
+    from .export.errors import ExportError
+
+    if path is None:
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"--config {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"--config {path}: expected a JSON object, got {type(config).__name__}.")
+    return config
 
 
 if __name__ == "__main__":

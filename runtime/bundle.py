@@ -175,7 +175,8 @@ class Bundle:
         if manifest is not None:
             _check_files(root, manifest, faults)
         if faults:
-            raise BundleError(f"the bundle {root} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
+            message = f"the bundle {root} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults)
+            raise BundleError(message.encode("utf-8", "backslashreplace").decode())  # JSON may hold halves of characters
         assert manifest is not None
         return cls(root, manifest, hashlib.sha256(data).hexdigest())
 

@@ -447,7 +447,7 @@ def test_half_precision(packages, tmp_path, dtype):
     collected = collect(sources, {})
     build(collected, tmp_path)
     name = "transformer.layers.0.0.branch.to_q.weight"
-    read = collected.checkpoints["coarse"].array(name)
+    read = collected.checkpoints["coarse"].array(name, *state_of(packages["coarse"])[name].shape)
     assert read.dtype == "float32" and torch.from_numpy(read).equal(state_of(packages["coarse"])[name].to(dtype).float())
 
 

@@ -1,0 +1,210 @@
+"""What the export would say of any files, without exporting: what each one is, what it tells, what is missing, what does not fit.
+
+In: paths, in any order and of any kind, and overrides. Out: a `Report`, as text or as plain data. Its refusals are raised by the functions
+that the export calls, so the words are the same; all are gathered where the export stops at the first. It traces no graph and measures no
+error against PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..model.sklearn_kmeans import read_cluster_centers
+from ..runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
+from .checkpoint import Checkpoint, describe, identify, is_encodec, read_file
+from .codec import build_codec
+from .collect import Collected, conditioner_tables, conditioning_dim, faults_of_fit, gather, settings_table, warnings_of
+from .errors import ExportError, MissingCheckpoint
+from .mulan import build_mulan, check_conditioner, conditioner_weights, split_quantizer_state
+from .semantic_tokens import build_tokenizer
+from .stage import build_stage
+from .transformers import STAGES
+
+_NEEDED = (*STAGES, "codec", "mulan", "quantizer")
+_TABLE = "cond_embeddings."
+
+
+@dataclass(frozen=True)
+class FileReport:
+    path: str
+    kind: str | None  # the export's option for it, or "bundle"; None: unknown
+    what: str  # a few words for people
+    version: str | None = None  # of the package that saved it, where the file says
+    non_finite: list[str] = field(default_factory=list)  # tensors with NaN or infinite values
+    namespaces: list[str] = field(default_factory=list)  # of a quantizer
+    origin: list[str] = field(default_factory=list)  # of a bundle: what it was made of and by
+
+
+@dataclass(frozen=True)
+class Report:
+    files: list[FileReport]
+    settings: dict[str, dict[str, list[Any]]]  # part -> name -> [value, where it came from], as in a bundle's manifest
+    missing: list[str]  # the export's options that no file serves
+    warnings: list[str]
+    faults: list[str]  # what would be refused
+    table: str  # the settings as the export prints them
+
+    def to_json(self) -> str:
+        return json.dumps({name: value for name, value in asdict(self).items() if name != "table"}, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        lines = [line for file in self.files for line in _lines(file)]
+        lines += ["", self.table] if self.table else []
+        lines += ["", f"missing for an export: {', '.join('--' + name for name in self.missing)}"] if self.missing else [""]
+        lines += [f"warning: {text}" for text in self.warnings]
+        lines += [f"refused: {text}" for text in self.faults]
+        return "\n".join(lines if self.faults else [*lines, "nothing found that would be refused"])
+
+
+def diagnose(paths: Iterable[str | os.PathLike], config: Mapping[str, Any] | None = None) -> Report:
+    """Examine checkpoints, folders and bundles. config: overrides, as for `export_checkpoints`. Raises nothing for what is in a file."""
+    files, faults = [], []
+    for path in map(Path, paths):
+        try:
+            files.append(_examine(path))
+        except (ExportError, BundleError) as error:
+            files.append(FileReport(str(path), None, "nothing that can be used"))
+            faults.append(str(error))
+    sources = _assign(files, faults)
+    refused: list[ExportError] = []
+    collected = gather(sources, config or {}, refused.append) if sources or config else Collected({}, {})
+    missing = _missing(sources, collected, refused) if sources else []
+    faults += [str(error) for error in refused if not (isinstance(error, MissingCheckpoint) and set(error.kinds) <= set(missing))]
+    unfit = faults_of_fit(collected)
+    faults += [*unfit, *_refused_by_builders(collected)]
+    settings = {part: {name: [item.value, item.source] for name, item in values.items()} for part, values in collected.settings.items()}
+    return Report(files, settings, missing, warnings_of(collected), list(dict.fromkeys(faults)), settings_table(collected))
+
+
+def _examine(path: Path) -> FileReport:
+    """What one path holds; ExportError or BundleError if it is nothing known, or cannot be read."""
+    folder = os.path.isdir(path)  # unlike Path.is_dir it says no of a name that no file can have
+    if folder and (path / MANIFEST).is_file():
+        return _bundle(path)
+    if folder and (path / "config.json").is_file() and b'"hubert"' in (path / "config.json").read_bytes():
+        return FileReport(str(path), "hubert", "HuBERT, a folder of transformers")
+    try:
+        checkpoint = read_file(path)
+    except ExportError as error:
+        if re.search(r"names (fairseq|omegaconf|argparse)\.", str(error)):
+            return FileReport(str(path), "hubert", "HuBERT, of fairseq")
+        if re.search(r"names sklearn\.", str(error)) or _is_kmeans(path):
+            return FileReport(str(path), "kmeans", "a k-means model of scikit-learn")
+        raise
+    if any(name.startswith("feature_extractor.conv_layers.") for name in checkpoint.state):
+        return FileReport(str(path), "hubert", "HuBERT")
+    kind = identify(checkpoint.state)
+    if kind is None:
+        raise ExportError(f"{path}: the file holds {describe(checkpoint)}.")
+    what = describe(checkpoint)
+    if kind == "codec":
+        what = f"a codec ({'EnCodec' if is_encodec(checkpoint.state) else 'SoundStream'})"
+    if kind == "quantizer" and split_quantizer_state(checkpoint.state)[1] is not None:
+        what += " with its MuLaN"
+    namespaces = [name.removeprefix(_TABLE) for name in checkpoint.state if name.startswith(_TABLE)]
+    return FileReport(str(path), kind, what, checkpoint.version, _non_finite(checkpoint), namespaces)
+
+
+def _is_kmeans(path: Path) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":  # a zip archive, torch's own; reading it whole would be for nothing
+            return False
+    try:
+        read_cluster_centers(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _bundle(path: Path) -> FileReport:
+    manifest = Bundle.open(path).manifest
+    megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
+    origin = [f"made by {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}"]
+    for name, source in manifest.sources.items():
+        known = [f"version {source['version']}" if source.get("version") else "", f"SHA-256 {source.get('sha256', '')[:12]}..."]
+        origin.append(f"{name} of {source.get('file')} ({', '.join(filter(None, known))})")
+    return FileReport(
+        str(path), "bundle", f"a bundle of format {FORMAT}, {megabytes:.1f} MB in {len(manifest.files)} files, whole", origin=origin
+    )
+
+
+def _non_finite(checkpoint: Checkpoint) -> list[str]:
+    return [name for name, tensor in checkpoint.state.items() if not torch.isfinite(tensor).all()]
+
+
+def _assign(files: list[FileReport], faults: list[str]) -> dict[str, Path]:
+    """The export's sources; of two files of one kind the first, and a fault."""
+    taken: dict[str, FileReport] = {}
+    quantizers = [file for file in files if file.kind == "quantizer"]
+    stages = [file.namespaces[0] for file in quantizers if len(file.namespaces) == 1]
+    each_its_own = len(quantizers) > 1 and len(set(stages) & set(STAGES)) == len(quantizers)
+    for file in files:
+        if file.kind in (None, "bundle"):
+            continue
+        name = f"quantizer.{file.namespaces[0]}" if file.kind == "quantizer" and each_its_own else file.kind
+        first = taken.setdefault(name, file)
+        if first is not file:
+            both = f"{first.path} ({first.what}) and {file.path} ({file.what})"
+            faults.append(f"{both} are of one kind, of which an export takes one; the first was examined.")
+    return {name: Path(file.path) for name, file in taken.items()}
+
+
+def _missing(sources: Mapping[str, Path], collected: Collected, refused: Iterable[ExportError]) -> list[str]:
+    """Options of the export that are neither served by a file nor superfluous."""
+    served = {name.partition(".")[0] for name in sources} | ({"mulan"} & collected.checkpoints.keys())
+    if all(stage in collected.settings for stage in STAGES) and not collected.conditioned:
+        served.add("quantizer")
+    asked = {kind for error in refused if isinstance(error, MissingCheckpoint) for kind in error.kinds if "." not in kind}
+    return [name for name in dict.fromkeys((*_NEEDED, *sorted(asked))) if name not in served]
+
+
+def _refused_by_builders(collected: Collected) -> list[str]:
+    """What the later steps of the export refuse, which look at every tensor: missing, unknown, misshapen or not finite."""
+    checkpoints, settings = collected.checkpoints, collected.settings
+    codec, semantic = settings.get("codec"), settings.get("semantic")
+    groups = codec["rq_groups"] if codec else 1
+    length = semantic["max_length"] if semantic and isinstance(semantic["max_length"], int) else 1
+    steps: list[Callable[[], object]] = [
+        *(partial(build_stage, stage, checkpoints[stage], settings[stage], length, groups) for stage in STAGES if stage in settings),
+        lambda: "mulan" in settings and build_mulan(settings["mulan"], checkpoints["mulan"].state),
+        lambda: _check_conditioning(collected),
+        lambda: codec and build_codec(codec, checkpoints["codec"].state),
+        lambda: "wav2vec" in settings and build_tokenizer(checkpoints["wav2vec"], settings["wav2vec"]),
+    ]
+    faults = []
+    for step in steps:
+        try:
+            step()
+        except ExportError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _check_conditioning(collected: Collected) -> None:
+    known = [stage for stage in STAGES if f"quantizer.{stage}" in collected.settings]
+    if all(stage in collected.settings for stage in STAGES) and known == collected.conditioned:
+        if all(conditioning_dim(collected.settings[f"quantizer.{stage}"], stage) for stage in known):
+            check_conditioner(conditioner_tables(collected))
+    else:  # some transformers are not there: every table of what is there
+        for stage in known:
+            check_conditioner(conditioner_weights(collected.checkpoints[f"quantizer.{stage}"].state))
+
+
+def _lines(file: FileReport) -> list[str]:
+    version = f", saved by version {file.version}" if file.version else ""
+    lines = [f"{file.path}: {file.what}{version}", *(f"    {text}" for text in file.origin)]
+    if file.non_finite:
+        more = f" and {len(file.non_finite) - 5} more" if len(file.non_finite) > 5 else ""
+        lines.append(f"    NaN or infinite values in {', '.join(file.non_finite[:5])}{more}")
+    return lines
