@@ -15,6 +15,7 @@ from musiclm_deploy.runtime.noise import PhiloxNoise
 load_upstream()
 import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
 import musiclm_pytorch  # noqa: E402
+from audiolm_pytorch import audiolm_pytorch as wrappers  # noqa: E402
 
 PROMPTS = ["calm piano", "brass band in the rain"]
 FRAMES, SEMANTIC = 9, 14
@@ -42,7 +43,7 @@ def live(tiny_models) -> MusicLM:
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_compat_equals_upstreams(num_samples: int, tiny_models, live: MusicLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """A draw more or less, another namespace, or another of the candidates than musiclm-pytorch returns."""
-    model = audiolm_pytorch.audiolm_pytorch
+    model = wrappers
     top_k = model.top_k
     # Every entry can be drawn but the coarse stage's end: in the first frames it gives a clip that upstream cannot decode.
     monkeypatch.setattr(model, "top_k", lambda logits, thres: top_k(logits - 1e4 * (torch.arange(logits.shape[-1]) == 13), 0.0))
@@ -63,7 +64,7 @@ def test_tokens_equal_the_runtimes(live: MusicLM, music, tiny_models, monkeypatc
     Compared up to the coarse tokens, in the wave they decode to: the fine stage's position bias depends on the length of a clip there and
     on the trained window here. Its condition is looked at instead.
     """
-    model = audiolm_pytorch.audiolm_pytorch
+    model = wrappers
     steps = {"semantic": -1, "coarse": -1}
 
     def gumbel_noise(logits: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ def test_candidates_are_ranked_at_mulans_rate(tiny_models, monkeypatch: pytest.M
 
 def test_an_end_at_once_is_an_empty_wave(live: MusicLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stage without tokens that raises deep inside the next one."""
-    model = audiolm_pytorch.audiolm_pytorch
+    model = wrappers
     ended = torch.tensor([0.0] * 13 + [1000.0])
     monkeypatch.setattr(model, "gumbel_noise", lambda logits: ended if logits.shape[-1] == 14 else torch.zeros_like(logits))
     monkeypatch.setattr(model, "top_k", lambda logits, thres: torch.nan_to_num(logits, neginf=0.0))
