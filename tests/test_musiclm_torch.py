@@ -14,8 +14,8 @@ from musiclm_deploy.runtime.noise import PhiloxNoise
 
 load_upstream()
 import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
-import musiclm_pytorch  # noqa: E402
-from audiolm_pytorch import audiolm_pytorch as wrappers  # noqa: E402
+import musiclm_pytorch  # noqa: E402 (imports only after load_upstream)
+from audiolm_pytorch import audiolm_pytorch as wrappers  # noqa: E402 (imports only after load_upstream)
 
 PROMPTS = ["calm piano", "brass band in the rain"]
 FRAMES, SEMANTIC = 9, 14
