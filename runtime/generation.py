@@ -17,9 +17,10 @@ import numpy as np
 
 from .bundle import STAGES
 from .codec import CHUNK_FRAMES, codec_chunks, decode_codes
-from .memory import check_memory, decoder_bytes, largest_runs, mulan_audio_bytes
+from .memory import check_memory, decoder_bytes, largest_runs, mulan_audio_bytes, wav2vec_bytes
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
+from .primes import prime_tokens, samples_at, tokenizer_of
 from .prompts import latents_of
 from .request import Request
 from .token_stages import TokenStages, is_guided
@@ -55,7 +56,12 @@ class Generation:
         with self._timed("mulan"):
             latents = latents_of(request.prompts, self._model.embed_text, self._model.embed_audio)
             conditioning = self._conditioning(latents)
-        tokens = TokenStages(self._model, request, conditioning, self._noise, self._report, self._timed).run()
+        heard: dict[int, Tokens] = {}
+        if sounds := {id(prime): prime for prime in request.primes if prime}:
+            with self._timed("prime"):
+                heard = {key: prime_tokens(self._model, prime) for key, prime in sounds.items()}
+        primes = [heard.get(id(prime)) for prime in request.primes]
+        tokens = TokenStages(self._model, request, conditioning, primes, self._noise, self._report, self._timed).run()
         with self._timed("codec"):
             waves = self._waves(tokens)
         with self._timed("rank"):
@@ -74,6 +80,8 @@ class Generation:
         scores = [-np.inf if candidate.score is None else candidate.score for candidate in own]
         best = int(np.argmax(scores))
         settings: dict[str, object] = {"compat": "upstream"} if request.upstream else {}
+        if sound := request.primes[prompt]:
+            settings |= {"prime_frames": sound.frames, "include_prime": request.include_prime}
         return Music(
             str(request.prompts[prompt]),
             request.seeds[prompt],
@@ -105,6 +113,9 @@ class Generation:
             prefix = manifest.conditioner.quantizers if decoder.conditioning == "prefix" else 0
             rows *= 2 if is_guided(manifest, request, stage) else 1
             needed[stage] = decoder_bytes(decoder, rows, prompt + prefix, capacity + prefix)
+        for prime in filter(None, request.primes):
+            samples = samples_at(prime.sound, tokenizer_of(manifest).sample_hz)
+            needed["prime"] = max(wav2vec_bytes(tokenizer_of(manifest), 1, samples), needed.get("prime", 0))
         needed["codec"] = 4 * request.items * request.samples  # the waves; what decoding takes besides does not grow with them
         if request.num_samples > 1:
             samples = math.ceil(min(request.samples, self._ranked_at_once) / manifest.codec.sample_hz * manifest.mulan.sample_hz)
@@ -122,9 +133,10 @@ class Generation:
             done += 1
             self._report("codec", done, total)
 
-        for item in codes:
+        for index, item in enumerate(codes):
             wave = decode_codes(codec, lambda chunk: self._model.run(codec.decode, codes=chunk)["wave"], item, on_chunk)
-            waves.append(wave[: self._request.samples])
+            prime = None if self._request.include_prime else self._request.prime_of(index)
+            waves.append(wave[prime.frames * codec.samples_per_frame if prime else 0 : self._request.samples])
         return waves
 
     def _scores(self, latents: np.ndarray, waves: list[np.ndarray]) -> list[float | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import Decoder, Manifest, Mulan, SemanticTokenizer
+from .windows import semantic_with_prime
 
 if TYPE_CHECKING:
     from .request import Request
@@ -31,14 +32,20 @@ def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, i
     else:
         most = max([clip.semantic_steps, *(len(item.semantic) for item in given)])
         seen = min(most, max(one.stop - one.start for one in map(clip.seen, range(len(clip.coarse)))))
+    primed = [prime.frames for prime in request.primes if prime]
+    if primed and clip.tokens_per_frame is None:
+        tokens = max([tokens, *(semantic_with_prime(manifest, clip, clip.joins(frames)) for frames in primed)])
+    told = tokens if primed else told  # at most: how many a prime has shows when it is heard
     coarse, fine = (manifest.coarse.coarse_quantizers or 1) * groups, (manifest.fine.fine_quantizers or 1) * groups
-    known, frames = max(span.new - span.start for span in clip.coarse), max(span.stop - span.start for span in clip.coarse)
+    known = max([*(span.new - span.start for span in clip.coarse), *(frames - clip.coarse[clip.joins(frames)].start for frames in primed)])
+    frames = max(span.stop - span.start for span in clip.coarse)
     fine_frames = min(clip.fine_length, request.frames)
+    fine_known = max((frames % clip.fine_length for frames in primed), default=0)
     fine_rows = request.items * -(-request.frames // clip.fine_length)
     runs = {
         "semantic": (request.items, 1 + told, 1 + tokens),
         "coarse": (request.items, 2 + seen + known * coarse, 2 + seen + frames * coarse),
-        "fine": (min(fine_rows, ROWS_AT_ONCE), 2 + fine_frames * coarse, 2 + fine_frames * (coarse + fine)),
+        "fine": (min(fine_rows, ROWS_AT_ONCE), 2 + fine_frames * coarse + fine_known * fine, 2 + fine_frames * (coarse + fine)),
     }
     return {stage: run for stage, run in runs.items() if not request.stage_done(stage)}
 

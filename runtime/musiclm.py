@@ -21,7 +21,8 @@ from .generation import Generation, Progress
 from .memory import check_memory, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
 from .noise import NoiseSource
-from .prompts import Blend, Prompt, Sound
+from .primes import encoder_of, tokenizer_of
+from .prompts import Blend, Prompt, Sound, is_sound
 from .request import make_request
 from .sampling import SamplingConfig
 from .tokenizer import ClipTokenizer
@@ -58,6 +59,8 @@ class MusicLM:
         text: Prompt | Sequence[Prompt] | None = None,
         *,
         audio: Sound | Sequence[Sound] | None = None,
+        prime: Sound | Sequence[Sound | None] | None = None,
+        include_prime: bool = True,
         seconds: float | None = None,
         seed: int | Sequence[int] = 0,
         num_samples: int = 1,
@@ -75,12 +78,16 @@ class MusicLM:
 
         text: what it should be like, or a `Blend` of texts and sounds. audio: in place of a text, (wave float32 [t], rate in Hz) of what
             it should sound like to MuLaN; the music does not begin with it.
-        seconds: length of the wave, exact to the sample; by default the model's window. A longer clip is made window by window.
+        prime: (wave float32 [t], rate in Hz) that the music goes on from, one for all prompts or one (or None) each, cut to whole frames
+            of the codec. Without text and audio it is also what the music should be like.
+        include_prime: whether the wave begins with the prime, as the codec decodes it. Tokens always do.
+        seconds: length of the wave, exact to the sample, the prime's included whether the wave begins with it or not; by default the
+            model's window. A longer clip is made window by window.
         seed: of the noise, one for all prompts or one each; the same seed gives the same wave in any batch.
         num_samples: candidates per prompt, all of them kept; `audio` is the one that MuLaN finds closest to the prompt.
         stop: "exact" forbids the end token until `seconds` are reached, "eos" lets a clip end earlier.
         compat: "upstream" reproduces audiolm-pytorch 2.4.0 token for token: the semantic conditioning in every stage, ends allowed,
-            up to 2048 semantic tokens, candidates ranked without resampling.
+            up to 2048 semantic tokens, candidates ranked without resampling; `seconds` by default the window after the prime.
         max_semantic_tokens: at most, over the whole clip; by default as many as `seconds` can hold.
         sampling: `SamplingConfig` by stage name, where it differs from the bundle's.
         tokens: saved tokens (a file, or `Tokens` per candidate) to go on from with the first stage that they lack.
@@ -88,10 +95,10 @@ class MusicLM:
         noise: a `NoiseSource` in place of the seeded one.
         progress: called as (stage, done, total); cancel: when set, the request stops with GenerationCancelled.
         """
-        request = make_request(
-            self.bundle.manifest, text, seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows, audio
-        )
-        single = isinstance(text, str | Blend) or (audio is not None and len(request.prompts) == 1 and isinstance(audio, tuple))
+        like: Any = prime if text is None and audio is None else audio
+        limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
+        request = make_request(self.bundle.manifest, text, *limits, like, prime, include_prime)
+        single = isinstance(text, str | Blend) or is_sound(like)
         return Generation(self, request, noise, progress, cancel).run(single)
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
@@ -117,12 +124,7 @@ class MusicLM:
 
         Raises ValueError for a wave that cannot be used, and for a bundle that was exported without a semantic tokenizer.
         """
-        wav2vec = self.bundle.manifest.wav2vec
-        if wav2vec is None:
-            raise ValueError(
-                "this bundle has no semantic tokenizer: export it with the one that the semantic transformer was trained with, "
-                "--semantic-features FILE for MelKmeans, --hubert FILE --kmeans FILE for HuBERT."
-            )
+        wav2vec = tokenizer_of(self.bundle.manifest)
         wave = _wave_at(audio, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
         check_memory({"wav2vec": wav2vec_bytes(wav2vec, *wave.shape)})
         return self.run(wav2vec.graph, wave=wave)["tokens"]
@@ -133,13 +135,12 @@ class MusicLM:
         The wave is resampled to the codec's rate, and what lacks of its last frame is filled with silence.
         """
         codec = self.bundle.manifest.codec
-        if codec.encode is None:
-            raise ValueError("this bundle's codec decodes only: the export does not cover how it was trained to search its codebooks.")
+        graph = encoder_of(codec)
         hop = codec.samples_per_frame
         least = (codec.min_encode_frames - 1) * hop + 1  # filled up to whole frames
         wave = _wave_at(audio, codec.sample_hz, least, "the codec encodes")
         wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop)))
-        return self.run(codec.encode, wave=wave)["codes"]
+        return self.run(graph, wave=wave)["codes"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One call of a graph of the bundle, by its file name."""

@@ -40,7 +40,9 @@ def make_prompts(text: Prompt | Sequence[Prompt] | None, audio: Sound | Sequence
     if (text is None) == (audio is None):
         raise ValueError("give either a text or audio to be like; for both in one prompt give a Blend as the text.")
     if audio is not None:
-        sounds: list[Any] = [audio] if _is_pair(audio) else list(audio)
+        sounds: list[Any] = [audio] if is_sound(audio) else list(audio)
+        if any(sound is None for sound in sounds):
+            raise ValueError("one of the sounds is None: say with a text, or another sound, what the music should be like.")
         prompts: list[Any] = [Blend([(sound, 1.0)]) for sound in sounds]
     else:
         prompts = list(text) if isinstance(text, Iterable) and not isinstance(text, str | bytes) else [text]
@@ -81,10 +83,8 @@ def _check_blend(blend: Blend) -> None:
         part, weight = item
         if not isinstance(weight, Real) or isinstance(weight, bool) or not np.isfinite(float(weight)):
             raise ValueError(f"a weight must be a finite number, got {weight!r}.")
-        if _is_pair(part):
-            wave = np.asarray(part[0])
-            if wave.ndim != 1 or wave.dtype.kind not in "fiu" or not wave.size or not np.isfinite(wave).all():
-                raise ValueError(f"a sound must be (finite samples [t], rate in Hz), got {wave.dtype} {list(wave.shape)}.")
+        if not isinstance(part, str) and is_sound(part):
+            check_sound(part)
         else:
             _check_text(part)
 
@@ -98,9 +98,17 @@ def _check_text(prompt: Any) -> None:
         raise ValueError(f"the prompt {prompt[:60]!r} holds bytes that are no text: give it in UTF-8.")
 
 
-def _is_pair(sound: Any) -> bool:
+def is_sound(value: Any) -> bool:
     """(samples, rate), rather than a list of such."""
-    return isinstance(sound, tuple) and len(sound) == 2 and isinstance(sound[1], int | np.integer)
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int | np.integer)
+
+
+def check_sound(sound: Sound) -> None:
+    wave, hz = np.asarray(sound[0]), sound[1]
+    if wave.ndim != 1 or wave.dtype.kind not in "fiu" or not wave.size or not np.isfinite(wave).all():
+        raise ValueError(f"a sound must be (finite samples [t], rate in Hz), got {wave.dtype} {list(wave.shape)}.")
+    if hz < 1:
+        raise ValueError(f"a sound's rate must be at least 1 Hz, got {hz}.")
 
 
 def _name(part: str | Sound) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens
+from .primes import Prime, make_primes
 from .prompts import Prompt, Sound, make_prompts
 from .resume import check_covered, given_tokens
 from .sampling import SamplingConfig
@@ -36,6 +37,8 @@ class Request:
     upstream: bool  # reproduce upstream's behaviour, its mistakes included
     sampling: dict[str, Sampling]
     tokens: list[Tokens] | None  # to go on from, one per candidate of the one prompt
+    primes: list[Prime | None]  # one per prompt
+    include_prime: bool  # in the wave
 
     @property
     def semantic_steps(self) -> int:
@@ -44,6 +47,9 @@ class Request:
     @property
     def items(self) -> int:
         return len(self.prompts) * self.num_samples
+
+    def prime_of(self, item: int) -> Prime | None:
+        return self.primes[item // self.num_samples]
 
     def stage_done(self, stage: str) -> bool:
         return self.tokens is not None and getattr(self.tokens[0], stage) is not None
@@ -62,6 +68,8 @@ def make_request(
     tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None,
     windows: Mapping[str, Window] | None = None,
     audio: Sound | Sequence[Sound] | None = None,
+    prime: Sound | Sequence[Sound | None] | None = None,
+    include_prime: bool = True,
 ) -> Request:
     """See `MusicLM.generate` for the arguments."""
     prompts = make_prompts(text, audio)
@@ -76,8 +84,14 @@ def make_request(
     if upstream and windows is not None:
         raise ValueError("compat='upstream' knows no windows. Leave one of the two out.")
     windows = {} if windows is None else windows
+    primes = make_primes(prime, len(prompts), manifest)
+    lengths = [one.frames if one else 0 for one in primes]
+    if upstream and len(set(lengths)) > 1:
+        raise ValueError("compat='upstream' goes on from sounds of one length only: give one prime, or primes of as many frames.")
     given = given_tokens(tokens, manifest, upstream)
     if given is not None:
+        if prime is not None:
+            raise ValueError("tokens and prime are both what the music goes on from. Leave one of the two out.")
         if len(prompts) > 1:
             raise ValueError(f"tokens continue one prompt, got {len(prompts)} prompts.")
         if num_samples not in (1, len(given)):
@@ -85,7 +99,7 @@ def make_request(
         num_samples = len(given)
     if num_samples * len(prompts) > _MOST_ITEMS:
         raise ValueError(f"{num_samples} samples of {len(prompts)} prompts are more than the {_MOST_ITEMS} clips of one request.")
-    frames, samples = _duration(manifest, seconds, given, windows, upstream)
+    frames, samples = _duration(manifest, seconds, given, windows, upstream, max(lengths))
     clip = _clip(manifest, frames, samples, max_semantic_tokens, windows, upstream)
     end_allowed = upstream or stop == "eos"
     if given is not None and not end_allowed:
@@ -102,6 +116,8 @@ def make_request(
         upstream=upstream,
         sampling=_sampling(manifest, sampling or {}),
         tokens=given,
+        primes=primes,
+        include_prime=include_prime,
     )
 
 
@@ -126,23 +142,28 @@ def _window(manifest: Manifest) -> int:
 
 
 def _duration(
-    manifest: Manifest, seconds: float | None, given: list[Tokens] | None, windows: Mapping[str, Window], upstream: bool
+    manifest: Manifest, seconds: float | None, given: list[Tokens] | None, windows: Mapping[str, Window], upstream: bool, primed: int
 ) -> tuple[int, int]:
-    """(frames to generate, or those that are given; samples of the wave)."""
+    """(frames to generate, or those that are given; samples of the wave), the `primed` frames included."""
     codec = manifest.codec
     fixed = max((len(item.coarse) for item in given if item.coarse is not None), default=None) if given else None
     limit, whole = fixed, _window(manifest)
     if fixed is None and upstream:
-        limit = whole
+        limit = whole = primed + whole  # its coarse stage counts frames from the end of the prime
     elif fixed is None and given:
         covered = frames_covered(manifest, [item.windows for item in given], windows)
         whole = covered if covered > most_coarse_frames(manifest) else min(covered, whole)
+    sound = primed * codec.samples_per_frame / codec.sample_hz
     if seconds is None:
+        if primed >= whole:
+            raise ValueError(f"the prime counts towards the length, and its {sound:g} s fill the default. Ask for more seconds than that.")
         return (fixed or whole), (fixed or whole) * codec.samples_per_frame
     if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds < 1e9:
         raise ValueError(f"seconds must be a number above 0 and below 1e9, got {seconds!r}.")
     samples = max(round(float(seconds) * codec.sample_hz), 1)
     frames = -(-samples // codec.samples_per_frame)
+    if frames <= primed:
+        raise ValueError(f"the prime counts towards the length, and its {sound:g} s fill seconds = {float(seconds):g}. Ask for more.")
     if limit is not None and frames > limit:
         most = limit * codec.samples_per_frame / codec.sample_hz
         has = "window of the model has" if fixed is None else "given tokens have"

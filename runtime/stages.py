@@ -45,6 +45,7 @@ class Plan:
     frame_tokens: int  # tokens of a frame, in which only the first may be the end
     end_allowed: bool
     bias_shift: int = 0  # added to every query coordinate
+    counts_prime: bool = True  # whether a row's first frame is its prime's, or the first one sampled
 
     def head(self, step: int) -> int:
         """Which output projection predicts the tokens of `step`: the same in every row, since a prime holds whole frames."""
@@ -57,7 +58,7 @@ class Plan:
         """
         if self.stage == "semantic":
             return np.full(len(self.prompts), not self.end_allowed)
-        index = self.primed + step
+        index = self.primed * self.counts_prime + step  # a prime holds whole frames
         first_of_a_later_frame = (index % self.frame_tokens == 0) & (index > 0)
         return ~first_of_a_later_frame | (self.end is not None and not self.end_allowed)
 
@@ -112,10 +113,11 @@ def plan_coarse(
     frame_tokens: int,
     end_allowed: bool,
     primes: Sequence[np.ndarray] | None = None,
+    counts_prime: bool = True,
 ) -> Plan:
     """semantic: int64 [n] per row; -1 is embedded as zeros, as upstream does with what follows an end.
 
-    frames: of every row, with its prime; primes: int64 [frames, frame_tokens] per row.
+    frames: of every row, with its prime; primes: int64 [frames, frame_tokens] per row; counts_prime: False as upstream does.
     """
     prompts = []
     for tokens in semantic:
@@ -127,7 +129,8 @@ def plan_coarse(
         )
         prompts.append(_shift(prompt, 1))
     primed, steps = np.zeros(len(semantic), np.int64), np.full(len(semantic), frames * frame_tokens)
-    plan = Plan("coarse", decoder, prompts, primed, steps, decoder.vocabulary - 1, frame_tokens, end_allowed, bias_shift=1)
+    end = decoder.vocabulary - 1
+    plan = Plan("coarse", decoder, prompts, primed, steps, end, frame_tokens, end_allowed, bias_shift=1, counts_prime=counts_prime)
     return plan._begun(primes)
 
 

@@ -6,7 +6,7 @@ In: a loaded model, a checked request, its conditioning, noise. Out: one `Tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from .music import Tokens
 from .noise import GivenNoise, PhiloxNoise
 from .request import Request
 from .stages import Plan, plan_coarse, plan_fine, plan_semantic
-from .windows import Span, spans
+from .windows import semantic_in, semantic_with_prime, spans
 
 if TYPE_CHECKING:
     from .musiclm import MusicLM
@@ -34,18 +34,20 @@ class TokenStages:
         model: MusicLM,
         request: Request,
         conditioning: dict[str, dict[str, np.ndarray]],
+        primes: list[Tokens | None],
         noise: PhiloxNoise | GivenNoise,
         report: Callable[[str, int, int], None],
         timed: Callable[[str], AbstractContextManager],
     ) -> None:
-        """conditioning: stage -> outputs of its context graph, one row per prompt. report(stage, done, total) is called after each token,
-        timed(stage) is entered around each run of a stage."""
+        """conditioning: stage -> outputs of its context graph, one row per prompt; primes: one per prompt, semantic tokens with repeats.
+        report(stage, done, total) is called after each token, timed(stage) is entered around each run of a stage."""
         self._model, self._request, self._conditioning = model, request, conditioning
         self._noise, self._report, self._timed = noise, report, timed
         self._manifest = model.bundle.manifest
         self._semantic: list[np.ndarray] = [np.zeros(0, np.int64)] * request.items
         self._windows: list[list[slice]] = [[] for _ in range(request.items)]  # of the semantic tokens, where they carry no time
-        self._coarse: list[np.ndarray] = []
+        self._primes = [primes[item // request.num_samples] for item in range(request.items)]
+        self._coarse = [self._known(prime, "coarse") for prime in self._primes]
 
     def run(self) -> list[Tokens]:
         given = self._request.tokens
@@ -53,6 +55,8 @@ class TokenStages:
             self._semantic, self._windows = [item.semantic for item in given], [item.windows for item in given]
         elif self._request.clip.tokens_per_frame is not None:
             self._whole_semantic()
+        else:
+            self._hear_windows()
         if given is not None and self._request.stage_done("coarse"):
             self._coarse = [item.coarse for item in given if item.coarse is not None]
         else:
@@ -66,26 +70,57 @@ class TokenStages:
         return [Tokens(*item) for item in zip(self._semantic, self._coarse, fine, bounds, strict=True)]
 
     def _whole_semantic(self) -> None:
-        """Semantic tokens that carry time, or those of a single window: all windows one after another."""
+        """Semantic tokens that carry time, or those of upstream's single window: all windows one after another."""
+        for item, prime in enumerate(self._primes):
+            if prime is not None:
+                self._semantic[item] = _unique_consecutive(prime.semantic) if self._manifest.unique_consecutive else prime.semantic
         for span in self._request.clip.semantic:
-            items = [item for item, tokens in enumerate(self._semantic) if len(tokens) == span.new]  # the others have ended
+            # of the others some have ended before, and a prime goes on beyond this window
+            items = [item for item, tokens in enumerate(self._semantic) if span.new <= len(tokens) < span.stop]
             if items:
-                self._grow_semantic(items, span, [span.new - span.start] * len(items))
+                told = [len(self._semantic[item]) - span.start for item in items]
+                self._grow_semantic(items, told, [span.stop - span.start] * len(items), span.new)
+
+    def _hear_windows(self) -> None:
+        """Where semantic tokens carry no time: those of the coarse windows that a prime fills."""
+        for item, prime in enumerate(self._primes):
+            for window, span in enumerate(self._request.clip.coarse):
+                if prime is not None and span.stop <= len(self._coarse[item]):
+                    start = len(self._semantic[item])
+                    self._semantic[item] = np.concatenate([self._semantic[item], self._heard(item, window)])
+                    self._windows[item].append(slice(start, len(self._semantic[item])))
+
+    def _heard(self, item: int, window: int) -> np.ndarray:
+        """What the prime's semantic tokens in the time of a coarse window collapse to."""
+        prime, span = self._primes[item], self._request.clip.coarse[window]
+        assert prime is not None
+        time = semantic_in(self._manifest, span)
+        return _unique_consecutive(prime.semantic[time if span.stop <= len(self._coarse[item]) else slice(time.start, None)])
+
+    def _tell(self, item: int, window: int) -> tuple[int, int]:
+        """(tokens told, in all at most) of an item's semantic window, where tokens carry no time; a prime's that end in it are appended."""
+        clip, prime = self._request.clip, self._primes[item]
+        if prime is None or len(self._coarse[item]) > len(self._known(prime, "coarse")):
+            told = clip.semantic_prime(window, _length(self._windows[item]))
+            return told, min(told + clip.semantic[window].stop - clip.semantic[window].new, clip.semantic_length)
+        heard = self._heard(item, window)
+        heard = heard[len(heard) - clip.semantic_heard(len(heard)) :]
+        self._semantic[item] = np.concatenate([self._semantic[item], heard])
+        return len(heard), max(semantic_with_prime(self._manifest, clip, window), len(heard))
 
     def _coarse_windows(self) -> None:
         clip, columns = self._request.clip, self._columns("coarse")
-        self._coarse = [np.zeros((0, columns), np.int64)] * self._request.items
         for window, span in enumerate(clip.coarse):
-            items = [item for item, frames in enumerate(self._coarse) if len(frames) == span.new and self._goes_on(item, window)]
-            if not items:
-                break
+            items = [item for item, known in enumerate(self._coarse) if span.new <= len(known) < span.stop and self._goes_on(item, window)]
+            if not items:  # all have ended, or go on from primes that are longer
+                continue
             if clip.tokens_per_frame is None and self._request.tokens is None:
-                told = [clip.semantic_prime(window, _length(self._windows[item])) for item in items]
-                self._grow_semantic(items, clip.semantic[window], told)
+                told, lengths = zip(*(self._tell(item, window) for item in items), strict=True)
+                self._grow_semantic(items, told, lengths, clip.semantic[window].new)
             primes = [self._coarse[item][span.start :] for item in items]
             seen = self._seen(items, window)
             frames = span.stop - span.start
-            plan = plan_coarse(self._manifest.coarse, seen, frames, columns, self._request.end_allowed, primes)
+            plan = plan_coarse(self._manifest.coarse, seen, frames, columns, self._request.end_allowed, primes, not self._request.upstream)
             made = self._decode(
                 plan, items, [self._coarse[item].size for item in items], span.new * columns, clip.coarse[-1].stop * columns
             )
@@ -101,13 +136,12 @@ class TokenStages:
             return clip.reached(window, len(self._semantic[item]))
         return request.tokens is None or window < len(self._windows[item])
 
-    def _grow_semantic(self, items: list[int], span: Span, told: list[int]) -> None:
-        """One semantic window of these items, told so many tokens of the window before."""
-        request, clip = self._request, self._request.clip
+    def _grow_semantic(self, items: list[int], told: Sequence[int], lengths: Sequence[int], done: int) -> None:
+        """One semantic window of these items: told so many of their last tokens, of so many tokens in all at most."""
+        request = self._request
         primes = [self._semantic[item][len(self._semantic[item]) - count :] for item, count in zip(items, told, strict=True)]
-        lengths = np.minimum(np.array(told) + span.stop - span.new, clip.semantic_length)
-        plan = plan_semantic(self._manifest.semantic, len(items), lengths, request.semantic_end_allowed, primes)
-        made = self._decode(plan, items, [len(self._semantic[item]) for item in items], span.new, clip.semantic_steps)
+        plan = plan_semantic(self._manifest.semantic, len(items), np.array(lengths), request.semantic_end_allowed, primes)
+        made = self._decode(plan, items, [len(self._semantic[item]) for item in items], done, request.semantic_steps)
         for item, count, tokens in zip(items, told, made, strict=True):
             start = len(self._semantic[item]) - count
             self._semantic[item] = np.concatenate([self._semantic[item], tokens])
@@ -124,20 +158,33 @@ class TokenStages:
     def _fine(self) -> list[np.ndarray]:
         """Fine windows know nothing of each other: those of all items run as one batch, or as many as memory is planned for."""
         request, decoder, columns = self._request, self._manifest.fine, self._columns("fine")
-        windows = [(item, span) for item, frames in enumerate(self._coarse) for span in spans(len(frames), request.clip.fine_length, 0)]
+        known = [self._known(prime, "fine") for prime in self._primes]
+        windows = [
+            (item, span)
+            for item, frames in enumerate(self._coarse)
+            for span in spans(len(frames), request.clip.fine_length, 0)
+            if len(known[item]) < span.stop
+        ]
         batches = [windows[first : first + ROWS_AT_ONCE] for first in range(0, len(windows), ROWS_AT_ONCE)]
         trained = request.frames * self._manifest.codec.groups if request.upstream else None
         plans = [
-            plan_fine(decoder, [self._coarse[item][span.new : span.stop] for item, span in batch], columns, trained) for batch in batches
+            plan_fine(
+                decoder,
+                [self._coarse[item][span.new : span.stop] for item, span in batch],
+                columns,
+                trained,
+                [known[item][span.new :] for item, span in batch],
+            )
+            for batch in batches
         ]
-        done, total = 0, sum(int(plan.steps.max()) for plan in plans)
-        fine: list[list[np.ndarray]] = [[] for _ in self._coarse]
+        done, total, fine = 0, sum(int(plan.steps.max()) for plan in plans), list(known)
         for plan, batch in zip(plans, batches, strict=True):
-            made = self._decode(plan, [item for item, _ in batch], [span.new * columns for _, span in batch], done, total)
+            before = [max(span.new, len(known[item])) * columns for item, span in batch]
+            made = self._decode(plan, [item for item, _ in batch], before, done, total)
             done += int(plan.steps.max())
             for (item, _), tokens in zip(batch, made, strict=True):
-                fine[item].append(tokens.reshape(-1, columns))
-        return [np.concatenate(parts) for parts in fine]
+                fine[item] = np.concatenate([fine[item], tokens.reshape(-1, columns)])
+        return fine
 
     def _decode(self, plan: Plan, items: list[int], before: list[int], done: int, total: int) -> list[np.ndarray]:
         """Run a plan whose rows belong to `items`, each with `before` tokens in its stage; `done` and `total` are for the report."""
@@ -157,6 +204,10 @@ class TokenStages:
         with self._timed(stage):
             run = DecoderRun(self._model.session(plan.decoder.graph), plan.decoder, context, len(items) * (1 + guided), capacity)
             return decode(plan, run, guided, sampling, gumbel, lambda step, _: self._report(stage, done + step, total))
+
+    def _known(self, prime: Tokens | None, stage: str) -> np.ndarray:
+        """int64 [frames, columns] of a prime, [0, columns] without one."""
+        return np.zeros((0, self._columns(stage)), np.int64) if prime is None else getattr(prime, stage)
 
     def _columns(self, stage: str) -> int:
         """Tokens of a frame."""

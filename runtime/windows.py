@@ -75,13 +75,22 @@ class Clip:
         if len(self.coarse) == 1:
             return slice(0, self.semantic_length)  # also what was asked for beyond its time
         assert self.tokens_per_frame is not None
-        span = self.coarse[window]
-        return slice(math.floor(span.start * self.tokens_per_frame), math.ceil(span.stop * self.tokens_per_frame))
+        return _in_time(self.coarse[window], self.tokens_per_frame)
 
     def reached(self, window: int, tokens: int) -> bool:
         """Whether so many semantic tokens go on to what this coarse window makes, where they carry time."""
         assert self.tokens_per_frame is not None
         return tokens > math.floor(self.coarse[window].new * self.tokens_per_frame)
+
+    def semantic_heard(self, heard: int) -> int:
+        """How many of the `heard` semantic tokens of a prime its window is told: all that leave room for others; as above."""
+        if self.semantic_overlap is not None:
+            return min(heard, self.semantic_overlap)
+        return heard if heard < self.semantic_length else self.semantic_length // 2
+
+    def joins(self, primed: int) -> int:
+        """The first coarse window that an item makes something of, whose first `primed` frames are known."""
+        return next(window for window, span in enumerate(self.coarse) if primed < span.stop)
 
     def semantic_sizes(self) -> list[tuple[int, int]]:
         """(tokens told, tokens in all) of each semantic window at most."""
@@ -156,10 +165,26 @@ def tokens_per_frame(manifest: Manifest) -> Fraction:
     return Fraction(manifest.semantic_tokens_per_second) * manifest.codec.samples_per_frame / manifest.codec.sample_hz
 
 
+def semantic_in(manifest: Manifest, span: Span) -> slice:
+    """The semantic tokens of a sound in the time of a coarse window, before repeats are collapsed."""
+    return _in_time(span, tokens_per_frame(manifest))
+
+
+def semantic_with_prime(manifest: Manifest, clip: Clip, window: int) -> int:
+    """Tokens at most of the semantic window in which a prime ends, the prime's included, where they carry no time."""
+    span, own = clip.coarse[window], clip.semantic[window]
+    before = math.ceil((span.new - span.start) * tokens_per_frame(manifest))
+    return min(before + own.stop - own.new, clip.semantic_length)
+
+
 def equal_parts(total: int, most: int) -> list[slice]:
     """[0, total) in as few parts as have at most `most` each, equally long but for one."""
     count = max(-(-total // most), 1)
     return [slice(total * part // count, total * (part + 1) // count) for part in range(count)]
+
+
+def _in_time(span: Span, rate: Fraction) -> slice:
+    return slice(math.floor(span.start * rate), math.ceil(span.stop * rate))
 
 
 def _semantic_tokens(manifest: Manifest, samples: int) -> int:

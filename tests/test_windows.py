@@ -260,7 +260,7 @@ def test_each_window_is_told_the_tail_of_the_one_before(short, runs) -> None:
     tokens = short.generate("x", seed=2, **LONG).tokens
     coarse = [arguments for name, arguments, _ in runs if name == "plan_coarse"]
     made = 0
-    for window, (_, (seen,), frames, _, _, (prime,)) in enumerate(coarse):
+    for window, (_, (seen,), frames, _, _, (prime,), _) in enumerate(coarse):
         told = 0 if window == 0 else COARSE // 2
         assert np.array_equal(prime, tokens.coarse[made - told : made])
         if short.bundle.manifest.unique_consecutive:
