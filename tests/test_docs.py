@@ -136,3 +136,13 @@ def test_pages_on_generating(name: str, folder: Path, monkeypatch: pytest.Monkey
     for kind, step in found:
         run(kind, shortened(step, SHORTER), names)
     assert soundfile.info("out.wav").frames > 0
+
+
+def test_links() -> None:
+    """A page that nobody finds from the README, or a link that leads nowhere."""
+    linked = set()
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        targets = {(path.parent / target).resolve() for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))}
+        assert not [target for target in targets if not target.is_file()], path
+        linked |= targets if path.name == "README.md" else set()
+    assert set((ROOT / "docs").glob("*.md")) <= linked
