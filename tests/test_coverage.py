@@ -8,15 +8,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import covered
 import pytest
 import torch
 from torch import Tensor, nn
 
-from docs import coverage
-
 TESTS = Path(__file__).resolve().parent
-SECTIONS = coverage.sections()
-TRIED = [(section, row) for section in SECTIONS for row in section.rows if row.other is not coverage.NOTHING]
+SECTIONS = covered.sections()
+TRIED = [(section, row) for section in SECTIONS for row in section.rows if row.other is not covered.NOTHING]
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +30,7 @@ def one_thread() -> Iterator[None]:
 def test_the_page_is_what_the_command_makes() -> None:
     """A page edited by hand, a refusal whose words have changed, an option that is now read from elsewhere; and, since every refusal is
     provoked for it, an option that is no longer refused."""
-    assert coverage.make_page() == coverage.PAGE.read_text(encoding="utf-8"), "run python -m docs.coverage"
+    assert covered.make_page() == covered.PAGE.read_text(encoding="utf-8"), "run python tests/covered.py"
 
 
 def test_every_argument_is_listed() -> None:
@@ -80,7 +79,7 @@ def outputs(model: Any) -> list[Tensor]:
     return [model(texts=ids)] if kind == "MuLaNEmbedQuantizer" else [model(ids)]
 
 
-def seeded(section: coverage.Section, **arguments: Any) -> nn.Module:
+def seeded(section: covered.Section, **arguments: Any) -> nn.Module:
     assert section.build is not None
     torch.manual_seed(0)
     random.seed(0)  # hyper-connections draws its first stream from Python's generator
@@ -99,7 +98,7 @@ def plain(title: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(("section", "row"), TRIED, ids=[f"{section.title}-{row.option}" for section, row in TRIED])
-def test_no_effect(section: coverage.Section, row: coverage.Row) -> None:
+def test_no_effect(section: covered.Section, row: covered.Row) -> None:
     """An option that is said to serve training alone, but changes what the model computes from the same tensors.
 
     fp32, 1e-5 of the largest: upstream's gradient shrinking adds two shares of a value, which rounds.

@@ -58,7 +58,8 @@ def folder(tmp_path: Path, tiny_bundle: Path, tiny_checkpoints: dict[str, Path],
     """Where a reader would be: `checkpoints/`, a bundle, and the sounds that the pages speak of."""
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     shutil.copytree(tiny_checkpoints["semantic"].parent, tmp_path / "checkpoints")
-    soundfile.write(tmp_path / "reference.flac", np.random.default_rng(0).normal(size=16000) * 0.1, 16000)
+    for name in set(re.findall(r"(?:--\w+ |read\(\")(\w+\.(?:wav|flac))", page("prompts.md"))):
+        soundfile.write(tmp_path / name, np.random.default_rng(0).normal(size=16000) * 0.1, 16000)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

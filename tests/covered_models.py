@@ -1,4 +1,4 @@
-"""Small models of upstream's for docs/coverage.py: what the export infers of them, and what it refuses.
+"""Small models of upstream's for tests/covered.py: what the export infers of them, and what it refuses.
 
 In: an option of upstream's. Out: settings, or the ExportError. It does not know the page.
 """

@@ -1,4 +1,4 @@
-"""`python -m docs.coverage` writes docs/coverage.md: every option of upstream's classes, and what becomes of it in a bundle.
+"""`python tests/covered.py` writes docs/coverage.md: every option of upstream's classes, and what becomes of it in a bundle.
 
 In: the rows below, and the export itself: each refusal is provoked on a small model of upstream's and its words taken down, and where a
 value comes from is found by contradicting it. Out: the page. tests/test_coverage.py holds the rows against upstream's signatures.
@@ -14,18 +14,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import covered_models as models
 from torch import nn
 
-from docs import coverage_models as models
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.settings import Settings
 
-PAGE = Path(__file__).with_suffix(".md")
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "coverage.md"
 NOTHING = object()
 
 _INTRO = """# What is covered
 
-Made by `python -m docs.coverage`, which asks the export: do not edit. Every constructor argument of the classes of audiolm-pytorch 2.4.0
+Made by `python tests/covered.py`, which asks the export: do not edit. Every constructor argument of the classes of audiolm-pytorch 2.4.0
 and musiclm-pytorch 0.2.8 that a trained MusicLM is made of, and what becomes of it in a bundle:
 
 - **covered**: any value, with the test that shows it. *Told by* says where the export has the value from: the file, that is names and
@@ -188,7 +188,9 @@ def _residual_vq() -> Section:
         *no_effect(_TRAINING, sample_codebook_temp=0.5, sync_codebook=False, ema_update=False, manual_ema_update=True),
         *no_effect(_TRAINING, learnable_codebook=True, manual_in_place_optimizer_update=True, sync_update_v=0.1),
         *no_effect(_TRAINING, route_gradients_to_input=False, return_zeros_for_masked_padding=False),
-        *no_effect(_TRAINING, "straight_through", "directional_reparam, directional_reparam_variance", "in_place_codebook_optimizer"),
+        *no_effect(
+            _TRAINING, "directional_reparam_variance", "in_place_codebook_optimizer", straight_through=True, directional_reparam=True
+        ),
         *no_effect("with affine_param alone", "affine_param_batch_decay, affine_param_codebook_decay, sync_affine_param"),
         *no_effect("with a codebook_dim alone", layernorm_after_project_in=True),
         *no_effect("with beam_size alone", "beam_score_quantizer_weights"),
@@ -202,8 +204,10 @@ def _residual_vq() -> Section:
     classes = ("vector_quantize_pytorch.ResidualVQ", "vector_quantize_pytorch.VectorQuantize")
 
     def build(**arguments: Any) -> nn.Module:
-        learnable = {"learnable_codebook": True, "ema_update": False}  # one without the other is refused
-        return models.soundstream(rq_kwargs=arguments | (learnable if {"learnable_codebook", "sync_update_v"} & arguments.keys() else {}))
+        if {"learnable_codebook", "sync_update_v"} & arguments.keys():
+            arguments |= {"learnable_codebook": True, "ema_update": False}  # upstream refuses one without the other
+        rotation = not {"straight_through", "directional_reparam"} & arguments.keys()  # and these with it
+        return models.soundstream(rq_kwargs=arguments, rq_rotation_trick=rotation)
 
     return Section("SoundStream's rq_kwargs", classes, rows, (models.infer_codec,), "rq_kwargs.", build)
 
