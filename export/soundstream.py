@@ -212,6 +212,7 @@ def _refuse_variants(state: Mapping[str, Tensor]) -> None:
         "use_finite_scalar_quantizer, which has no codebooks": not _codebooks(state),
         "use_gate_loop_layers": has(r"decoder\.\d+\.fn\."),
         "rq_kwargs: implicit_neural_codebook": has(r"rq\.rvqs\.\d+\.mlps\."),
+        "rq_kwargs: vq_bridge": has(r"rq\.rvqs\.\d+\.layers\.\d+\._codebook\.vq_bridge\."),
         "rq_kwargs: codebook_dim": has(r"rq\.rvqs\.\d+\.project_out\."),
     }
     for argument, used in variants.items():

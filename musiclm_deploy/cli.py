@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -89,6 +90,14 @@ def _parser() -> argparse.ArgumentParser:
         generate.add_argument(
             f"--{name}", type=_stage_value, action="append", default=[], metavar="[STAGE=]X", help=f"{what}; for one stage, or for all"
         )
+    generate.add_argument(
+        "--window",
+        type=_stage_window,
+        action="append",
+        default=[],
+        metavar="STAGE=LENGTH:OVERLAP",
+        help="of clips longer than the trained windows, in tokens or frames; repeat for other stages (docs/long_clips.md)",
+    )
     generate.add_argument("--tokens", type=Path, metavar="FILE", help="go on from saved tokens (.npz)")
     generate.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
     generate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
@@ -154,16 +163,26 @@ def _stage_value(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"expected a number, or STAGE=number, got {text!r}") from error
 
 
+def _stage_window(text: str) -> tuple[str, tuple[int | None, int | None]]:
+    match = re.fullmatch(r"(\w+)=(\d{1,9})?(?::(\d{1,9}))?", text)
+    if match is None or match[2] is match[3] is None:
+        raise argparse.ArgumentTypeError(f"expected STAGE=LENGTH:OVERLAP, STAGE=LENGTH or STAGE=:OVERLAP, whole numbers, got {text!r}")
+    length, overlap = (None if number is None else int(number) for number in match.group(2, 3))
+    return match[1], (length, overlap)
+
+
 def _generate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .runtime.audio import SUFFIXES
     from .runtime.musiclm import load
+    from .runtime.windows import Window
 
     _check_writable(options.out, SUFFIXES)
     if options.save_tokens:
         _check_writable(options.save_tokens, [".npz"])
     prompt = _prompt(options)
+    windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
     bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -186,6 +205,7 @@ def _generate(options: argparse.Namespace) -> int:
                 compat=options.compat,
                 max_semantic_tokens=options.max_semantic_tokens,
                 sampling=_sampling(options, model.bundle.manifest),
+                windows=windows,
                 tokens=options.tokens,
                 progress=progress,
             )

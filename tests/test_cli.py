@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import musiclm_deploy as md
 from musiclm_deploy import cli
 from musiclm_deploy.runtime import musiclm
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle
@@ -71,6 +72,21 @@ def test_longer_than_the_trained_window(run, tiny_bundle):
     assert (status, err) == (0, "") and json.loads(out)["seconds"] == 168002 / 16000
     status, out, _ = run("generate", tiny_bundle, "x", "-o", "b.wav", "--tokens", "t.npz", "--seconds", 10.5001)
     assert status == 0 and Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+def test_windows(run, tiny_bundle, music):
+    """Both numbers of --window reach their stage, in that order: the file is that of the Python API, and not that of one window."""
+    options = ["--seconds", 0.6, "--max-semantic-tokens", 9, *WIDE]
+    windows = ["--window", "coarse=16:4", "--window", "fine=8", "--window", "semantic=:2"]
+    for name, given in (("a", windows), ("b", [])):
+        status, _, err = run("generate", tiny_bundle, "x", "-o", f"{name}.wav", "--save-tokens", f"{name}.npz", *options, *given)
+        assert status == 0, err
+    wide = dict.fromkeys(("semantic", "coarse", "fine"), md.SamplingConfig(filter_thres=0.2))
+    same = {"coarse": md.Window(16, 4), "fine": md.Window(8), "semantic": md.Window(overlap=2)}
+    expected = music.generate("x", seconds=0.6, max_semantic_tokens=9, sampling=wide, windows=same)
+    with np.load("a.npz") as windowed, np.load("b.npz") as whole:
+        assert all((windowed[f"{i}.fine"] == item.tokens.fine).all() for i, item in enumerate(expected.candidates))
+        assert not np.array_equal(windowed["0.fine"], whole["0.fine"])
 
 
 def test_same_seed_same_file(run, tiny_bundle):
@@ -231,6 +247,11 @@ def test_outputs_are_checked_first(run, never_loads, tmp_path, arguments, messag
         (["--filter-thres", "fine=1"], "filter_thres must be in [0, 1), got 1.0."),
         (["--temperature", "codec=1"], "sampling has the stages semantic, coarse, fine, got 'codec'."),
         (["--cond-scale", "fine=2"], "cond_scale has no effect on the fine stage"),
+        (["--window", "fine=100:20"], "fine windows do not overlap, got an overlap of 20. Leave it out."),
+        (["--window", "coarse=513"], "a coarse window of 513 frames is longer than the model's, which has 512."),
+        (["--window", "coarse=0"], "a window's length must be a whole number of at least 1, got 0."),
+        (["--window", "codec=9"], "windows has the stages semantic, coarse, fine, got 'codec'."),
+        (["--window", "coarse=9", "--compat", "upstream"], "compat='upstream' knows no windows. Leave one of the two out."),
         (["--tokens", "missing.npz"], "missing.npz is not a file of tokens: "),
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0."),
         (["--device", "cuda"], "device='cuda'"),
@@ -288,6 +309,14 @@ def test_wrong_stage_value(run, never_loads):
     """An option of our own form says what that form is."""
     status, _, err = run("generate", "bundle", "x", "--temperature", "fine=hot")
     assert status == 2 and err.endswith("argument --temperature: expected a number, or STAGE=number, got 'fine=hot'\n")
+
+
+@pytest.mark.parametrize("text", ["coarse", "512:256", "coarse=", "coarse=:", "coarse=a", "coarse=1:2:3", "coarse=-5:2", "=5"])
+def test_wrong_window(run, never_loads, text):
+    """So does this one."""
+    status, _, err = run("generate", "bundle", "x", "--window", text)
+    form = "expected STAGE=LENGTH:OVERLAP, STAGE=LENGTH or STAGE=:OVERLAP, whole numbers"
+    assert status == 2 and err.endswith(f"argument --window: {form}, got {text!r}\n")
 
 
 # --- export

@@ -1,0 +1,149 @@
+"""docs/export.md, prompts.md and long_clips.md are true: their commands and snippets run one after another, on a tiny MusicLM.
+
+Only numbers are lowered, as in test_training_docs.py. An export on the page reads its files and fits them together as ever, but takes the
+graphs of the tiny bundle instead of tracing them for half a minute: what the export makes of such files, every test with a bundle tests.
+"""
+
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from test_training_docs import ROOT, shortened
+
+from musiclm_deploy import cli
+from musiclm_deploy.export import export as exporting
+from musiclm_deploy.export.collect import collect
+from musiclm_deploy.export.validate import TOLERANCES
+from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest
+
+SHORTER = (
+    (r"(seconds[ =])\d+", r"\g<1>0.3"),
+    (r"256(:|, overlap=)64", r"16\g<1>4"),
+    (r"150\b", "8"),
+    (r"FRAMES, TOKENS = (.*), 50, 50", r"FRAMES, TOKENS = \1, 12, 14"),
+)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def steps(text: str) -> list[tuple[str, str]]:
+    """("command" or "python", its text) of a page, in order; commands are lines indented by four."""
+    text = text.replace("\\\n", "")
+    found = re.findall(r"^    ((?:musiclm|python) [^\n]*)$|^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [("command", command) if command else ("python", code) for command, code in found]
+
+
+def run(kind: str, text: str, names: dict[str, Any]) -> None:
+    if kind == "python":
+        exec(compile(text, "<page>", "exec"), names)
+        return
+    words = shlex.split(text, comments=True)
+    words = [part for word in words for part in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    arguments = ["export", *words[2:]] if words[:2] == ["python", "export_all.py"] else words[1:]
+    assert cli.main(arguments) == 0, text
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_bundle: Path, tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader would be: `checkpoints/`, a bundle, and the sounds that the pages speak of."""
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    shutil.copytree(tiny_checkpoints["semantic"].parent, tmp_path / "checkpoints")
+    for name in set(re.findall(r"(?:--\w+ |read\(\")(\w+\.(?:wav|flac))", page("prompts.md"))):
+        soundfile.write(tmp_path / name, np.random.default_rng(0).normal(size=16000) * 0.1, 16000)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def instant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(sources, overrides, folder: Path, *_: object) -> Manifest:
+        collected = collect(sources, overrides)
+        for path in tiny_bundle.iterdir():
+            if path.name != MANIFEST:
+                shutil.copy(path, folder)
+        settings = {name: {key: [item.value, item.source] for key, item in part.items()} for name, part in collected.settings.items()}
+        manifest = replace(Bundle.open(tiny_bundle).manifest, settings=settings, files=exporting._records(folder))
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        return manifest
+
+    monkeypatch.setattr(exporting, "_write_stages", write)
+    monkeypatch.setattr(exporting, "_validate", lambda *_: Bundle.open(tiny_bundle).manifest.errors)
+
+
+def test_the_export_page(folder: Path, instant: None, tiny_models: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """An option, a file or a name of a setting on the page that is wrong; a bundle that the page's check tells from its model."""
+    import audiolm_pytorch
+    import musiclm_pytorch
+
+    transformers = {f"{stage}_transformer": tiny_models[stage] for stage in ("semantic", "coarse", "fine")}
+    audio_lm = audiolm_pytorch.AudioLM(wav2vec=None, codec=tiny_models["codec"], **transformers)
+    training = ModuleType("my_training")
+    vars(training)["musiclm"] = musiclm_pytorch.MusicLM(audio_lm, tiny_models["quantizer"])
+    monkeypatch.setitem(sys.modules, "my_training", training)
+    text = page("export.md")
+    config = re.search(r"\*\*`config\.json`\*\*\n\n```json\n(.*?)```", text, re.DOTALL)
+    assert config is not None
+    (folder / "config.json").write_text(config[1])
+    shutil.rmtree(folder / "bundle")
+
+    kinds, names = [], {}
+    for kind, step in steps(text):
+        kinds.append(kind)
+        run(kind, shortened(step, SHORTER), names)
+        if kinds == ["command"]:
+            told = Bundle.open(folder / "bundle").manifest.settings
+            assert [told[stage]["max_time_steps"] for stage in ("coarse", "fine")] == [[200, "override"], [50, "override"]]
+    assert kinds == ["command", "command", "python", "command", "python", "command", "command"]
+    assert np.abs(names["expected"]).max() > 0 and len(names["expected"]) == 12 * 320
+    np.testing.assert_allclose(names["song"].audio, names["expected"], rtol=0, atol=1e-5 * np.abs(names["expected"]).max())  # fp32
+    assert len(soundfile.read("out.wav")[0]) == 4800
+    assert "largest difference" in capsys.readouterr().out
+
+
+def test_the_export_page_lists_all_options(capsys: Any) -> None:
+    """An option of the command that the page does not explain; a tolerance or a refusal in other words than the export's."""
+    text = page("export.md")
+    with pytest.raises(SystemExit):
+        cli.main(["export", "--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert len(options) > 10 and not [option for option in options if f"| `{option}" not in text and f", `{option}`" not in text]
+    for stage, allowed in TOLERANCES.items():
+        row = re.search(rf"^\|[^|]*`{stage}`[^|]*\|[^|]*\|[^|]*\| ([^|]*) \|", text, re.MULTILINE)
+        assert row is not None and float(row[1]) == allowed, stage
+    sources = "".join(
+        path.read_text(encoding="utf-8") for name in ("export", "model", "musiclm_deploy") for path in (ROOT / name).glob("*.py")
+    )
+    for row in re.findall(r"^\| (`.*?) \| ", text[text.index("## When it is refused") :], re.MULTILINE):
+        for words in re.findall(r"`(.*?)`", row):
+            assert words in sources, words
+
+
+@pytest.mark.parametrize("name", ["prompts.md", "long_clips.md"])
+def test_pages_on_generating(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command, a call or an argument on the page that does not work."""
+    names: dict[str, Any] = {}
+    found = steps(page(name))
+    assert {kind for kind, _ in found} == {"command", "python"}
+    for kind, step in found:
+        run(kind, shortened(step, SHORTER), names)
+    assert soundfile.info("out.wav").frames > 0
+
+
+def test_links() -> None:
+    """A page that nobody finds from the README, or a link that leads nowhere."""
+    linked = set()
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        targets = {(path.parent / target).resolve() for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))}
+        assert not [target for target in targets if not target.is_file()], path
+        linked |= targets if path.name == "README.md" else set()
+    assert set((ROOT / "docs").glob("*.md")) <= linked
