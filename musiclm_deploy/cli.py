@@ -21,6 +21,7 @@ from . import __version__
 _EXAMPLES = """examples:
   musiclm generate bundle "calm piano in a ballroom" -o out.wav --seconds 10 --seed 0
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
+  musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
   musiclm inspect bundle
   musiclm doctor checkpoints/*.pt
   musiclm export --semantic S.pt --coarse C.pt --fine F.pt --codec K.pt --mulan M.pt --quantizer Q.pt --out bundle
@@ -70,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like")
     generate.add_argument("--audio", type=Path, metavar="FILE", help="a sound that it should be like, in place of TEXT or beside it")
     generate.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
+    generate.add_argument(
+        "--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like"
+    )
+    generate.add_argument("--without-prime", action="store_true", help="write only what comes after the sound of --prime")
     generate.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
     generate.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's window)")
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
@@ -174,14 +179,14 @@ def _stage_window(text: str) -> tuple[str, tuple[int | None, int | None]]:
 def _generate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from .runtime.audio import SUFFIXES
+    from .runtime.audio import SUFFIXES, load_audio
     from .runtime.musiclm import load
     from .runtime.windows import Window
 
     _check_writable(options.out, SUFFIXES)
     if options.save_tokens:
         _check_writable(options.save_tokens, [".npz"])
-    prompt = _prompt(options)
+    prompt, prime = _prompt(options), None if options.prime is None else load_audio(options.prime)
     windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
     bars: dict[str, Any] = {}
 
@@ -198,6 +203,8 @@ def _generate(options: argparse.Namespace) -> int:
         with load(options.bundle, options.device, threads=options.threads) as model:
             music = model.generate(
                 prompt,
+                prime=prime,
+                include_prime=not options.without_prime,
                 seconds=options.seconds,
                 seed=options.seed,
                 num_samples=options.num_samples,
@@ -231,13 +238,17 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _prompt(options: argparse.Namespace) -> Any:
-    """A text, a sound, or both blended."""
+    """A text, a sound, or both blended; None with a prime alone."""
     from .runtime.audio import load_audio
     from .runtime.prompts import Blend
 
     weight = 0.5 if options.audio_weight is None else options.audio_weight
-    if options.text is None and options.audio is None:
-        options.wrong_usage("say what the music should be like: TEXT, --audio FILE, or both")
+    if options.text is None and options.audio is None and options.prime is None:
+        options.wrong_usage(
+            "say what the music should be like: TEXT, --audio FILE or both, or give a sound to go on from with --prime FILE"
+        )
+    if options.without_prime and options.prime is None:
+        options.wrong_usage("--without-prime leaves out the sound of --prime, and there is none")
     if options.audio_weight is not None and (options.text is None or options.audio is None or not 0 <= weight <= 1):
         options.wrong_usage("--audio-weight is the share of --audio beside TEXT, from 0 to 1")
     if options.audio is None:

@@ -26,11 +26,27 @@ def tiny_checkpoints(tiny_models, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoints, tmp_path_factory) -> Path:
+def mel_kmeans():
+    """A semantic tokenizer of 19 tokens, 50 a second at 8 kHz, fitted to noise and tones."""
+    import torch
+
+    from musiclm_deploy.model import MelKmeans
+
+    time, noise = torch.arange(8000) / 8000, torch.randn(4, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
+    tones = [0.5 * torch.sin(2 * torch.pi * hz * time) for hz in (200, 500, 900, 1500, 2500)]
+    tokenizer = MelKmeans(19, 8000, tokens_per_second=50, n_mels=20)
+    tokenizer.fit([noise, *tones], seed=1)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoints, mel_kmeans, tmp_path_factory) -> Path:
     """The bundle that the export makes of them. Read only: a test that changes it works on a copy."""
     from musiclm_deploy.export.export import export_checkpoints
 
-    return export_checkpoints(**tiny_checkpoints, out=tmp_path_factory.mktemp("export") / "bundle", quiet=True)
+    folder = tmp_path_factory.mktemp("export")
+    mel_kmeans.save(folder / "mel.pt")
+    return export_checkpoints(**tiny_checkpoints, semantic_features=folder / "mel.pt", out=folder / "bundle", quiet=True)
 
 
 @pytest.fixture(scope="session")

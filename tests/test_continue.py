@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from torch import Tensor
 
 import musiclm_deploy as md
 from demo.checkpoints import TINY, build_models
+from musiclm_deploy.cli import main
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime import generation, memory, token_stages
+from musiclm_deploy.runtime.audio import load_audio, save_audio
 from musiclm_deploy.runtime.bundle import STAGES
 from musiclm_deploy.runtime.memory import largest_runs
 from musiclm_deploy.runtime.music import Tokens
@@ -35,45 +38,50 @@ def sound(frames: float, seed: int = 0, hz: int = HZ) -> tuple[np.ndarray, int]:
     return np.random.default_rng(seed).normal(0, 0.1, round(frames * HOP / HZ * hz)).astype(np.float32), hz
 
 
-def live_musiclm(models: dict[str, Any]) -> Any:
-    """musiclm-pytorch's own object, with a fitted `MelKmeans` for its semantic tokens."""
+def live_musiclm(models: dict[str, Any], tokenizer: MelKmeans) -> Any:
+    """musiclm-pytorch's own object."""
     load_upstream()
     import audiolm_pytorch
     import musiclm_pytorch
 
-    tokenizer = MelKmeans(19, 8000, tokens_per_second=50, n_mels=20)
-    tokenizer.fit([torch.from_numpy(sound(100, seed=1, hz=8000)[0])], seed=1)
     parts = {f"{stage}_transformer": models[stage] for stage in STAGES}
     return musiclm_pytorch.MusicLM(audiolm_pytorch.AudioLM(wav2vec=tokenizer, codec=models["codec"], **parts), models["quantizer"])
 
 
-@pytest.fixture(scope="module")
-def live(tiny_models: dict[str, Any]) -> Any:
-    return live_musiclm(tiny_models)
+def spread_codes(codec: Any) -> None:
+    """Codebooks of what the encoder gives for noise, so that sounds have many codes: at random all would have the same one."""
+    with torch.no_grad():
+        latents = codec.encoder(torch.from_numpy(sound(400, seed=8)[0])[None, None]).transpose(1, 2)
+        for part, group in zip(codec.encoder_attn(latents)[0].chunk(codec.rq_groups, dim=-1), codec.rq.rvqs, strict=True):
+            for layer in group.layers:
+                embed = layer._codebook.embed
+                embed[0] = part[torch.randperm(len(part))[: embed.shape[1]]]
+                part = part - embed[0][torch.cdist(part, embed[0]).argmin(dim=-1)]
 
 
 @pytest.fixture(scope="module")
-def whole(live: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The tiny MusicLM with a semantic tokenizer, loaded."""
-    with md.load(md.export_musiclm(live, tmp_path_factory.mktemp("whole") / "bundle", quiet=True), device="cpu") as model:
-        yield model
+def plain(tiny_models: dict[str, Any], mel_kmeans: MelKmeans, music: Any) -> tuple[Any, Any]:
+    """(the model live, and loaded) of the tiny MusicLM."""
+    return live_musiclm(tiny_models, mel_kmeans), music
 
 
 @pytest.fixture(scope="module")
-def grouped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """(the model live, and loaded) of another MusicLM: two residual groups, conditioning as a prefix."""
+def grouped(mel_kmeans: MelKmeans, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    """The same of another MusicLM: two residual groups, conditioning as a prefix."""
     shared = {"cond_as_self_attn_prefix": True}
-    live = live_musiclm(build_models(replace(TINY, codec_arguments={"rq_groups": 2}, shared_arguments=shared), seed=3))
+    models = build_models(replace(TINY, codec_arguments={"rq_groups": 2}, shared_arguments=shared), seed=3)
+    spread_codes(models["codec"])
+    live = live_musiclm(models, mel_kmeans)
     with md.load(md.export_musiclm(live, tmp_path_factory.mktemp("grouped") / "bundle", quiet=True), device="cpu") as model:
         yield live, model
 
 
 @pytest.fixture(params=[True, False], ids=["unique", "timed"])
-def short(request: pytest.FixtureRequest, whole: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def short(request: pytest.FixtureRequest, music: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Windows of a few frames, so that primes reach over several; semantic tokens that carry no time, or do."""
-    decoders = {stage: replace(getattr(whole.bundle.manifest, stage), max_length=length) for stage, length in WINDOWS.items()}
-    monkeypatch.setattr(whole.bundle, "manifest", replace(whole.bundle.manifest, **decoders, unique_consecutive=request.param))
-    return whole
+    decoders = {stage: replace(getattr(music.bundle.manifest, stage), max_length=length) for stage, length in WINDOWS.items()}
+    monkeypatch.setattr(music.bundle, "manifest", replace(music.bundle.manifest, **decoders, unique_consecutive=request.param))
+    return music
 
 
 def same(a: Tokens, b: Tokens) -> bool:
@@ -82,36 +90,38 @@ def same(a: Tokens, b: Tokens) -> bool:
     ]
 
 
-def test_begins_with_the_sound(whole: Any) -> None:
+def test_begins_with_the_sound(grouped: tuple[Any, Any]) -> None:
     """Codes or samples of another place of the sound; a silence where its last frame is not full; a cut at the wrong sample."""
-    wave, hz = sound(20.7)
-    song = whole.generate("x", prime=(wave, hz), seconds=0.61, seed=3, sampling=DRAWN)
-    codes = whole.encode_audio((wave[: 20 * HOP], hz))[0]
+    (wave, hz), model = sound(20.7), grouped[1]
+    warm = {stage: md.SamplingConfig(filter_thres=0.0, temperature=4.0) for stage in STAGES}  # random logits are peaked
+    options: dict[str, Any] = {"seconds": 0.61, "seed": 3, "sampling": warm}
+    song = model.generate("x", prime=(wave, hz), **options)
+    codes = model.encode_audio((wave[: 20 * HOP], hz))[0]
+    assert len(np.unique(codes, axis=0)) > 15, "a sound of few codes shows nothing"
     assert np.array_equal(np.concatenate([song.tokens.coarse, song.tokens.fine], axis=1)[:20], codes)
-    semantic = whole.semantic_tokens((wave, hz))[0]
+    semantic = model.semantic_tokens((wave, hz))[0]
     collapsed = semantic[np.append(True, semantic[1:] != semantic[:-1])]
-    assert np.array_equal(song.tokens.semantic[: len(collapsed)], collapsed) and len(song.tokens.semantic) > len(collapsed)
+    assert np.array_equal(song.tokens.semantic[: len(collapsed)], collapsed) and len(song.tokens.semantic) > len(collapsed) > 5
     assert len(song.tokens.coarse) == 31 and len(song.audio) == 0.61 * HZ
-    rest = whole.generate("x", prime=(wave, hz), seconds=0.61, seed=3, sampling=DRAWN, include_prime=False)
+    rest = model.generate("x", prime=(wave, hz), include_prime=False, **options)
     assert same(song.tokens, rest.tokens) and rest.audio.tobytes() == song.audio[20 * HOP :].tobytes()
     assert song.settings == {"prime_frames": 20, "include_prime": True} and rest.timings["prime"] > 0
-    other = whole.generate("x", prime=sound(20.7, seed=9), seconds=0.61, seed=3, sampling=DRAWN)
+    other = model.generate("x", prime=sound(20.7, seed=9), **options)
     assert not np.array_equal(other.tokens.coarse[20:], song.tokens.coarse[20:]), "what follows does not depend on the prime"
 
 
-def test_another_rate_is_the_same_sound(whole: Any) -> None:
+def test_another_rate_is_the_same_sound(grouped: tuple[Any, Any]) -> None:
     """A prime taken for one at the codec's rate: as long as it has samples, and at another pitch."""
-    wave, hz = sound(40, hz=44_100)
-    song = whole.generate("x", prime=(wave, hz), seconds=1, sampling=DRAWN)
-    codes = whole.encode_audio((wave, hz))[0]
-    assert len(codes) == 40 and np.array_equal(song.tokens.coarse[:40], codes[:, :2])
+    prime, model = sound(40, hz=44_100), grouped[1]
+    song, codes = model.generate("x", prime=prime, seconds=1, sampling=DRAWN), model.encode_audio(prime)[0]
+    assert len(codes) == 40 and np.array_equal(song.tokens.coarse[:40], codes[:, :4])
 
 
-def test_the_sound_alone_says_what_to_be_like(whole: Any) -> None:
+def test_the_sound_alone_says_what_to_be_like(music: Any) -> None:
     """A prime without words that is refused, or is conditioned on something else than itself."""
     options: dict[str, Any] = {"prime": sound(15), "seconds": 0.5, "sampling": DRAWN}
-    assert same(whole.generate(**options).tokens, whole.generate(audio=options["prime"], **options).tokens)
-    assert len(whole.generate(**options | {"prime": [sound(15), sound(16)]})) == 2
+    assert same(music.generate(**options).tokens, music.generate(audio=options["prime"], **options).tokens)
+    assert len(music.generate(**options | {"prime": [sound(15), sound(16)]})) == 2
 
 
 @pytest.mark.parametrize(
@@ -202,19 +212,20 @@ class _Noise:
 
 
 @pytest.mark.parametrize(
-    ("groups", "unique", "frames", "end"),
+    ("which", "unique", "frames", "end"),
     [
-        (1, True, 17.3, {"semantic": 4, "coarse": 6}),
-        (1, False, 7.0, {"semantic": 99, "coarse": 99}),
-        (2, True, 8.9, {"semantic": 0, "coarse": 4}),
-        (2, False, 30.0, {"semantic": 6, "coarse": 99}),
+        ("plain", True, 17.3, {"semantic": 4, "coarse": 6}),
+        ("plain", False, 7.0, {"semantic": 99, "coarse": 99}),
+        ("grouped", True, 8.9, {"semantic": 0, "coarse": 4}),
+        ("grouped", False, 30.0, {"semantic": 6, "coarse": 99}),
     ],
 )
 def test_equals_upstreams(
-    groups: int, unique: bool, frames: float, end: dict[str, int], live: Any, whole: Any, grouped: Any, monkeypatch: pytest.MonkeyPatch
+    which: str, unique: bool, frames: float, end: dict[str, int], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the same noise: other tokens of the sound, frames counted or ends forbidden otherwise after it, a position that begins anew."""
-    live, model = (live, whole) if groups == 1 else grouped
+    live, model = request.getfixturevalue(which)
+    groups = model.bundle.manifest.codec.groups
     monkeypatch.setattr(model.bundle, "manifest", replace(model.bundle.manifest, unique_consecutive=unique))
     monkeypatch.setattr(live.audio_lm.semantic, "unique_consecutive", unique)
     monkeypatch.setattr(live.audio_lm.coarse, "unique_consecutive", unique)
@@ -261,6 +272,21 @@ def test_equals_upstreams(
         assert np.abs(song.audio - decoded).max() <= 1e-4 * np.abs(decoded).max()
 
 
+def test_the_command_line(music: Any, tmp_path: Path) -> None:
+    """A sound that is not handed on, or that is in the file though it was to be left out."""
+    intro, out = tmp_path / "intro.wav", tmp_path / "out.wav"
+    save_audio(intro, sound(20)[0], HZ, "noise")
+    command = ["generate", str(music.bundle.root), "--prime", str(intro), "-o", str(out), "--seconds", "0.6"]
+    assert main(command) == 0
+    whole, _ = load_audio(out)
+    expected = music.generate(prime=load_audio(intro), seconds=0.6).audio
+    assert np.abs(whole - expected).max() < 1e-4  # 16 bits
+    assert main([*command, "--without-prime"]) == 0
+    assert np.array_equal(load_audio(out)[0], whole[20 * HOP :])
+    with pytest.raises(SystemExit):
+        main(["generate", str(music.bundle.root), "x", "--without-prime"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -281,20 +307,21 @@ def test_equals_upstreams(
         ),
     ],
 )
-def test_refusals(arguments: dict[str, Any], message: str, whole: Any) -> None:
+def test_refusals(arguments: dict[str, Any], message: str, music: Any) -> None:
     """A prime that fails deep inside, or is silently left out."""
     with pytest.raises(ValueError, match=re.escape(message)):
-        whole.generate(**{"text": "x"} | arguments)
+        music.generate(**{"text": "x"} | arguments)
 
 
-def test_a_bundle_that_cannot_read_a_sound_says_so(music: Any) -> None:
+def test_a_bundle_that_cannot_read_a_sound_says_so(music: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prime that is noticed to be of no use after minutes."""
+    monkeypatch.setattr(music.bundle, "manifest", replace(music.bundle.manifest, wav2vec=None))
     with pytest.raises(ValueError, match="this bundle has no semantic tokenizer: export it with"):
         music.generate("x", prime=sound(20))
 
 
-def test_memory_is_stated_before_it_is_taken(whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_stated_before_it_is_taken(music: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prime whose prompt takes more than was said."""
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 400_000)
     with pytest.raises(MemoryError, match="stage of this request needs"):
-        whole.generate("x", prime=sound(480), seconds=10)
+        music.generate("x", prime=sound(480), seconds=10)

@@ -59,7 +59,7 @@ def folder(tmp_path: Path, tiny_bundle: Path, tiny_checkpoints: dict[str, Path],
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     shutil.copytree(tiny_checkpoints["semantic"].parent, tmp_path / "checkpoints")
     for name in set(re.findall(r"(?:--\w+ |read\(\")(\w+\.(?:wav|flac))", page("prompts.md"))):
-        soundfile.write(tmp_path / name, np.random.default_rng(0).normal(size=16000) * 0.1, 16000)
+        soundfile.write(tmp_path / name, np.random.default_rng(0).normal(size=3200) * 0.1, 16000)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

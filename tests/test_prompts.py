@@ -98,7 +98,7 @@ def test_command_line_takes_a_sound(tiny_bundle: Path, tmp_path: Path, capsys: p
         made[name] = soundfile.SoundFile(tmp_path / "out.wav").comment
     assert "a sound of 0.25 s" in made["sound"] and "0.5 x calm piano + 0.5 x a sound of 0.25 s" in made["blend"]
     for arguments, message in (
-        (["generate", str(tiny_bundle)], "TEXT, --audio FILE, or both"),
+        (["generate", str(tiny_bundle)], "TEXT, --audio FILE or both"),
         ([*base, "--audio-weight", "0.5"], "beside TEXT, from 0 to 1"),
         ([*base, TEXT, "--audio-weight", "2"], "beside TEXT, from 0 to 1"),
     ):
