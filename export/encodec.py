@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, codebooks
-from .checkpoint import check_finite, shape_of
+from .checkpoint import check_finite, check_size, shape_of
 from .errors import ExportError
 from .settings import Settings
 
@@ -89,6 +89,9 @@ def build_encodec(settings: Settings, state: Mapping[str, Tensor]) -> tuple[Enco
     values = settings.values()
     config = EncodecConfig(**{name: value for name, value in values.items() if name != "target_sample_hz"})
     state = plain_state(state)
+    for name in (f"quantizer.layers.{quantizer}.codebook.embed" for quantizer in range(config.rq_num_quantizers)):
+        _tensor(state, name)
+    check_size("codec", state, lambda: nn.ModuleList((EncodecDecoder(config), EncodecEncoder(config))))
     decoder, encoder = EncodecDecoder(config), EncodecEncoder(config)
     try:
         decoder.load(state)
