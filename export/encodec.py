@@ -44,7 +44,10 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         named[name] = tensor
     for name in [name for name in named if name.endswith(".weight_v")]:
         direction, stem = named.pop(name).float(), name.removesuffix("_v")
-        gain = _tensor(named, f"{stem}_g").float()
+        gain, expected = _tensor(named, f"{stem}_g").float(), [len(direction) if direction.ndim else 0, 1, 1]
+        if direction.ndim != 3 or not direction.numel() or list(gain.shape) != expected:
+            got = f"{list(direction.shape)} and {list(gain.shape)}"
+            raise ExportError(f"codec: the weight norm of {stem!r} has the shapes {got}, expected [out, in, kernel] and [out, 1, 1].")
         del named[f"{stem}_g"]
         named[stem] = gain * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1)
     return named

@@ -17,7 +17,7 @@ import numpy as np
 
 from .bundle import STAGES
 from .codec import CHUNK_FRAMES, codec_chunks, decode_codes
-from .memory import check_memory, decoder_bytes, largest_runs, mulan_audio_bytes
+from .memory import check_memory, decode_bytes, decoder_bytes, largest_runs, mulan_audio_bytes
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
 from .prompts import latents_of
@@ -105,7 +105,8 @@ class Generation:
             prefix = manifest.conditioner.quantizers if decoder.conditioning == "prefix" else 0
             rows *= 2 if is_guided(manifest, request, stage) else 1
             needed[stage] = decoder_bytes(decoder, rows, prompt + prefix, capacity + prefix)
-        needed["codec"] = 4 * request.items * request.samples  # the waves; what decoding takes besides does not grow with them
+        chunk = max(chunk.stop - chunk.start for chunk in codec_chunks(manifest.codec, request.frames, CHUNK_FRAMES))
+        needed["codec"] = 4 * request.items * request.samples + decode_bytes(chunk * manifest.codec.samples_per_frame)  # waves and one call
         if request.num_samples > 1:
             samples = math.ceil(min(request.samples, self._ranked_at_once) / manifest.codec.sample_hz * manifest.mulan.sample_hz)
             needed["rank"] = mulan_audio_bytes(manifest.mulan, 1, samples)
