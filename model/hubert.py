@@ -62,8 +62,11 @@ class HubertKmeans(SemanticTokenizer):
         self.normalize = normalize
         # No weight is made only to be replaced, and none of a size that the file does not have.
         settings.num_hidden_layers = output_layer
-        with torch.device("meta"):
-            self.hubert = hubert.HubertModel(settings)
+        try:
+            with torch.device("meta"):
+                self.hubert = hubert.HubertModel(settings)
+        except Exception as error:  # a KeyError for an activation that it does not know
+            raise ValueError(f"transformers refuses these settings of HuBERT: {error!r}") from error
         beyond = [name for name in state if (found := re.match(r"encoder\.layers\.(\d{1,9})\.", name)) and int(found[1]) >= output_layer]
         if settings.do_stable_layer_norm:
             self.hubert.encoder.layer_norm = nn.Identity()

@@ -295,7 +295,8 @@ def text(data: bytes, dice: Dice, proof: Path) -> bytes:
 
 def _dump(model: Any, dice: Dice) -> bytes:
     out = io.BytesIO()
-    joblib.dump(model, out, compress=dice.choice((0, 0, ("zlib", 1), ("gzip", 1), ("bz2", 1), ("xz", 1))), protocol=dice.choice((2, 4, 5)))
+    compress: Any = dice.choice((0, 0, ("zlib", 1), ("gzip", 1), ("bz2", 1), ("xz", 1)))
+    joblib.dump(model, out, compress=compress, protocol=dice.choice((2, 4, 5)))
     return out.getvalue()
 
 
@@ -328,6 +329,7 @@ def kmeans_bomb(model: Any, dice: Dice, _: Path) -> bytes:
 
 def kmeans_hostile(model: Any, dice: Dice, proof: Path) -> bytes:
     """Calls in every form that a pickle has for them; texts, shapes and counts that grow when they are looked at."""
+    wrapper: Any
     path, wrapper = str(proof), joblib.numpy_pickle.NumpyArrayWrapper(np.ndarray, (3, 4), "C", np.dtype("f4"))
     wrapper.shape = dice.choice((_laughs(), (1 << 40, 1 << 40), (-1,), (1 << 62,), "x", (10**5000,), None))
     model = copy.copy(model)

@@ -31,6 +31,7 @@ from musiclm_deploy.export.checkpoint import read_checkpoint
 from musiclm_deploy.export.doctor import diagnose
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.model import HubertKmeans, MelKmeans
+from musiclm_deploy.model.sklearn_kmeans import read_cluster_centers
 from musiclm_deploy.runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
 
 CASES = int(os.environ.get("MUSICLM_FUZZ", "24"))  # of checkpoints, and as many of bundles
@@ -216,6 +217,14 @@ def test_links_and_special_files(inputs: dict[str, Input], tmp_path: Path) -> No
     names = ("loop.pt", "none.pt", "folder.pt", "zero.pt", "pipe.pt", "x" * 5000, "a\0b")
     report = diagnose(tmp_path / name for name in names)
     assert [fault.endswith(": there is no such file.") for fault in report.faults] == [True] * len(names), report.faults
+    for name in names:
+        with pytest.raises(ValueError, match=r"there is no such file|holds no config\.json"):
+            HubertKmeans.from_files(tmp_path / name, tmp_path / name)
+        with pytest.raises(ValueError, match="there is no such file"):
+            read_cluster_centers(tmp_path / name)
+    os.mkfifo(tmp_path / "config.json")  # of the folder that folder.pt is
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        HubertKmeans.from_files(tmp_path, tmp_path / "none.pt")
     torch.save(inputs["fine"].state, tmp_path / "real.pt")
     (tmp_path / "link.pt").symlink_to(tmp_path / "real.pt")
     assert not diagnose([tmp_path / "link.pt"]).faults

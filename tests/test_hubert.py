@@ -380,6 +380,7 @@ def test_other_checkpoints(files: dict[str, Any], tmp_path: Path, change: Any, m
         ({"num_attention_heads": "many"}, "does not give width"),
         ({"intermediate_size": 49}, "do not fit together"),
         ({"hidden_act": 3}, "transformers refuses"),
+        ({"hidden_act": "12"}, "transformers refuses"),
         ({"hidden_size": 1 << 40}, "wide"),
     ],
 )
