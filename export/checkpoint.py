@@ -11,21 +11,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..model.archive import HostileFile, check_archive
+from ..model.archive import HostileFile, check_archive, check_tensors
 from .errors import ExportError
 
-_PLAIN = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-_PLAIN |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-_SHARED = 4  # how often a byte of a file may serve: tied weights, and a codec's codebooks once more beside its model
+_SMALL = 10**7  # numbers that a module may have more than its file: of which are missing, torch says more than a count
 # One tensor name that only this kind of checkpoint has.
 _MARKS = (
     ("semantic", "start_token"),
@@ -116,6 +114,7 @@ def read_checkpoint(path: Path, kind: str) -> Checkpoint:
 
 def read_file(path: Path, option: str = "") -> Checkpoint:
     """Read `path`, whatever it holds. option: what stands before the path in messages."""
+    name = path.name
     if os.path.isdir(path):  # unlike Path's own these say no of a name that no file can have
         path = path / "model.safetensors"
     if not os.path.isfile(path):
@@ -139,22 +138,14 @@ def read_file(path: Path, option: str = "") -> Checkpoint:
         else:
             why = f"not a {'safetensors' if path.suffix == '.safetensors' else 'PyTorch'} file, or a damaged one. Was it copied whole?"
         raise ExportError(f"{option}{path}: {why}") from error
-    checkpoint = from_package(path.name, package)
+    checkpoint = from_package(name, package)
     if path.suffix == ".safetensors":
         checkpoint.config_json = _config_beside(path, option)
-    _check_tensors(f"{option}{path}", checkpoint.state, path.stat().st_size)
+    try:
+        check_tensors(checkpoint.state, path.stat().st_size)
+    except HostileFile as error:
+        raise ExportError(f"{option}{path}: refused, because {error}. Save a plain state dict.") from error
     return checkpoint
-
-
-def _check_tensors(where: str, state: Mapping[str, Tensor], size: int) -> None:
-    """Refuse what has no numbers of its own in the file: sparse, quantized, nested and meta tensors, and shapes beyond its `size`."""
-    for name, tensor in state.items():
-        if tensor.dtype not in _PLAIN or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
-            what = f"{tensor.dtype}, {tensor.layout}, device {tensor.device}".replace("torch.", "")
-            raise ExportError(f"{where}: the tensor {name!r} ({what}) holds no plain numbers. Save a plain state dict.")
-    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    if claimed > _SHARED * size:
-        raise ExportError(f"{where}: its tensors claim {claimed} bytes, but the file has {size}. Save a plain state dict.")
 
 
 def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
@@ -212,3 +203,12 @@ def check_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{stage}: {name} holds NaN or infinite values; this checkpoint cannot be used.")
+
+
+def check_size(where: str, state: Mapping[str, Tensor], build: Callable[[], nn.Module]) -> None:
+    """ExportError if the module would have far more numbers than `state`: widths of a few damaged tensors can multiply to gigabytes."""
+    with torch.device("meta"):
+        wanted = sum(tensor.numel() for tensor in build().state_dict().values())
+    found = sum(tensor.numel() for tensor in state.values())
+    if wanted > 2 * found + _SMALL:
+        raise ExportError(f"{where}: the sizes of its tensors make a model of {wanted} numbers, but the file holds {found}.")

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, expect, read_checkpoint
 from .codec import infer_codec
-from .errors import ExportError, MissingCheckpoint
-from .mulan import conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
+from .errors import ExportError, MissingCheckpoint, naming
+from .mulan import check_conditioner, conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
 from .semantic_tokens import infer_mel, read_hubert_kmeans, tokens_per_second
 from .settings import Settings
 from .transformers import STAGES, infer_transformer
@@ -85,14 +85,16 @@ def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Ca
         if "codec" in checkpoints:
             fine = settings.get("fine")
             quantizers = None if fine is None else fine["num_coarse_quantizers"] + fine["num_fine_quantizers"]
-            settings["codec"] = infer_codec(checkpoints["codec"], quantizers, overrides.get("codec", {}))
+            with naming(checkpoints["codec"].name):
+                settings["codec"] = infer_codec(checkpoints["codec"], quantizers, overrides.get("codec", {}))
     for stage in STAGES:
         with part():
             if stage not in settings or settings[stage]["audio_text_condition"]:
                 _gather_quantizer(stage, sources, overrides.get("quantizer", {}), checkpoints, settings)
     with part():
         if "mulan" in checkpoints:
-            settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}))
+            with naming(checkpoints["mulan"].name):
+                settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}))
         elif "mulan" not in sources:
             raise MissingCheckpoint("missing checkpoint: --mulan (no quantizer file holds one).", "mulan")
     with part():
@@ -117,7 +119,8 @@ def _gather_quantizer(
         )
     quantizer = read_checkpoint(sources[name], "quantizer")
     quantizer.state, inside = split_quantizer_state(quantizer.state)
-    settings[f"quantizer.{stage}"] = infer_quantizer(quantizer.state, overrides)
+    with naming(quantizer.name):
+        settings[f"quantizer.{stage}"] = infer_quantizer(quantizer.state, overrides)
     checkpoints[f"quantizer.{stage}"] = quantizer
     if inside is not None:
         found = expect(Checkpoint(f"{quantizer.name} (its MuLaN)", inside, sha256=quantizer.sha256), "mulan")
@@ -242,14 +245,16 @@ def conditioning_dim(quantizer: Settings, stage: str) -> int | None:
 
 
 def conditioner_tables(collected: Collected) -> dict[str, tuple[Tensor, Tensor]]:
-    """`{stage: (codebooks [Q, K, D], table [Q, K, dim])}` of the conditioned stages."""
+    """`{stage: (codebooks [Q, K, D], table [Q, K, dim])}` of the conditioned stages, each checked for itself."""
     if not collected.conditioned:
         raise ExportError("none of the three transformers is conditioned: a prompt would have no effect. Was one trained with a prefix?")
-    quantizers = {stage: f"quantizer.{stage}" for stage in collected.conditioned}
-    return {
-        stage: conditioner_weights(collected.checkpoints[name].state)[namespace_of(collected.settings[name], stage)]
-        for stage, name in quantizers.items()
-    }
+    tables = {}
+    for stage in collected.conditioned:
+        quantizer, settings = collected.checkpoints[f"quantizer.{stage}"], collected.settings[f"quantizer.{stage}"]
+        with naming(quantizer.name):
+            tables[stage] = conditioner_weights(quantizer.state)[namespace_of(settings, stage)]
+            check_conditioner({stage: tables[stage]})
+    return tables
 
 
 def settings_table(collected: Collected) -> str:

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from ..runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
 from .checkpoint import Checkpoint, describe, identify, is_encodec, read_file
 from .codec import build_codec
 from .collect import Collected, conditioner_tables, conditioning_dim, faults_of_fit, gather, settings_table, warnings_of
-from .errors import ExportError, MissingCheckpoint
+from .errors import ExportError, MissingCheckpoint, naming
 from .mulan import build_mulan, check_conditioner, conditioner_weights, split_quantizer_state
 from .semantic_tokens import build_tokenizer
+from .settings import Settings
 from .stage import build_stage
 from .transformers import STAGES
 
@@ -175,19 +175,24 @@ def _refused_by_builders(collected: Collected) -> list[str]:
     codec, semantic = settings.get("codec"), settings.get("semantic")
     groups = codec["rq_groups"] if codec else 1
     length = semantic["max_length"] if semantic and isinstance(semantic["max_length"], int) else 1
-    steps: list[Callable[[], object]] = [
-        *(partial(build_stage, stage, checkpoints[stage], settings[stage], length, groups) for stage in STAGES if stage in settings),
-        lambda: "mulan" in settings and build_mulan(settings["mulan"], checkpoints["mulan"].state),
-        lambda: _check_conditioning(collected),
-        lambda: codec and build_codec(codec, checkpoints["codec"].state),
-        lambda: "wav2vec" in settings and build_tokenizer(checkpoints["wav2vec"], settings["wav2vec"]),
-    ]
+    steps: dict[str, Callable[[Settings, Checkpoint], object]] = {
+        **{stage: lambda given, file, stage=stage: build_stage(stage, file, given, length, groups) for stage in STAGES},
+        "mulan": lambda given, file: build_mulan(given, file.state),
+        "codec": lambda given, file: build_codec(given, file.state),
+        "wav2vec": lambda given, file: build_tokenizer(file, given),
+    }
     faults = []
-    for step in steps:
+    for part, step in steps.items():
         try:
-            step()
+            if part in settings:
+                with naming(checkpoints[part].name):
+                    step(settings[part], checkpoints[part])
         except ExportError as error:
             faults.append(str(error))
+    try:
+        _check_conditioning(collected)
+    except ExportError as error:
+        faults.append(str(error))
     return faults
 
 
@@ -198,7 +203,8 @@ def _check_conditioning(collected: Collected) -> None:
             check_conditioner(conditioner_tables(collected))
     else:  # some transformers are not there: every table of what is there
         for stage in known:
-            check_conditioner(conditioner_weights(collected.checkpoints[f"quantizer.{stage}"].state))
+            with naming(collected.checkpoints[f"quantizer.{stage}"].name):
+                check_conditioner(conditioner_weights(collected.checkpoints[f"quantizer.{stage}"].state))
 
 
 def _lines(file: FileReport) -> list[str]:

@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..model.encodec import EncodecConfig, EncodecDecoder, EncodecEncoder, codebooks
-from .checkpoint import check_finite, shape_of
+from .checkpoint import check_finite, check_size, shape_of
 from .errors import ExportError
 from .settings import Settings
 
@@ -44,7 +44,10 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         named[name] = tensor
     for name in [name for name in named if name.endswith(".weight_v")]:
         direction, stem = named.pop(name).float(), name.removesuffix("_v")
-        gain = _tensor(named, f"{stem}_g").float()
+        gain, expected = _tensor(named, f"{stem}_g").float(), [len(direction) if direction.ndim else 0, 1, 1]
+        if direction.ndim != 3 or not direction.numel() or list(gain.shape) != expected:
+            got = f"{list(direction.shape)} and {list(gain.shape)}"
+            raise ExportError(f"codec: the weight norm of {stem!r} has the shapes {got}, expected [out, in, kernel] and [out, 1, 1].")
         del named[f"{stem}_g"]
         named[stem] = gain * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1)
     return named
@@ -89,6 +92,9 @@ def build_encodec(settings: Settings, state: Mapping[str, Tensor]) -> tuple[Enco
     values = settings.values()
     config = EncodecConfig(**{name: value for name, value in values.items() if name != "target_sample_hz"})
     state = plain_state(state)
+    for name in (f"quantizer.layers.{quantizer}.codebook.embed" for quantizer in range(config.rq_num_quantizers)):
+        _tensor(state, name)
+    check_size("codec", state, lambda: nn.ModuleList((EncodecDecoder(config), EncodecEncoder(config))))
     decoder, encoder = EncodecDecoder(config), EncodecEncoder(config)
     try:
         decoder.load(state)

@@ -29,7 +29,7 @@ from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
-from .errors import ExportError
+from .errors import ExportError, naming
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
@@ -99,7 +99,8 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
 
     _step(bar, "mulan")
     codec_hz = settings["codec"]["target_sample_hz"]
-    model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
+    with naming(checkpoints["mulan"].name):
+        model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
     ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
@@ -107,7 +108,8 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
     conditioner = _export_conditioner(collected, folder)
 
     _step(bar, "codec")
-    codec = export_codec(settings["codec"], checkpoints["codec"].state, folder)
+    with naming(checkpoints["codec"].name):
+        codec = export_codec(settings["codec"], checkpoints["codec"].state, folder)
     _step(bar, "wav2vec")
     wav2vec = None
     if "wav2vec" in checkpoints:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.torch import save_file
 
-from ..model import MelKmeans
+from ..model import HubertKmeans, MelKmeans
 from .export import export_checkpoints
 
 
@@ -22,7 +25,7 @@ def export_musiclm(
 ) -> Path:
     """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config: as for `export_checkpoints`.
 
-    Its `wav2vec` goes into the bundle if it is a `MelKmeans`; HuBERT's files can be given to `export_checkpoints` alone.
+    Its `wav2vec` goes into the bundle if it is a `MelKmeans` or a `HubertKmeans`; a UserWarning says what to do if it is another.
     """
     audio_lm, quantizer = musiclm.audio_lm, musiclm.mulan_embed_quantizer
     transformers = {stage: getattr(audio_lm, stage).transformer for stage in ("semantic", "coarse", "fine")}
@@ -41,10 +44,33 @@ def export_musiclm(
         else:  # audiolm-pytorch's EncodecWrapper
             torch.save(_state(codec), paths["codec"])
         torch.save(_state(quantizer), paths["quantizer"])
-        if isinstance(audio_lm.semantic.wav2vec, MelKmeans):
-            paths["semantic_features"] = Path(folder) / "semantic_features.pt"
-            audio_lm.semantic.wav2vec.save(paths["semantic_features"])
+        told = _save_wav2vec(audio_lm.semantic.wav2vec, Path(folder), paths)
+        if told:
+            overrides["wav2vec"] = told | overrides.get("wav2vec", {})
         return export_checkpoints(**paths, out=out, config=overrides, overwrite=overwrite, quiet=quiet)  # type: ignore[arg-type]
+
+
+def _save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str, Any]:
+    """Write the files of a semantic tokenizer into `folder` and add them to `paths`. What they do not tell."""
+    if isinstance(wav2vec, MelKmeans):
+        paths["semantic_features"] = folder / "semantic_features.pt"
+        wav2vec.save(paths["semantic_features"])
+    elif isinstance(wav2vec, HubertKmeans):
+        paths |= {"hubert": folder / "hubert", "kmeans": folder / "kmeans.npy"}
+        paths["hubert"].mkdir()
+        wav2vec.hubert.config.to_json_file(paths["hubert"] / "config.json", use_diff=False)
+        save_file({name: tensor.contiguous() for name, tensor in _state(wav2vec.hubert).items()}, paths["hubert"] / "model.safetensors")
+        np.save(paths["kmeans"], wav2vec.centres.float().cpu().numpy())
+        layers = wav2vec.hubert.config.num_hidden_layers  # those beyond were left out
+        return {"target_sample_hz": wav2vec.target_sample_hz, "output_layer": layers, "normalize": wav2vec.normalize}
+    elif wav2vec is not None:
+        warnings.warn(
+            f"the bundle will have no semantic tokenizer: a wav2vec of type {type(wav2vec).__name__} cannot be exported from a live model. "
+            "For HuBERT set audio_lm.semantic.wav2vec to HubertKmeans.from_files(checkpoint, kmeans) of musiclm_deploy.model before, or "
+            "export files with export_checkpoints(..., hubert=checkpoint, kmeans=kmeans).",
+            stacklevel=3,
+        )
+    return {}
 
 
 def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -17,11 +17,12 @@ from torch.nn import functional as F
 
 from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
 from ..model.residual_vq import nearest_codes
-from .checkpoint import check_finite, shape_of
+from .checkpoint import check_finite, check_size, shape_of
 from .errors import ExportError
 from .settings import Settings
 from .trace import trace
 
+MOST_SAMPLES = 8192  # in a window of a spectrogram: its DFT, which no file holds, has the square of that
 _UPSTREAM = "default of musiclm-pytorch 0.2.8; leaves no trace in the file"
 
 
@@ -40,7 +41,9 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Se
     if mel is None:
         n_fft = settings.assume("spec_n_fft", 128, _UPSTREAM)
         settings.assume("spec_hop_length", window // 2, f"half of spec_win_length: {_UPSTREAM}")
-        settings.assume("sample_hz", None, "the codec's rate")
+        sample_hz = settings.assume("sample_hz", None, "the codec's rate")
+        if sample_hz is not None and (type(sample_hz) is not int or sample_hz < 1):
+            raise ExportError(f"mulan: sample_hz must be a whole number of at least 1, got {sample_hz!r}.")
         rows = n_fft // 2 + 1
     else:
         layout = _tensor(state, "audio.spec.mel_layout")
@@ -50,6 +53,8 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Se
         for name, value in (("spec_n_fft", n_fft), ("spec_hop_length", hop_length), ("sample_hz", sample_hz)):
             settings.infer(name, value, "audio.spec.mel_layout")
         rows = settings.infer("spec_n_mels", len(mel), f"audio.spec.mel [{len(mel)}, ...]")
+    if n_fft > MOST_SAMPLES:
+        raise ExportError(f"mulan: spec_n_fft = {n_fft} is not covered, {MOST_SAMPLES} is the most.")
     if n_fft < window or rows < patch[0]:
         raise ExportError(
             f"mulan: spec_n_fft = {n_fft} is too small for the checkpoint's window of {window} samples and patches of {patch[0]} bins: "
@@ -85,16 +90,23 @@ def build_mulan(settings: Settings, state: Mapping[str, Tensor]) -> MuLaN:
     if "spec_n_mels" in audio:
         audio["spec_sample_hz"] = values["sample_hz"]
     layers = values["hierarchical_contrastive_loss_layers"]
-    try:
-        mulan = MuLaN(
-            AudioSpectrogramTransformer(**audio),
+
+    def build(**spectrogram: Any) -> MuLaN:
+        return MuLaN(
+            AudioSpectrogramTransformer(**audio | spectrogram),
             TextTransformer(**_below(values, "text.")),
             dim_latent=values["dim_latent"],
             hierarchical_contrastive_loss=layers is not None,
             hierarchical_contrastive_loss_layers=layers,
             sigmoid_contrastive_loss=values["sigmoid_contrastive_loss"],
         )
+
+    try:
+        check_size("mulan", state, lambda: build(spec_n_mels=None, spec_sample_hz=None))  # the filters cannot be made without their values
+        mulan = build()
         mulan.load_state_dict(dict(state))
+    except ExportError:
+        raise
     except (ValueError, RuntimeError) as error:  # torch lists every missing, unexpected and misshapen tensor
         raise ExportError(f"mulan: the checkpoint and its settings do not fit together. {error}") from error
     check_finite("mulan", state)

@@ -20,6 +20,7 @@ from ..model.sklearn_kmeans import read_cluster_centers
 from ..runtime import bundle
 from .checkpoint import Checkpoint, check_finite, sha256_of
 from .errors import ExportError
+from .mulan import MOST_SAMPLES
 from .settings import Settings
 from .trace import trace
 
@@ -29,10 +30,15 @@ _UNTOLD = "default of audiolm-pytorch 2.4.0"
 def infer_mel(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Settings:
     """Settings of the `MelKmeans` in a file, all of which the file tells."""
     settings = Settings("wav2vec", overrides)
-    (n_mels, _), (codebook_size, _) = checkpoint.shape("spec.mel", 2), checkpoint.shape("centres", 2)
+    (n_mels, bins), (codebook_size, width) = checkpoint.shape("spec.mel", 2), checkpoint.shape("centres", 2)
     sample_hz, _, hop = map(int, checkpoint.array("spec.mel_layout", 3))
     if hop < 1 or sample_hz < hop:
         raise ExportError(f"{checkpoint.name}: a rate of {sample_hz} Hz and {hop} samples per token cannot be.")
+    if (bins, width) != (3 * hop // 2 + 1, 2 * n_mels) or 3 * hop > MOST_SAMPLES:
+        raise ExportError(
+            f"{checkpoint.name}: filters of {n_mels} bands by {bins} bins, centres of {width} features and {hop} samples per token "
+            f"do not go together, or its windows are longer than {MOST_SAMPLES} samples."
+        )
     settings.infer("kind", "mel", "spec.mel_layout present")
     settings.infer("target_sample_hz", sample_hz, "spec.mel_layout")
     settings.infer("samples_per_token", hop, "spec.mel_layout")

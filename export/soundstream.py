@@ -20,7 +20,7 @@ from torch import Tensor
 from ..model.residual_vq import cosine, euclidean
 from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder, codebooks
 from ..model.soundstream_encoder import SoundStreamEncoder
-from .checkpoint import check_finite, shape_of
+from .checkpoint import check_finite, check_size, shape_of
 from .errors import ExportError
 from .settings import Settings
 
@@ -114,6 +114,7 @@ def infer_soundstream(
 
 def build_decoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStreamDecoder:
     """The decoder with the weights of `state`, in evaluation mode. Tensors that serve training alone are ignored."""
+    check_size("codec", state, lambda: SoundStreamDecoder(_config(settings)))
     decoder = SoundStreamDecoder(_config(settings))
     _load(decoder, state, "decoder")
     return decoder.eval()
@@ -123,6 +124,7 @@ def build_encoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStrea
     """The encoder with the weights of `state`, in evaluation mode; None where its search for codes is one that is not covered."""
     if settings["rq_kwargs.affine_param"] or (settings["rq_kwargs.beam_size"] or 1) > 1:
         return None
+    check_size("codec", state, lambda: SoundStreamEncoder(_config(settings)))
     encoder = SoundStreamEncoder(_config(settings), cosine if settings["rq_kwargs.use_cosine_sim"] else euclidean)
     _load(encoder, state, "encoder")
     return encoder.eval()

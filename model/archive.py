@@ -1,12 +1,20 @@
 """Whether a file of torch.save asks for more memory than it has bytes: a small file can claim, or unpack to, gigabytes.
 
-In: a path, looked at before torch reads it. Out: nothing, or `HostileFile`. Damage is not its business: torch finds that by itself.
+In: a path, looked at before torch reads it, and the tensors that came out. Out: nothing, or `HostileFile`. Damage is not its business:
+torch finds that by itself.
 """
 
 import mmap
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
+_PLAIN = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_PLAIN |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_SHARED = 4  # how often a byte of a file may serve: tied weights, and a codec's codebooks once more beside its model
 _ZIP = b"PK\3\4"  # by these bytes torch chooses between its two formats
 
 
@@ -31,6 +39,17 @@ def check_archive(path: Path) -> None:
         for entry in archive.infolist():
             if entry.filename.lower().endswith("data.pkl"):  # torch looks it up in any case
                 _check_pickle(archive.read(entry))
+
+
+def check_tensors(state: Mapping[str, Tensor], size: int) -> None:
+    """Refuse what has no numbers of its own in a file of `size` bytes: sparse, quantized, nested and meta tensors, and shapes beyond it."""
+    for name, tensor in state.items():
+        if tensor.dtype not in _PLAIN or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+            what = f"{tensor.dtype}, {tensor.layout}, device {tensor.device}".replace("torch.", "")
+            raise HostileFile(f"the tensor {name!r} ({what}) holds no plain numbers")
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if claimed > _SHARED * size:
+        raise HostileFile(f"its tensors claim {claimed} bytes, but the file has {size}")
 
 
 def _check_pickle(data: bytes | mmap.mmap) -> None:

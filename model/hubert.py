@@ -6,6 +6,7 @@ network is transformers' `HubertModel`. It knows no file formats.
 
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,14 +62,17 @@ class HubertKmeans(SemanticTokenizer):
         self.normalize = normalize
         # No weight is made only to be replaced, and none of a size that the file does not have.
         settings.num_hidden_layers = output_layer
-        with torch.device("meta"):
-            self.hubert = hubert.HubertModel(settings)
-        beyond = [f"encoder.layers.{layer}." for layer in range(output_layer, last)]
+        try:
+            with torch.device("meta"):
+                self.hubert = hubert.HubertModel(settings)
+        except Exception as error:  # a KeyError for an activation that it does not know
+            raise ValueError(f"transformers refuses these settings of HuBERT: {error!r}") from error
+        beyond = [name for name in state if (found := re.match(r"encoder\.layers\.(\d{1,9})\.", name)) and int(found[1]) >= output_layer]
         if settings.do_stable_layer_norm:
             self.hubert.encoder.layer_norm = nn.Identity()
-            beyond.append("encoder.layer_norm.")
+            beyond += [name for name in state if name.startswith("encoder.layer_norm.")]
         try:
-            self.hubert.load_state_dict({n: t for n, t in state.items() if not n.startswith(tuple(beyond))}, assign=True)
+            self.hubert.load_state_dict({name: state[name] for name in state.keys() - beyond}, assign=True)
         except RuntimeError as error:  # torch lists every missing, unexpected and misshapen tensor
             raise ValueError(f"HuBERT's tensors and settings do not fit together. {error}") from error
         self.hubert.requires_grad_(False).eval()
@@ -89,7 +93,11 @@ class HubertKmeans(SemanticTokenizer):
         hubert = read_hubert(checkpoint_path)
         config = {name: fact.value for name, fact in hubert.facts.items()}
         sizes: dict[str, Any] = dict(target_sample_hz=target_sample_hz, seq_len_multiple_of=seq_len_multiple_of, output_layer=output_layer)
-        return cls(config, hubert.state, read_cluster_centers(kmeans_path), **sizes, **more)
+        centres = read_cluster_centers(kmeans_path)
+        try:
+            return cls(config, hubert.state, centres, **sizes, **more)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint_path} with {kmeans_path}: {error}") from error
 
     def train(self, mode: bool = True) -> "HubertKmeans":
         super().train(mode)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from .archive import HostileFile, check_archive
+from .archive import HostileFile, check_archive, check_tensors
 
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 _POS_CONV = "encoder.pos_conv_embed.conv"
@@ -85,9 +85,11 @@ def read_hubert(path: str | os.PathLike) -> HubertFile:
     """A checkpoint of fairseq's `HubertModel`, such as hubert_base_ls960.pt, or a folder with config.json and model.safetensors or
     pytorch_model.bin. Raises ValueError for anything else."""
     path = Path(path)
-    if not path.exists():
+    if os.path.isdir(path):  # unlike Path's own these say no of a name that no file can have, and of a pipe
+        return _read_folder(path)
+    if not os.path.isfile(path):
         raise ValueError(f"{path}: there is no such file or folder.")
-    return _read_folder(path) if path.is_dir() else _read_fairseq(path)
+    return _read_fairseq(path)
 
 
 def _read_fairseq(path: Path) -> HubertFile:
@@ -97,7 +99,7 @@ def _read_fairseq(path: Path) -> HubertFile:
         raise ValueError(f"{path}: not a checkpoint of fairseq, which is a dictionary with the entry 'model'.")
     if any(str(name).startswith(("vector_quantizer.", "quantizer.")) for name in model):
         raise ValueError(f"{path}: this is a wav2vec model with a quantizer of its own, which is not covered; HuBERT with k-means is.")
-    state = _named(path, model, _fairseq_name)
+    state = _named(path, path, model, _fairseq_name)
     cfg = _settings(package)
     activation = cfg.get("activation_fn", "gelu")
     activation = activation.args[0] if isinstance(activation, _Inert) and activation.args else activation  # of an enumeration
@@ -107,6 +109,8 @@ def _read_fairseq(path: Path) -> HubertFile:
 
 
 def _read_folder(folder: Path) -> HubertFile:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: holds no config.json.")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -114,20 +118,21 @@ def _read_folder(folder: Path) -> HubertFile:
     if not isinstance(config, dict) or config.get("model_type") != "hubert":
         found = config.get("model_type") if isinstance(config, dict) else config
         raise ValueError(f"{folder}: config.json is of a model of type {found!r}, expected 'hubert'.")
-    if (folder / "model.safetensors").is_file():
+    file = folder / "model.safetensors"
+    if file.is_file():
         from safetensors.torch import load_file
 
         try:
-            state = load_file(folder / "model.safetensors")
+            state = load_file(file)
         except Exception as error:  # safetensors has an exception of its own, without a common base
-            raise ValueError(f"{folder / 'model.safetensors'}: damaged ({error}). Was it copied whole?") from error
-    elif (folder / "pytorch_model.bin").is_file():
-        state = _load(folder / "pytorch_model.bin")
+            raise ValueError(f"{file}: damaged ({error}). Was it copied whole?") from error
+    elif (file := folder / "pytorch_model.bin").is_file():
+        state = _load(file)
         if not isinstance(state, Mapping):
-            raise ValueError(f"{folder / 'pytorch_model.bin'}: expected a dictionary of tensors, got {type(state).__name__}.")
+            raise ValueError(f"{file}: expected a dictionary of tensors, got {type(state).__name__}.")
     else:
         raise ValueError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin.")
-    state = _named(folder, state, lambda name: name.removeprefix("hubert."))
+    state = _named(folder, file, state, lambda name: name.removeprefix("hubert."))
     strides, kernels = config.get("conv_stride"), config.get("conv_kernel")
     sizes = [config.get(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")]
     sizes += [*strides, *kernels] if isinstance(strides, list) and isinstance(kernels, list) and len(strides) == len(kernels) else [None]
@@ -169,11 +174,19 @@ def _fairseq_name(name: str) -> str | None:
     return None
 
 
-def _named(path: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tensor]:
+def _named(path: Path, file: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tensor]:
+    """path: for messages; file: which `state` was read from."""
     named, unknown = {}, []
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor) or not isinstance(name, str) or _UNUSED.fullmatch(name.removeprefix("hubert.")):
-            continue
+    used = {
+        name: tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor) and isinstance(name, str) and not _UNUSED.fullmatch(name.removeprefix("hubert."))
+    }
+    try:
+        check_tensors(used, file.stat().st_size)
+    except HostileFile as error:
+        raise ValueError(f"{path}: refused, because {error}.") from error
+    for name, tensor in used.items():
         found = rename(name)
         if found is None:
             unknown.append(name)

@@ -183,4 +183,4 @@ def _layout(state: Mapping[str, Tensor]) -> list[int]:
     """[rate in Hz, window in samples, hop in samples] of a saved tokenizer."""
     if "spec.mel_layout" not in state:
         raise ValueError(f"not a tokenizer that MelKmeans.save wrote: its first tensor is {next(iter(state), 'missing')!r}")
-    return state["spec.mel_layout"].tolist()
+    return [int(number) for number in state["spec.mel_layout"].tolist()]

@@ -1,4 +1,5 @@
-"""Cluster centres out of a k-means model that scikit-learn fitted and joblib, or pickle, wrote; nothing in the file is executed.
+"""Cluster centres out of a k-means model that scikit-learn fitted and joblib, or pickle, wrote, or as numpy.save writes them alone; nothing
+in the file is executed.
 
 In: a path. Out: centres float32 [K, F]. The file is a pickle, which could name any function to call. Here a name on the list below becomes
 an inert stand-in, arrays are cut out of the bytes by hand, and every other name is refused. It does not know what was clustered.
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MAX_BYTES = 1 << 30  # unpacked; 500 centres of HuBERT's 768 features are 1.5 MB, and MiniBatchKMeans may keep a label per frame
+_MAX_BYTES = 1 << 28  # unpacked; 500 centres of HuBERT's 768 features are 1.5 MB, and a label per frame of 300 hours 216 MB
 _AGAIN = "Save cluster_centers_ again with joblib.dump of the fitted KMeans or MiniBatchKMeans."
 # Parts of such a model that play no role here: the estimator itself, its random state, its scalars.
 _INERT = re.compile(
@@ -48,7 +49,7 @@ class _Dtype(_Inert):
     def real(self) -> np.dtype:
         code = self.args[0] if self.args else None
         if not isinstance(code, str) or not re.fullmatch(r"[fiu][1248]|b1", code):
-            raise ValueError(f"an array of type {code!r}, which is no number")
+            raise ValueError("an array of what is no number")  # without the type: a text of it may be of any length
         order = self.state[1] if isinstance(self.state, tuple) and len(self.state) > 1 else "="
         return np.dtype(code).newbyteorder(order if order in ("<", ">") else "=")
 
@@ -115,27 +116,36 @@ class _Refused(ValueError):
 
 
 def read_cluster_centers(path: str | os.PathLike) -> Tensor:
-    """The `cluster_centers_` of a `KMeans` or `MiniBatchKMeans`, float32 [K, F]; joblib may have compressed it with all but lz4.
+    """The `cluster_centers_` of a `KMeans` or `MiniBatchKMeans`, float32 [K, F]; joblib may have compressed it with all but lz4. Or an
+    array [K, F] of numpy.save.
 
     Raises ValueError, which says why, for everything else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's own it says no of a name that no file can have
         raise ValueError(f"{path}: there is no such file.")
     try:
-        model = _Unpickler(_unpacked(path.read_bytes())).load()
-        if not isinstance(model, _Inert) or not isinstance(model.state, dict):
-            raise _Refused(f"it holds a {type(model).__name__}")
-        centres = model.state.get("cluster_centers_")
+        data = _unpacked(path.read_bytes())
+        if data.startswith(np.lib.format.MAGIC_PREFIX):
+            centres = _saved_array(data)
+        else:
+            model = _Unpickler(data).load()
+            if not isinstance(model, _Inert) or not isinstance(model.state, dict):
+                raise _Refused(f"it holds a {type(model).__name__}")
+            centres = model.state.get("cluster_centers_")
         if not isinstance(centres, np.ndarray) or centres.ndim != 2 or centres.dtype.kind != "f" or 0 in centres.shape:
             raise _Refused("it has no cluster_centers_ [K, F]; was it fitted?")
+        with np.errstate(over="ignore"):
+            centres = np.array(centres, np.float32, order="C")
         if not np.isfinite(centres).all():
-            raise _Refused("its cluster_centers_ hold NaN or infinite values")
+            raise _Refused("its cluster_centers_ hold NaN, infinite or, for float32, too large values")
     except _Refused as error:
         raise ValueError(f"{path}: not a k-means model that can be used: {error}. {_AGAIN}") from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: cannot be read (MemoryError).") from error
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(f"{path}: not a file of joblib or pickle, or a damaged one ({error}). Was it copied whole?") from error
-    return torch.from_numpy(np.array(centres, np.float32, order="C"))
+    return torch.from_numpy(centres)
 
 
 def _unpacked(data: bytes) -> bytes:
@@ -155,9 +165,20 @@ def _unpacked(data: bytes) -> bytes:
     return found
 
 
+def _saved_array(data: bytes) -> np.ndarray:
+    """Of numpy.save. Its own reader makes room for whatever shape the header claims."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("a format of numpy that only names of fields beyond ASCII need")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject or _count(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError("an array that is shorter or longer than its shape")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
 def _count(shape: Any) -> int:
     if not isinstance(shape, tuple) or not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(f"an array of shape {shape!r}")
+        raise ValueError("an array without a shape")
     count = 1
     for size in shape:
         count *= size

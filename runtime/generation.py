@@ -17,7 +17,7 @@ import numpy as np
 
 from .bundle import STAGES
 from .codec import CHUNK_FRAMES, codec_chunks, decode_codes
-from .memory import check_memory, decoder_bytes, largest_runs, mulan_audio_bytes, wav2vec_bytes
+from .memory import check_memory, decode_bytes, decoder_bytes, encode_bytes, largest_runs, mulan_audio_bytes, wav2vec_bytes
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
 from .primes import prime_tokens, samples_at, tokenizer_of
@@ -114,9 +114,11 @@ class Generation:
             rows *= 2 if is_guided(manifest, request, stage) else 1
             needed[stage] = decoder_bytes(decoder, rows, prompt + prefix, capacity + prefix)
         for prime in filter(None, request.primes):
-            samples = samples_at(prime.sound, tokenizer_of(manifest).sample_hz)
-            needed["prime"] = max(wav2vec_bytes(tokenizer_of(manifest), 1, samples), needed.get("prime", 0))
-        needed["codec"] = 4 * request.items * request.samples  # the waves; what decoding takes besides does not grow with them
+            tokenizer, codec = tokenizer_of(manifest), manifest.codec
+            hearing = wav2vec_bytes(tokenizer, 1, samples_at(prime.sound, tokenizer.sample_hz))
+            needed["prime"] = max(hearing, encode_bytes(1, prime.frames * codec.samples_per_frame), needed.get("prime", 0))
+        chunk = max(chunk.stop - chunk.start for chunk in codec_chunks(manifest.codec, request.frames, CHUNK_FRAMES))
+        needed["codec"] = 4 * request.items * request.samples + decode_bytes(chunk * manifest.codec.samples_per_frame)  # waves and one call
         if request.num_samples > 1:
             samples = math.ceil(min(request.samples, self._ranked_at_once) / manifest.codec.sample_hz * manifest.mulan.sample_hz)
             needed["rank"] = mulan_audio_bytes(manifest.mulan, 1, samples)

@@ -18,7 +18,7 @@ from .audio import resample
 from .backend import choose_device, open_session
 from .bundle import STAGES, Bundle, Decoder
 from .generation import Generation, Progress
-from .memory import check_memory, mulan_audio_bytes, wav2vec_bytes
+from .memory import check_memory, encode_bytes, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
 from .noise import NoiseSource
 from .primes import encoder_of, tokenizer_of
@@ -140,6 +140,7 @@ class MusicLM:
         least = (codec.min_encode_frames - 1) * hop + 1  # filled up to whole frames
         wave = _wave_at(audio, codec.sample_hz, least, "the codec encodes")
         wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop)))
+        check_memory({"codec": encode_bytes(*wave.shape)})
         return self.run(graph, wave=wave)["codes"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,6 +38,28 @@ def mel_kmeans():
     tokenizer = MelKmeans(19, 8000, tokens_per_second=50, n_mels=20)
     tokenizer.fit([noise, *tones], seed=1)
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def packages(tiny_checkpoints) -> dict[str, dict[str, Any]]:
+    """What each file holds; the codec without its discriminators, which nothing reads and which are nearly all of its 100 MB. Read only."""
+    import torch
+
+    found = {kind: torch.load(path, weights_only=True) for kind, path in tiny_checkpoints.items()}
+    state = found["codec"]["model"]
+    found["codec"]["model"] = {name: tensor for name, tensor in state.items() if name.startswith(("encoder", "decoder", "rq."))}
+    return found
+
+
+@pytest.fixture(scope="session")
+def good(packages, tmp_path_factory) -> dict[str, Path]:
+    """Their files: small ones that the export takes. Read only."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("good")
+    for kind, package in packages.items():
+        torch.save(package, folder / f"{kind}.pt")
+    return {kind: folder / f"{kind}.pt" for kind in packages}
 
 
 @pytest.fixture(scope="session")

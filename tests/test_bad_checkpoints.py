@@ -26,21 +26,6 @@ KINDS = ("semantic", "coarse", "fine", "codec", "mulan", "quantizer")
 Package = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def packages(tiny_checkpoints) -> dict[str, Package]:
-    """What each file holds. The codec goes without its discriminators: nothing reads them, and they are nearly all of its 100 MB."""
-    found = {kind: torch.load(tiny_checkpoints[kind], weights_only=True) for kind in KINDS}
-    state = found["codec"]["model"]
-    found["codec"]["model"] = {name: tensor for name, tensor in state.items() if name.startswith(("encoder", "decoder", "rq."))}
-    return found
-
-
-@pytest.fixture(scope="module")
-def good(packages, tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("good")
-    return {kind: save(package, folder / f"{kind}.pt") for kind, package in packages.items()}
-
-
 @pytest.fixture
 def changed(packages, good, tmp_path) -> Callable[..., dict[str, Path]]:
     """`changed("fine", edit)`: the good files with one of them replaced by what `edit` made of its state dict."""

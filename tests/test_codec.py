@@ -14,15 +14,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from test_soundstream import CODEBOOK, TOLERANCE, upstream_soundstream
 
 from musiclm_deploy.export.codec import export_codec_decode
 from musiclm_deploy.export.soundstream import build_decoder, infer_soundstream
 from musiclm_deploy.model.soundstream import SoundStreamDecoder
-from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime.bundle import Codec
 from musiclm_deploy.runtime.codec import CHUNK_FRAMES, codec_chunks, decode_codes
 
-CODEBOOK, TOLERANCE = 11, 1e-5
 VARIANTS: dict[str, dict[str, Any]] = {
     "readme strides": dict(strides=(2, 4, 5, 8)),
     "music strides, two layers of attention": dict(strides=(3, 4, 5, 8), attn_depth=2, attn_window_size=5),
@@ -36,19 +35,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def soundstream(**arguments: Any) -> tuple[SoundStreamDecoder, Codec]:
     """A decoder of random weights, from upstream's state dict through the export's code, and its record."""
-    load_upstream()
-    from audiolm_pytorch.soundstream import SoundStream
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = dict(channels=2, codebook_dim=8, codebook_size=CODEBOOK, rq_num_quantizers=3, attn_heads=2, attn_dim_head=8)
-    sizes |= dict(attn_window_size=8, discr_multi_scales=(1,), multi_spectral_window_powers_of_two=(6,))
-    model = SoundStream(**sizes | arguments).eval()
-    with torch.no_grad():
-        for parameter in [*model.decoder.parameters(), *(model.decoder_attn.parameters() if model.decoder_attn else [])]:
-            parameter += 0.1 * torch.randn_like(parameter)
-        for name, buffer in model.rq.named_buffers():
-            if name.endswith("embed"):
-                buffer.normal_()
+    sizes: dict[str, Any] = {"channels": 2, "codebook_dim": 8}
+    model = upstream_soundstream(**sizes | arguments)
     settings = infer_soundstream(model.state_dict(), model._configs, "2.4.0", {})
     decoder = build_decoder(settings, model.state_dict())
     return decoder, Codec(

@@ -24,6 +24,7 @@ from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.export import _records
 from musiclm_deploy.export.soundstream import build_decoder, build_encoder, infer_soundstream
 from musiclm_deploy.model.soundstream_encoder import SoundStreamEncoder
+from musiclm_deploy.runtime import memory
 from musiclm_deploy.runtime.audio import resample
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle
 
@@ -233,6 +234,15 @@ def test_bundle_encodes(music: md.MusicLM, tiny_models: dict[str, Any]) -> None:
             music.encode_audio((wrong, codec.sample_hz))
     with pytest.raises(ValueError, match="the wave holds NaN"):
         music.encode_audio((np.full_like(wave, np.nan), codec.sample_hz))
+
+
+def test_encoding_is_refused_before_memory_is_taken(music: md.MusicLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour of sound that swaps instead of being refused; ten seconds refused with 128 MB free."""
+    wave = np.zeros((1, 160_000), np.float32)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 128_000_000)
+    assert len(music.encode_audio((wave, 16000))) == 1
+    with pytest.raises(MemoryError, match=r"the codec stage of this request needs 208\.8 MB, 128\.0 MB are free"):
+        music.encode_audio((wave.repeat(2, axis=0), 16000))
 
 
 def test_bundle_without_encoder(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -21,23 +21,6 @@ KINDS = ("semantic", "coarse", "fine", "codec", "mulan", "quantizer")
 NAN = float("nan")
 
 
-@pytest.fixture(scope="module")
-def packages(tiny_checkpoints) -> dict[str, dict[str, Any]]:
-    """What each file holds; the codec without its discriminators, which are nearly all of its 100 MB."""
-    found = {kind: torch.load(tiny_checkpoints[kind], weights_only=True) for kind in KINDS}
-    state = found["codec"]["model"]
-    found["codec"]["model"] = {name: tensor for name, tensor in state.items() if name.startswith(("encoder", "decoder", "rq."))}
-    return found
-
-
-@pytest.fixture(scope="module")
-def good(packages, tmp_path_factory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("good")
-    for kind, package in packages.items():
-        torch.save(package, folder / f"{kind}.pt")
-    return {kind: folder / f"{kind}.pt" for kind in KINDS}
-
-
 @pytest.fixture
 def changed(packages, tmp_path) -> Callable[..., Path]:
     """`changed("fine", edit)`: that file again with what `edit` made of its state dict."""

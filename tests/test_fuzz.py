@@ -4,32 +4,41 @@ used; nothing in it runs, nothing crashes, and no small file takes gigabytes.
 `MUSICLM_FUZZ=2000 pytest tests/test_fuzz.py` makes the run long; `MUSICLM_FUZZ_SEED` begins elsewhere.
 """
 
-import io
 import json
 import os
 import pickle
-import random
 import resource
 import shutil
+import signal
 import traceback
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fuzzing
+import numpy as np
 import pytest
 import torch
+from fuzzing import Dice, State
 from safetensors.torch import save_file
+from sklearn.cluster import MiniBatchKMeans
+from test_encodec import hugging_face, small
+from test_hubert import CFG, fairseq_state, tiny_hubert
 
 from musiclm_deploy.export.checkpoint import read_checkpoint
 from musiclm_deploy.export.doctor import diagnose
 from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.model import HubertKmeans, MelKmeans
+from musiclm_deploy.model.sklearn_kmeans import read_cluster_centers
 from musiclm_deploy.runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
 
 CASES = int(os.environ.get("MUSICLM_FUZZ", "24"))  # of checkpoints, and as many of bundles
 SEED = int(os.environ.get("MUSICLM_FUZZ_SEED", "0"))
 KINDS = ("semantic", "coarse", "fine", "codec", "mulan", "quantizer")
 GIGABYTE = 1 << 30
+SECONDS = 60  # that one case may take on a busy machine: most take a tenth of one
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of this process is read from /proc")
 
 
@@ -43,260 +52,162 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-class Runs:
-    """Unpickling it makes a folder."""
+@pytest.fixture(autouse=True)
+def an_end() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no end after {SECONDS} seconds")
 
-    def __init__(self, proof: Path) -> None:
-        self._proof = proof
-
-    def __reduce__(self):
-        return os.mkdir, (str(self._proof),)
-
-
-class Calls:
-    """Unpickling it calls what torch's loader allows, with arguments that it does not look at."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self._call = function, arguments
-
-    def __reduce__(self):
-        return self._call
+    before = signal.signal(signal.SIGALRM, stop)
+    yield
+    signal.signal(signal.SIGALRM, before)
 
 
-State = dict[str, Any]
-Dice = random.Random
+@dataclass(frozen=True)
+class Input:
+    """One thing that the export takes, whole. A file of torch.save, or else a folder of transformers, or a k-means model."""
 
-
-# --- ways to change a state dict; each returns it, or another package
-
-
-def _pick(state: State, dice: Dice) -> str:
-    """Often one of the tensors that settings are read from, which are few among many."""
-    ends = ("token", "embedding.weight", "logit_weights", "_codebook.embed", "layout", "window")
-    telling = [name for name in state if name.endswith(ends)]
-    return dice.choice(telling if telling and dice.random() < 0.3 else list(state))
-
-
-def swap(state: State, dice: Dice, _: Path) -> State:
-    a, b = _pick(state, dice), _pick(state, dice)
-    state[a], state[b] = state[b], state[a]
-    return state
-
-
-def drop(state: State, dice: Dice, _: Path) -> State:
-    for _i in range(dice.choice((1, 1, 3))):
-        state.pop(_pick(state, dice), None)
-    return state
-
-
-def rename(state: State, dice: Dice, _: Path) -> State:
-    name = _pick(state, dice)
-    parts = name.split(".")
-    parts[dice.randrange(len(parts))] = dice.choice(("", "x", "-1", "999999999999", "0", "\n", "é", "weight", "../../x"))
-    state[".".join(parts)] = state.pop(name)
-    return state
-
-
-def retype(state: State, dice: Dice, _: Path) -> State:
-    name = _pick(state, dice)
-    kinds = (torch.float64, torch.int64, torch.int8, torch.bool, torch.complex64, torch.float8_e5m2, torch.bfloat16, torch.uint16)
-    state[name] = state[name].to(dice.choice(kinds))
-    return state
-
-
-def reshape(state: State, dice: Dice, _: Path) -> State:
-    name = _pick(state, dice)
-    tensor = state[name]
-    state[name] = dice.choice(
-        (
-            tensor.flatten(),
-            tensor[None],
-            tensor.reshape(-1)[:0],
-            tensor.reshape(-1)[0],
-            tensor.reshape(-1)[:1],
-            tensor.T if tensor.ndim == 2 else tensor[..., None],
-            torch.cat([tensor.reshape(-1)] * 2),
-            tensor[..., :1] if tensor.ndim else tensor,
-            tensor[:1] if tensor.ndim else tensor,
-            tensor[:0] if tensor.ndim else tensor,
-        )
-    )
-    return state
-
-
-def unplain(state: State, dice: Dice, _: Path) -> State:
-    name = _pick(state, dice)
-    tensor = state[name].float()
-    state[name] = dice.choice(
-        (
-            lambda: tensor.to_sparse(),
-            lambda: tensor.to("meta"),
-            lambda: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
-            lambda: torch.nn.Parameter(tensor),
-            lambda: torch.empty((10**9, 10**5), device="meta"),
-        )
-    )()
-    return state
-
-
-def values(state: State, dice: Dice, _: Path) -> State:
-    name = _pick(state, dice)
-    tensor = state[name].clone()
-    filler = dice.choice((float("nan"), float("inf"), -1, 0, 2**62, 1e30))
-    if not tensor.is_floating_point():
-        filler = dice.choice((-1, 0, 1, 127 if tensor.dtype in (torch.bool, torch.uint8, torch.int8) else 2**62))
-    if dice.random() < 0.5:
-        tensor.fill_(filler)
-    else:
-        tensor.view(-1)[dice.randrange(max(tensor.numel(), 1)) :][:1] = filler
-    state[name] = tensor
-    return state
-
-
-def huge(state: State, dice: Dice, _: Path) -> State:
-    """A shape of gigabytes over a few bytes."""
-    name = _pick(state, dice)
-    size = dice.choice(((10**10,), (10**5, 10**5), (1 << 40,), (3, 10**10), (1 << 62,)))
-    state[name] = torch.zeros(1).as_strided(size, (0,) * len(size))
-    return state
-
-
-def objects(state: State, dice: Dice, _: Path) -> Any:
-    name = _pick(state, dice)
-    junk = dice.choice((None, 3, "text", [1], {"a": 1}, float("nan"), b"x", torch.Size([3]), {name: {name: 1}}))
-    other = {"model": junk, "version": "2.4.0"}, {name: junk}, junk, {"model": state, "version": junk}, {"model": state, "config": junk}
-    return dice.choice((*other, {**state, name: junk}, {1: state[name], **state}))
-
-
-def versions(state: State, dice: Dice, _: Path) -> Any:
-    return {"model": state, "version": dice.choice(("", "2", "2.", "nightly", "9" * 5000 + ".1", "-1.-1", "2.4.0+git", "\0"))}
-
-
-def hostile(state: State, dice: Dice, proof: Path) -> Any:
-    thing = dice.choice((Runs(proof), Calls(bytearray, 1 << 36), Calls(torch.Size, [1 << 60])))
-    config = pickle.dumps({"channels": thing, "strides": (2, 4)})
-    return dice.choice(({**state, "x": thing}, {"model": state, "y": [thing]}, {"model": state, "config": config, "version": "2.4.0"}))
-
-
-# --- ways to change the bytes of a file
-
-
-def cut(data: bytes, dice: Dice) -> bytes:
-    return data[: dice.choice((dice.randrange(len(data)), dice.randrange(min(len(data), 200)), len(data) - dice.randrange(1, 200)))]
-
-
-def flip(data: bytes, dice: Dice) -> bytes:
-    changed = bytearray(data)
-    for _ in range(dice.choice((1, 3, 30))):
-        near = dice.randrange(min(len(data), 3000))
-        changed[dice.choice((dice.randrange(len(data)), near, len(data) - 1 - near))] = dice.randrange(256)
-    return bytes(changed)
-
-
-def flip_pickle(data: bytes, dice: Dice) -> bytes:
-    return _repack(data, lambda name, content: flip(content, dice) if name.endswith("data.pkl") else content)
-
-
-def bomb(data: bytes, dice: Dice) -> bytes:
-    """An entry that inflates to 200 MB (or, in its header alone, to more) from some KB."""
-    name = dice.choice(("data.pkl", "data/0", "version", "byteorder", "DATA.PKL"))
-    real = _repack(data, lambda entry, content: bytes(200_000_000) if entry.endswith(name) else content, zipfile.ZIP_DEFLATED)
-    if dice.random() < 0.5:
-        return real
-    place = real.rfind(b"PK\1\2")
-    return real[: place + 24] + (0xFFFFFFF0).to_bytes(4, "little") + real[place + 28 :]
-
-
-def prefix(data: bytes, dice: Dice) -> bytes:
-    head = dice.choice((b"", b"\x80\x02", b"PK\3\4", b"\0" * 64, b"\x1f\x8b", b"\x80\x04\x95"))
-    return head + data[dice.choice((0, 0, 4, 30)) :] + bytes(dice.choice((0, 0, 1, 70_000)))
-
-
-def comment(data: bytes, dice: Dice) -> bytes:
-    """Two central directories: one reader may take the first, another the second."""
-    text = data[data.rfind(b"PK\1\2") :][:60000]
-    return data[:-2] + len(text).to_bytes(2, "little") + text
-
-
-def _repack(data: bytes, edit: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(out, "w", compression) as new:
-        for name in archive.namelist():
-            new.writestr(name, edit(name, archive.read(name)))
-    return out.getvalue()
-
-
-STATES = (swap, drop, rename, retype, reshape, unplain, values, huge, objects, versions, hostile)
-BYTES = (cut, flip, flip_pickle, bomb, prefix, comment)
+    state: State = field(default_factory=dict)
+    around: State = field(default_factory=dict)  # what is saved beside the state, which is then under "model"
+    config: bytes = b""  # of a folder
+    model: Any = None  # of scikit-learn
 
 
 @pytest.fixture(scope="module")
-def states(tiny_checkpoints) -> dict[str, State]:
-    """The codec without its discriminators, the quantizer without its MuLaN: every byte counts, and is counted often."""
+def inputs(packages, tmp_path_factory) -> dict[str, Input]:
+    """By the export's options. The quantizer goes without its MuLaN: every byte counts, and is counted often."""
     found = {}
     for kind in KINDS:
-        package = torch.load(tiny_checkpoints[kind], weights_only=True)
-        state = package.get("model", package)
-        keep = ("encoder", "decoder", "rq.") if kind == "codec" else ("",)
-        found[kind] = {name: tensor for name, tensor in state.items() if name.startswith(keep) and not name.startswith("mulan.")}
+        state = packages[kind].get("model", packages[kind])
+        found[kind] = Input({name: tensor for name, tensor in state.items() if not name.startswith("mulan.")}, {"version": "2.4.0"})
+    mel = MelKmeans(5, n_mels=8)
+    mel.fit([torch.randn(16000, generator=torch.Generator().manual_seed(0))])
+    encodec, hubert, folder = hugging_face(), tiny_hubert(False), tmp_path_factory.mktemp("configs")
+    configs = []
+    for model in (encodec, hubert):
+        model.config.save_pretrained(folder)
+        configs.append((folder / "config.json").read_bytes())
+    frames = np.random.default_rng(0).normal(size=(90, 64)).astype(np.float32)
+    return found | {
+        "semantic-features": Input(mel.state_dict()),
+        "codec, EnCodec's file": Input(small().state_dict()),
+        "codec, EnCodec's folder": Input(encodec.state_dict(), config=configs[0]),
+        "hubert": Input(fairseq_state(hubert, False), {"args": None, "cfg": {"model": CFG}}),
+        "hubert, a folder": Input(hubert.state_dict(), config=configs[1]),
+        "kmeans": Input(model=MiniBatchKMeans(5, random_state=0, n_init=1).fit(frames)),  # type: ignore[arg-type]
+    }
+
+
+def spoil(found: Input, path: Path, dice: Dice, proof: Path) -> str:
+    """Write `found` to `path` with something wrong in it; what that is."""
+    how: Any
+    if found.model is not None:
+        how = dice.choice(fuzzing.KMEANS)
+        path.write_bytes(how(found.model, dice, proof))
+        return how.__name__
+    file, state = path, dict(found.state)
+    if found.config:
+        path.mkdir()
+        how = dice.choice(fuzzing.SETTINGS)
+        edited = dice.random() < 0.3
+        (path / "config.json").write_bytes(how(found.config, dice, proof) if edited else found.config)
+        file = path / "model.safetensors"
+        if edited:
+            save_file(state, file)
+            return how.__name__
+    if found.config or path.suffix == ".safetensors":
+        how = dice.choice(fuzzing.SAFETENSORS + fuzzing.STATES)
+    else:
+        how = dice.choice(fuzzing.BYTES + fuzzing.STATES)
+    package: Any = how(state, dice, proof) if how in fuzzing.STATES else state
+    try:
+        if file.suffix != ".safetensors":
+            raise TypeError("a file of torch.save")
+        save_file({name: tensor.contiguous() for name, tensor in package.items() if how is not fuzzing.huge}, file)
+    except Exception:  # whatever safetensors cannot hold: it has an exception for everything
+        file = path / "pytorch_model.bin" if found.config else path
+        packed = isinstance(package, dict) and "model" in package
+        package = {**found.around, **(package if packed else {"model": package})} if found.around else package
+        torch.save(package, file, _use_new_zipfile_serialization=how is fuzzing.huge or how in fuzzing.BYTES or dice.random() < 0.85)
+    if how not in fuzzing.STATES:
+        file.write_bytes(how(file.read_bytes(), dice, proof))
+    return how.__name__
+
+
+def whole(found: Input, path: Path) -> Path:
+    if found.model is None:
+        torch.save({**found.around, "model": found.state}, path)
+    else:
+        path.write_bytes(pickle.dumps(found.model))
+    return path
+
+
+def refusals(kind: str, path: Path, other: Path) -> list[str]:
+    """What the export says of a file beside a whole one. HuBERT and its k-means are read once more by name: a diagnosis first asks what
+    a file is, and an unreadable one it never gives to their readers."""
+    found = diagnose([path, other], {"wav2vec": {"output_layer": 2}} if kind in ("hubert", "kmeans") else None).faults
+    if kind in ("hubert", "kmeans"):
+        try:
+            HubertKmeans.from_files(*((path, other) if kind == "hubert" else (other, path)), output_layer=2)
+        except ValueError as error:
+            found.append(str(error))
     return found
 
 
-def test_checkpoints(states: dict[str, State], tmp_path: Path, little_memory: None) -> None:
-    """Fault: an exception that is no ExportError, code of the file that runs, memory beyond a gigabyte."""
+def test_inputs(inputs: dict[str, Input], tmp_path: Path, little_memory: None) -> None:
+    """Fault: another exception than a refusal that names the file, code of the file that runs, memory beyond a gigabyte, no end."""
     proof = tmp_path / "ran"
-    refused, problems = 0, []
+    refused, problems, partners = 0, [], {"hubert": "kmeans", "kmeans": "hubert"}
     for case in range(SEED, SEED + CASES):
-        dice, path, other = Dice(case), tmp_path / "a.pt", tmp_path / "b.pt"
-        kind, index = dice.choice(KINDS), dice.randrange(len(STATES) + len(BYTES))
-        if index < len(STATES):
-            how = STATES[index]
-            package = how(dict(states[kind]), dice, proof)
-            torch.save(package, path, _use_new_zipfile_serialization=how is huge or dice.random() < 0.85)
-        else:
-            how = BYTES[index - len(STATES)]
-            torch.save({"model": states[kind], "version": "2.4.0"}, path)
-            if how in (cut, flip, prefix) and dice.random() < 0.3:
-                path = path.with_suffix(".safetensors")
-                save_file({name: tensor.contiguous() for name, tensor in states[kind].items()}, path)
-            path.write_bytes(how(path.read_bytes(), dice))
-        torch.save(states[dice.choice(KINDS)], other)  # a whole neighbour, so that what must fit together is looked at
-        done = f"case {case}: {how.__name__} of {kind}"
+        dice, folder = Dice(case), tmp_path / "case"
+        folder.mkdir()
+        name = dice.choice(list(inputs))
+        kind = name.partition(",")[0]
+        suffix = "" if inputs[name].config else ".safetensors" if kind != "hubert" and dice.random() < 0.15 else ".pt"
+        path = folder / f"{kind}-{case}{suffix}"
+        done = f"case {case}: {spoil(inputs[name], path, dice, proof)} of {name}"
+        # a whole neighbour, so that what must fit together is looked at
+        other = whole(inputs[partners.get(kind) or dice.choice(KINDS)], folder / "other.pt")
+        signal.alarm(SECONDS)
         try:
-            faults = diagnose([path, other]).faults
+            faults = refusals(kind, path, other)
         except Exception as error:  # all of them are wanted, each with its case
             problems.append(f"{done}: {type(error).__name__}: {error} in {traceback.extract_tb(error.__traceback__)[-1]}")
-            continue
+            faults = []
+        signal.alarm(0)
         refused += bool(faults)
         problems += [f"{done}: {fault}" for fault in faults if "MemoryError" in fault or "alloc" in fault]
+        problems += [f"{done}: unnamed: {fault}" for fault in faults if path.name not in fault and "other.pt" not in fault]
         problems += [f"{done}: it ran"] if proof.exists() else []
+        shutil.rmtree(folder)
     assert not problems, "\n".join(problems)
     assert refused > 0.4 * CASES
 
 
 @pytest.mark.parametrize("name", ["data.pkl", "data/0", "version"])
-def test_zip_bombs(states: dict[str, State], tmp_path: Path, little_memory: None, name: str) -> None:
+def test_zip_bombs(inputs: dict[str, Input], tmp_path: Path, little_memory: None, name: str) -> None:
     """Fault: 200 KB that inflate to 100 MB, in whichever entry torch reads; the words are for the owner of a file."""
     path = tmp_path / "a.pt"
-    torch.save(states["fine"], path)
-    path.write_bytes(_repack(path.read_bytes(), lambda entry, old: bytes(10**8) if entry.endswith(name) else old, zipfile.ZIP_DEFLATED))
+    torch.save(inputs["fine"].state, path)
+    path.write_bytes(
+        fuzzing.repack(path.read_bytes(), lambda entry, old: bytes(10**8) if entry.endswith(name) else old, zipfile.ZIP_DEFLATED)
+    )
     with pytest.raises(ExportError, match=r"refused, because its entries claim \d{9} bytes of a file of \d{6}, which torch.save never"):
         read_checkpoint(path, "fine")
 
 
-def test_claimed_shapes_and_bytes(states: dict[str, State], tmp_path: Path, little_memory: None) -> None:
+def test_claimed_shapes_and_bytes(inputs: dict[str, Input], tmp_path: Path, little_memory: None) -> None:
     """Fault: a tensor of 40 GB over one number, and a call that makes 64 GB of zeros: torch's loader allows both."""
     path = tmp_path / "a.pt"
-    torch.save({**states["fine"], "fine_start_token": torch.zeros(1).as_strided((10**10,), (0,))}, path)
+    torch.save({**inputs["fine"].state, "fine_start_token": torch.zeros(1).as_strided((10**10,), (0,))}, path)
     with pytest.raises(ExportError, match=r"its tensors claim 4000\d+ bytes, but the file has \d+"):
         read_checkpoint(path, "fine")
     for new in (True, False):
-        torch.save({**states["fine"], "x": Calls(bytearray, 1 << 36)}, path, _use_new_zipfile_serialization=new)
+        torch.save({**inputs["fine"].state, "x": fuzzing.Calls(bytearray, 1 << 36)}, path, _use_new_zipfile_serialization=new)
         with pytest.raises(ExportError, match="it names bytearray, which could take any amount of memory"):
             read_checkpoint(path, "fine")
 
 
-def test_links_and_special_files(states: dict[str, State], tmp_path: Path) -> None:
+def test_links_and_special_files(inputs: dict[str, Input], tmp_path: Path) -> None:
     """Links to nothing, to themselves, to folders and pipes, names that no file can have: refused, none waited for."""
     (tmp_path / "loop.pt").symlink_to(tmp_path / "loop.pt")
     (tmp_path / "none.pt").symlink_to(tmp_path / "nothing")
@@ -306,7 +217,15 @@ def test_links_and_special_files(states: dict[str, State], tmp_path: Path) -> No
     names = ("loop.pt", "none.pt", "folder.pt", "zero.pt", "pipe.pt", "x" * 5000, "a\0b")
     report = diagnose(tmp_path / name for name in names)
     assert [fault.endswith(": there is no such file.") for fault in report.faults] == [True] * len(names), report.faults
-    torch.save(states["fine"], tmp_path / "real.pt")
+    for name in names:
+        with pytest.raises(ValueError, match=r"there is no such file|holds no config\.json"):
+            HubertKmeans.from_files(tmp_path / name, tmp_path / name)
+        with pytest.raises(ValueError, match="there is no such file"):
+            read_cluster_centers(tmp_path / name)
+    os.mkfifo(tmp_path / "config.json")  # of the folder that folder.pt is
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        HubertKmeans.from_files(tmp_path, tmp_path / "none.pt")
+    torch.save(inputs["fine"].state, tmp_path / "real.pt")
     (tmp_path / "link.pt").symlink_to(tmp_path / "real.pt")
     assert not diagnose([tmp_path / "link.pt"]).faults
 
@@ -356,36 +275,27 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-def _places(values: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) in a tree of JSON."""
-    items = list(values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ())
-    return [(values, key) for key, _ in items] + [place for _, value in items for place in _places(value)]
-
-
-JUNK = (None, -1, 0, 1e308, float("nan"), True, "", "\0", "../x", "/etc/passwd", [], {}, {"a": 1}, "x" * 100000, 10**400, [[]], "\ud800")
-
-
 def _spoil_bundle(folder: Path, dice: Dice) -> str:
     how = dice.choice(("bits", "cut", "value", "delete", "path", "record", "link", "missing", "size", "folder", "deep"))
     path = folder / MANIFEST
     values = json.loads(path.read_text())
-    container, key = dice.choice(_places(values))
+    container, key = dice.choice(fuzzing.places(values))
     name = dice.choice(list(values["files"]))
     if how == "bits":
-        path.write_bytes(flip(path.read_bytes(), dice))
+        path.write_bytes(fuzzing.flip(path.read_bytes(), dice, folder))
     elif how == "cut":
-        path.write_bytes(cut(path.read_bytes(), dice))
+        path.write_bytes(fuzzing.cut(path.read_bytes(), dice, folder))
     elif how == "deep":
         path.write_text(dice.choice(("[", '{"a":')) * 100_000)
     elif how in ("value", "delete", "path", "record"):
         record = values["files"].pop(name)
         values["files"][name] = record
         if how == "value":
-            container[key] = dice.choice(JUNK)
+            container[key] = dice.choice(fuzzing.JUNK)
         elif how == "delete":
             del container[key]
         elif how == "record":
-            values["files"][name] = dice.choice(JUNK)
+            values["files"][name] = dice.choice(fuzzing.JUNK)
         else:
             values["files"][dice.choice(("../x", "/etc/passwd", "a/../../x", "\0", "x" * 5000, "", ".", MANIFEST, "\ud800"))] = record
         path.write_text(json.dumps(values))

@@ -5,6 +5,7 @@ import argparse
 import json
 import shutil
 import sys
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ import musiclm_deploy as md
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.export import _records
+from musiclm_deploy.export.live import _save_wav2vec
 from musiclm_deploy.export.semantic_tokens import build_tokenizer, export_wav2vec, read_hubert_kmeans
 from musiclm_deploy.export.validate import _semantic_tokens
 from musiclm_deploy.model import HubertKmeans
@@ -236,6 +238,29 @@ def test_normalized_waves(files: dict[str, Any]) -> None:
     assert (normal.features(wave) - plain.features(wave)).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_a_live_tokenizer_is_saved_whole(files: dict[str, Any], tmp_path: Path, size: str) -> None:
+    """`export_musiclm` with a HubertKmeans that leaves it out, or exports another layer, rate or scale than the live one has."""
+    live = HubertKmeans.from_files(files[f"{size}.pt"], files["km.bin"], output_layer=3, target_sample_hz=8000, normalize=size == "large")
+    paths: dict[str, Path] = {}
+    told = _save_wav2vec(live, tmp_path, paths)
+    checkpoints, settings = read_hubert_kmeans(paths["hubert"], paths["kmeans"], told)
+    again = build_tokenizer(checkpoints["wav2vec"], settings)
+    wave = noise(2, 5000)
+    assert torch.equal(again.features(wave), live.features(wave)) and torch.equal(again(wave), live(wave))
+    assert (again.target_sample_hz, len(again.hubert.encoder.layers)) == (8000, 3)  # type: ignore[union-attr]
+
+
+def test_a_tokenizer_that_cannot_be_saved_is_named(tmp_path: Path) -> None:
+    """A bundle without a tokenizer, and nobody said so; a live model without one must not be complained about."""
+    theirs: Any = audiolm_pytorch.HubertWithKmeans.__new__(audiolm_pytorch.HubertWithKmeans)
+    with pytest.warns(UserWarning, match=r"no semantic tokenizer: a wav2vec of type HubertWithKmeans .* HubertKmeans\.from_files"):
+        assert _save_wav2vec(theirs, tmp_path, {}) == {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _save_wav2vec(None, tmp_path, {}) == {} and not list(tmp_path.iterdir())
+
+
 # --- files
 
 
@@ -355,6 +380,7 @@ def test_other_checkpoints(files: dict[str, Any], tmp_path: Path, change: Any, m
         ({"num_attention_heads": "many"}, "does not give width"),
         ({"intermediate_size": 49}, "do not fit together"),
         ({"hidden_act": 3}, "transformers refuses"),
+        ({"hidden_act": "12"}, "transformers refuses"),
         ({"hidden_size": 1 << 40}, "wide"),
     ],
 )

@@ -264,10 +264,15 @@ def test_files_that_do_not_fit(mel_kmeans: MelKmeans, tiny_checkpoints, tmp_path
     [
         ({"deviation": torch.zeros(40)}, "no clusters yet"),
         ({"centres": torch.full((19, 40), torch.nan)}, "NaN"),
-        ({"centres": torch.ones(19, 41)}, "size mismatch"),
+        ({"centres": torch.ones(19, 41)}, "do not go together"),
         ({"mean": None}, "Missing key"),
         ({"more": torch.ones(1)}, "Unexpected key"),
-        ({"spec.mel_layout": torch.tensor([8000, 480, 161])}, "must last whole samples"),
+        ({"spec.mel_layout": torch.tensor([8001, 480, 160])}, "must last whole samples"),
+        ({"spec.mel_layout": torch.tensor([8000, 480, 161])}, "do not go together"),
+        (
+            {"spec.mel_layout": torch.tensor([10**9, 10**9, 10**7]), "spec.mel": torch.ones(20, 1).expand(20, 15_000_001)},
+            "longer than 8192",
+        ),
     ],
 )
 def test_files_that_cannot_be_built(mel_kmeans: MelKmeans, change: Any, message: str) -> None:

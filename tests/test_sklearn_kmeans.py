@@ -57,6 +57,24 @@ def test_centres_of_other_files(kmeans: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_cluster_centers(path), kmeans.cluster_centers_)
 
 
+def test_centres_alone(kmeans: Any, tmp_path: Path) -> None:
+    """Doubles or columns of numpy.save misread; an array longer than its file that is made room for, or one of objects unpickled."""
+    path = tmp_path / "km.npy"
+    centres = kmeans.cluster_centers_
+    for variant in (centres, np.asfortranarray(centres), centres.astype(">f8")):
+        np.save(path, variant)
+        np.testing.assert_array_equal(read_cluster_centers(path), centres)
+    whole = path.read_bytes()
+    for data in (whole[:-1], whole.replace(b"(19, 7)", b"(1900000000000, 7)"), whole[:40]):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"km\.npy: not a file of joblib or pickle, or a damaged one"):
+            read_cluster_centers(path)
+    np.save(path, np.array([[Hostile()]]), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"km\.npy: not a"):
+        read_cluster_centers(path)
+    assert not CALLED
+
+
 # --- hostile and damaged files
 
 CALLED: list[str] = []
