@@ -45,7 +45,8 @@ def live_musiclm(models: dict[str, Any], tokenizer: MelKmeans) -> Any:
     import musiclm_pytorch
 
     parts = {f"{stage}_transformer": models[stage] for stage in STAGES}
-    return musiclm_pytorch.MusicLM(audiolm_pytorch.AudioLM(wav2vec=tokenizer, codec=models["codec"], **parts), models["quantizer"])
+    audio_lm = audiolm_pytorch.AudioLM(wav2vec=tokenizer, codec=models["codec"], **parts)
+    return musiclm_pytorch.MusicLM(audio_lm, models["quantizer"]).eval()  # its wrappers put back what they find: others share the codec
 
 
 def spread_codes(codec: Any) -> None:
