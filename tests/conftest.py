@@ -63,13 +63,18 @@ def good(packages, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoints, mel_kmeans, tmp_path_factory) -> Path:
+def mel_file(mel_kmeans, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("mel") / "mel.pt"
+    mel_kmeans.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoints, mel_file, tmp_path_factory) -> Path:
     """The bundle that the export makes of them. Read only: a test that changes it works on a copy."""
     from musiclm_deploy.export.export import export_checkpoints
 
-    folder = tmp_path_factory.mktemp("export")
-    mel_kmeans.save(folder / "mel.pt")
-    return export_checkpoints(**tiny_checkpoints, semantic_features=folder / "mel.pt", out=folder / "bundle", quiet=True)
+    return export_checkpoints(**tiny_checkpoints, semantic_features=mel_file, out=tmp_path_factory.mktemp("export") / "bundle", quiet=True)
 
 
 @pytest.fixture(scope="session")

@@ -263,18 +263,18 @@ def test_handlers_of_the_caller(tiny_checkpoints, tmp_path, instant, unvalidated
 # --- the validation
 
 
-def test_missed_tolerance(tiny_checkpoints, tiny_bundle, monkeypatch):
+def test_missed_tolerance(tiny_checkpoints, mel_file, tiny_bundle, monkeypatch):
     """No error is exactly 0: with that as the limit every stage is named with what was measured and what was allowed."""
     monkeypatch.setattr(validating, "TOLERANCES", dict.fromkeys(validating.TOLERANCES, 0.0))
     with pytest.raises(ExportError) as caught:
-        validating.validate(tiny_bundle, tiny_checkpoints, {})
+        validating.validate(tiny_bundle, {**tiny_checkpoints, "semantic-features": mel_file}, {})
     message = str(caught.value)
     assert message.startswith("the exported graphs differ from PyTorch:\n")
     for stage in ("mulan_text", "mulan_audio", "codec_decode", "semantic", "coarse", "fine"):
         assert f"  - {stage}: error " in message and "allowed 0e+00" in message
 
 
-def test_wrong_weights_do_not_become_a_bundle(tiny_checkpoints, tmp_path, instant):
+def test_wrong_weights_do_not_become_a_bundle(tiny_checkpoints, mel_file, tmp_path, instant):
     """A fault of the export, here a hundredth too much in one stage's weights, is found by the process that runs the new bundle."""
 
     def spoil(folder: Path) -> None:
@@ -284,7 +284,7 @@ def test_wrong_weights_do_not_become_a_bundle(tiny_checkpoints, tmp_path, instan
 
     instant(spoil)
     with pytest.raises(ExportError) as caught:
-        export_checkpoints(**tiny_checkpoints, out=tmp_path / "bundle", quiet=True)
+        export_checkpoints(**tiny_checkpoints, semantic_features=mel_file, out=tmp_path / "bundle", quiet=True)
     lines = str(caught.value).splitlines()
     assert (lines[0], lines[-2]) == ("validation failed:", "the exported graphs differ from PyTorch:")
     assert lines[-1].startswith("  - fine: error ") and lines[-1].endswith("allowed 1e-04")
@@ -294,13 +294,13 @@ def test_wrong_weights_do_not_become_a_bundle(tiny_checkpoints, tmp_path, instan
 # --- a live model
 
 
-def test_live_model(tiny_models, tiny_bundle, tmp_path):
+def test_live_model(tiny_models, mel_kmeans, tiny_bundle, tmp_path):
     """`export_musiclm` of upstream's own object gives the graphs that its checkpoints give, and what only the object knows."""
     import audiolm_pytorch
     import musiclm_pytorch
 
     audio_lm = audiolm_pytorch.AudioLM(
-        wav2vec=None,
+        wav2vec=mel_kmeans,
         codec=tiny_models["codec"],
         semantic_transformer=tiny_models["semantic"],
         coarse_transformer=tiny_models["coarse"],
