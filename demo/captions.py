@@ -6,10 +6,7 @@ mood, mode and density. Training, validation and test share the words but no tem
 
 import numpy as np
 
-try:
-    from compose import Piece
-except ImportError:  # imported as demo.captions, not run beside it
-    from demo.compose import Piece
+from demo.compose import Piece
 
 PLAYERS = {
     "piano": ("solo piano", "a piano", "a grand piano", "piano alone", "a pianist"),
@@ -64,17 +61,19 @@ TEMPLATES = {
         "please play {player}, {mode} and {tempo}",
     ),
 }
+# Words that say nothing of the music, so that such words are learnt to change nothing.
+FILLERS = ("for a film", "at night", "recorded in a studio", "with feeling", "number two", "as in the old days", "from the radio")
 
 
 def caption(piece: Piece, rng: np.random.Generator, split: str) -> str:
-    """One of the captions of `piece`, from the templates of `split`."""
+    """One of the captions of `piece`, from the templates of `split`. A training caption has a filler at its end now and then."""
 
     def draw(choices: tuple[str, ...]) -> str:
         return choices[int(rng.integers(len(choices)))]
 
     player = draw(PLAYERS[piece.style])
     light = "bright" if piece.mode in ("major", "mixolydian") else "dark"
-    return draw(TEMPLATES[split]).format(
+    words = draw(TEMPLATES[split]).format(
         player=player,
         player_bare=player.removeprefix("a ").removeprefix("an "),
         mood=draw(MOODS[light, piece.tempo]),
@@ -82,3 +81,4 @@ def caption(piece: Piece, rng: np.random.Generator, split: str) -> str:
         mode=draw(MODES[piece.mode]),
         density=draw(DENSITIES[piece.density]),
     )
+    return f"{words} {draw(FILLERS)}" if split == "train" and rng.random() < 0.3 else words

@@ -4,7 +4,7 @@ In: a folder, the numbers of pieces per split, the rate. Out: `<folder>/<split>-
 SECONDS long and as loud as the others. What a piece is called follows from its seed, so there is no table beside them.
 It needs Debian's packages fluidsynth and fluid-soundfont-gm; it does not know captions or models.
 
-    python demo/render.py FOLDER [--pieces 1600 80 160]
+    python -m demo.render FOLDER [--pieces 1600 80 160]
 """
 
 import argparse
@@ -17,10 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-try:
-    from compose import DRUMS, SECONDS, Piece, compose
-except ImportError:  # imported as demo.render, not run as a script
-    from demo.compose import DRUMS, SECONDS, Piece, compose
+from demo.compose import DRUMS, SECONDS, Piece, compose
 
 SAMPLE_HZ = 16000
 SPLITS = {"train": 0, "valid": 1_000_000, "test": 2_000_000}  # split -> the seed of its first piece

@@ -1,0 +1,45 @@
+"""One command per stage of the demo's training: `python -m demo.train STAGE`. Each goes on where it was stopped.
+
+In: the folder of clips, the folder of runs. Out: a folder per stage there. Order: codec, mulan, fit, tokens, then semantic, coarse, fine.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from demo.data import Clips
+from demo.sizes import SIZES, STAGES
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("stage", choices=("codec", "mulan", "fit", "tokens", *STAGES))
+    parser.add_argument("--clips", type=Path, default=Path("build/clips"))
+    parser.add_argument("--runs", type=Path, default=Path("build/runs"))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)  # fading notes make numbers that a CPU is a hundred times slower with
+    clips, valid = (Clips(arguments.clips, split) for split in ("train", "valid"))
+    if arguments.stage == "codec":
+        from demo.train_codec import train_codec
+
+        train_codec(SIZES, clips, valid, arguments.runs / "codec")
+    elif arguments.stage in ("mulan", "fit"):
+        from demo.train_mulan import fit, train_mulan
+
+        (train_mulan if arguments.stage == "mulan" else fit)(SIZES, clips, arguments.runs)
+    elif arguments.stage == "tokens":
+        from demo.tokens import make_tokens
+
+        for split in (clips, valid):
+            make_tokens(SIZES, split, arguments.runs)
+    else:
+        from demo.train_tokens import train_transformer
+
+        train_transformer(SIZES, arguments.stage, arguments.runs)
+
+
+if __name__ == "__main__":
+    main()
