@@ -97,7 +97,7 @@ def render_shards(folder: Path, pieces: dict[str, int], workers: int = 2) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Pieces to sound.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pieces", type=int, nargs=3, default=(1600, 80, 160), metavar=("TRAIN", "VALID", "TEST"))
     arguments = parser.parse_args()

@@ -7,8 +7,6 @@ is that one. It does not know data, files or how training goes.
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from musiclm_deploy.model import AudioSpectrogramTransformer, MelKmeans, MuLaN, MuLaNEmbedQuantizer, TextTransformer, music_spectrogram
 from musiclm_deploy.model.upstream import load_upstream
 
@@ -55,14 +53,14 @@ class Sizes:
     conditioning_codebook: int = 64
     # the three transformers
     dims: tuple[int, int, int] = (192, 192, 128)
-    depths: tuple[int, int, int] = (4, 5, 3)
+    depths: tuple[int, int, int] = (4, 4, 3)
     heads: int = 4
     text_share: float = 0.5  # of the rows that are trained on the latent of a caption instead of the clip's own
-    codec_schedule: Schedule = Schedule(steps=8000, batch=6, lr=8e-4, seconds=1.28)
-    mulan_schedule: Schedule = Schedule(steps=1500, batch=40, lr=7e-4, seconds=4.0)
+    codec_schedule: Schedule = Schedule(steps=5000, batch=6, lr=8e-4, seconds=1.28)
+    mulan_schedule: Schedule = Schedule(steps=1000, batch=40, lr=7e-4, seconds=4.0)
     semantic_schedule: Schedule = Schedule(steps=4000, batch=16, lr=1e-3, seconds=4.0)
-    coarse_schedule: Schedule = Schedule(steps=5000, batch=12, lr=1e-3, seconds=4.0)
-    fine_schedule: Schedule = Schedule(steps=3000, batch=8, lr=1e-3, seconds=4.0)
+    coarse_schedule: Schedule = Schedule(steps=3500, batch=10, lr=1e-3, seconds=4.0)
+    fine_schedule: Schedule = Schedule(steps=2500, batch=6, lr=1e-3, seconds=4.0)
 
     @property
     def hop(self) -> int:
@@ -104,7 +102,8 @@ def codec(sizes: Sizes) -> Any:
         discr_multi_scales=(),
         complex_stft_discr_kwargs={"channels": 1},
     )
-    for layer in model.rq.rvqs[0].layers:
+    layers: Any = model.rq.rvqs[0].layers
+    for layer in layers:
         # Upstream replaces an entry that is drawn less than twice a step. A step here has fewer frames than the codebook entries, so that
         # all of them would be replaced all the time.
         layer._codebook.threshold_ema_dead_code = 0.03
@@ -132,7 +131,7 @@ def tokenizer(sizes: Sizes) -> MelKmeans:
     return MelKmeans(sizes.semantic_tokens, sizes.sample_hz, sizes.tokens_per_second)
 
 
-def transformer(sizes: Sizes, stage: str) -> nn.Module:
+def transformer(sizes: Sizes, stage: str) -> Any:
     """Upstream's transformer of a stage, with one residual stream: four cost more than they gave at this size."""
     load_upstream()
     import audiolm_pytorch

@@ -13,7 +13,7 @@ from demo.sizes import SIZES, STAGES
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="One stage of the training, on from where it was stopped.")
     parser.add_argument("stage", choices=("codec", "mulan", "fit", "tokens", *STAGES))
     parser.add_argument("--clips", type=Path, default=Path("build/clips"))
     parser.add_argument("--runs", type=Path, default=Path("build/runs"))
@@ -21,24 +21,26 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)  # fading notes make numbers that a CPU is a hundred times slower with
-    clips, valid = (Clips(arguments.clips, split) for split in ("train", "valid"))
-    if arguments.stage == "codec":
-        from demo.train_codec import train_codec
-
-        train_codec(SIZES, clips, valid, arguments.runs / "codec")
-    elif arguments.stage in ("mulan", "fit"):
-        from demo.train_mulan import fit, train_mulan
-
-        (train_mulan if arguments.stage == "mulan" else fit)(SIZES, clips, arguments.runs)
-    elif arguments.stage == "tokens":
-        from demo.tokens import make_tokens
-
-        for split in (clips, valid):
-            make_tokens(SIZES, split, arguments.runs)
-    else:
+    stage, runs = arguments.stage, arguments.runs
+    if stage in STAGES:
         from demo.train_tokens import train_transformer
 
-        train_transformer(SIZES, arguments.stage, arguments.runs)
+        train_transformer(SIZES, stage, runs)
+        return
+    clips = Clips(arguments.clips, "train")
+    if stage == "codec":
+        from demo.train_codec import train_codec
+
+        train_codec(SIZES, clips, Clips(arguments.clips, "valid"), runs / "codec")
+    elif stage == "tokens":
+        from demo.tokens import make_tokens
+
+        for split in (clips, Clips(arguments.clips, "valid")):
+            make_tokens(SIZES, split, runs)
+    else:
+        from demo.train_mulan import fit, train_mulan
+
+        (train_mulan if stage == "mulan" else fit)(SIZES, clips, runs)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ _MASKED = 0.1  # of the positions, hidden from later ones in training: upstream'
 _VALID_BATCHES = 4
 
 
-def wrapper(sizes: Sizes, stage: str, model: torch.nn.Module) -> Any:
+def wrapper(sizes: Sizes, stage: str, model: Any) -> Any:
     """Upstream's wrapper of a stage, given ids only."""
     load_upstream()
     import audiolm_pytorch
