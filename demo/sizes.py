@@ -49,6 +49,7 @@ class Sizes:
     text_dim: int = 32  # of 49,408 words, nearly all of which no caption has: the largest table of all
     mulan_depth: int = 3
     dim_latent: int = 64
+    mulan_valid: float = 0.04  # of the training pieces, kept aside to see how often a caption finds its own
     conditioning_quantizers: int = 4
     conditioning_codebook: int = 64
     # the three transformers

@@ -23,7 +23,8 @@ from musiclm_deploy.model.spectrogram import mel_filters
 _SCALES = ((2048, 96), (1024, 80), (512, 48), (256, 24), (128, 12))  # samples of a window, mel bands
 _FLOOR = 3e-4  # of magnitudes, 60 dB below the loudness of the clips
 _COMMITMENT = 0.25  # weight of upstream's commitment loss
-_INITIAL = 160  # clips whose frames the codebooks are initialised with
+_PART = 16  # clips that are encoded at a time where nothing is learnt
+_INITIAL = 8  # frames per entry that the codebooks are initialised with
 
 
 class SpectralDistance(torch.nn.Module):
@@ -63,16 +64,19 @@ def encode(model: Any, waves: Tensor) -> Tensor:
 
 def train_codec(sizes: Sizes, clips: Clips, valid: Clips, folder: Path) -> None:
     """Until the schedule's end, from the run's last checkpoint on."""
-    model, distance = codec(sizes), SpectralDistance(sizes.sample_hz)
+    torch.manual_seed(0)
+    model = codec(sizes)
     run = Run(model, sizes.codec_schedule, folder)
+    distance = SpectralDistance(sizes.sample_hz).to(run.device)
     samples = round(sizes.codec_schedule.seconds * sizes.sample_hz) // sizes.hop * sizes.hop
-    heard = valid.windows(4 * sizes.sample_hz // sizes.hop * sizes.hop)[:: max(1, len(valid) // 6)]
+    heard = valid.windows(4 * sizes.sample_hz // sizes.hop * sizes.hop)[:: max(1, len(valid) // 6)].to(run.device)
 
     def step(rng: np.random.Generator, number: int) -> dict[str, Tensor]:
-        waves = clips.batch(rng, sizes.codec_schedule.batch, samples)
-        latents, commitment = encode(model, waves), torch.zeros(())
+        waves = clips.batch(rng, sizes.codec_schedule.batch, samples).to(run.device)
+        latents, commitment = encode(model, waves), torch.zeros((), device=run.device)
         if number == sizes.codec_plain_steps:
-            _initialise(model, encode(model, clips.batch(rng, _INITIAL, samples)))
+            count = -(-_INITIAL * sizes.codebook_size // (samples // sizes.hop))
+            _initialise(model, clips.batch(rng, count, samples).to(run.device))
         if number >= sizes.codec_plain_steps:
             latents, _, losses = model.rq(latents)
             commitment = losses.sum()
@@ -93,11 +97,11 @@ def train_codec(sizes: Sizes, clips: Clips, valid: Clips, folder: Path) -> None:
 
 
 @torch.no_grad()
-def _initialise(model: Any, latents: Tensor) -> None:
-    """k-means on all of `latents` for every quantizer, which upstream does with the first batch that reaches it."""
+def _initialise(model: Any, waves: Tensor) -> None:
+    """k-means on all frames of `waves` for every quantizer; upstream clusters the first batch that happens to reach it."""
     quantizer = model.rq.rvqs[0]
     quantizer.quantize_dropout = False
-    model.rq(latents)
+    model.rq(torch.cat([encode(model, part) for part in waves.split(_PART)]))
     quantizer.quantize_dropout = True
 
 

@@ -44,8 +44,10 @@ def train_transformer(sizes: Sizes, stage: str, folder: Path) -> None:
     train, valid = Tokens(folder, "train"), Tokens(folder, "valid")
     table = torch.load(folder / "fit" / "quantizer.pt", map_location="cpu", weights_only=True)[f"cond_embeddings.{stage}"]
     run = Run(model, schedule, folder / stage)
+    table = table.to(run.device)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
+        batch = {name: rows.to(run.device) for name, rows in batch.items()}
         embeds = table[torch.arange(table.shape[0]), batch["condition"]]
         coarse = batch["codes"][..., : sizes.coarse_quantizers]
         if stage == "semantic":

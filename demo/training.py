@@ -24,10 +24,11 @@ _FLOOR = 0.05  # of the learning rate, at the end
 
 
 class Run:
-    """A training that can be taken up again. The weights to use are the moving average, `average`."""
+    """A training that can be taken up again, on a GPU where there is one. The weights to use are the moving average, `average`."""
 
     def __init__(self, model: nn.Module, schedule: Schedule, folder: Path, *, average: float = 0.998, seed: int = 0) -> None:
-        self.model, self.schedule, self.folder, self.seed, self.decay = model, schedule, folder, seed, average
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.schedule, self.folder, self.seed, self.decay = model.to(self.device), schedule, folder, seed, average
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=0.01)
         self.average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.steps, self.seconds = 0, 0.0
@@ -69,7 +70,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(self.steps)
         seed = mix_seeds(self.seed, self.steps)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             self.model.train()
             losses = step(np.random.default_rng(seed), self.steps)
@@ -111,7 +112,7 @@ class Run:
         save_aside(package, self.path)
 
     def _load(self) -> None:
-        package = torch.load(self.path, map_location="cpu", weights_only=True)
+        package = torch.load(self.path, map_location=self.device, weights_only=True)
         self.model.load_state_dict(package["model"])
         self.optimizer.load_state_dict(package["optimizer"])
         for name, tensor in package["average"].items():
