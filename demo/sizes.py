@@ -39,7 +39,6 @@ class Sizes:
     codebook_size: int = 512
     coarse_quantizers: int = 2
     fine_quantizers: int = 4
-    codec_plain_steps: int = 500  # at the beginning, without the quantizer: it starts from latents that mean something
     # semantic tokens
     semantic_tokens: int = 256
     tokens_per_second: int = 20
@@ -57,7 +56,7 @@ class Sizes:
     depths: tuple[int, int, int] = (4, 4, 3)
     heads: int = 4
     text_share: float = 0.5  # of the rows that are trained on the latent of a caption instead of the clip's own
-    codec_schedule: Schedule = Schedule(steps=5000, batch=6, lr=8e-4, seconds=1.28)
+    codec_schedule: Schedule = Schedule(steps=5000, batch=6, lr=6e-4, seconds=1.28)
     mulan_schedule: Schedule = Schedule(steps=1000, batch=40, lr=7e-4, seconds=4.0)
     semantic_schedule: Schedule = Schedule(steps=4000, batch=16, lr=1e-3, seconds=4.0)
     coarse_schedule: Schedule = Schedule(steps=3500, batch=10, lr=1e-3, seconds=4.0)
@@ -142,6 +141,7 @@ def transformer(sizes: Sizes, stage: str) -> Any:
         "dim": sizes.dims[place],
         "depth": sizes.depths[place],
         "heads": sizes.heads,
+        "dim_head": sizes.dims[place] // sizes.heads,
         "audio_text_condition": True,
         "num_residual_streams": 1,
         "grad_shrink_alpha": 1.0,  # models of this size do not need it, and their embeddings learn ten times slower with upstream's 0.1

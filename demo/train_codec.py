@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from demo.codec_start import start_linear
 from demo.data import Clips
 from demo.sizes import Sizes, codec
 from demo.training import Run
@@ -66,6 +67,7 @@ def train_codec(sizes: Sizes, clips: Clips, valid: Clips, folder: Path) -> None:
     """Until the schedule's end, from the run's last checkpoint on."""
     torch.manual_seed(0)
     model = codec(sizes)
+    start_linear(model)
     run = Run(model, sizes.codec_schedule, folder)
     distance = SpectralDistance(sizes.sample_hz).to(run.device)
     samples = round(sizes.codec_schedule.seconds * sizes.sample_hz) // sizes.hop * sizes.hop
@@ -73,24 +75,19 @@ def train_codec(sizes: Sizes, clips: Clips, valid: Clips, folder: Path) -> None:
 
     def step(rng: np.random.Generator, number: int) -> dict[str, Tensor]:
         waves = clips.batch(rng, sizes.codec_schedule.batch, samples).to(run.device)
-        latents, commitment = encode(model, waves), torch.zeros((), device=run.device)
-        if number == sizes.codec_plain_steps:
+        if number == 0:
             count = -(-_INITIAL * sizes.codebook_size // (samples // sizes.hop))
             _initialise(model, clips.batch(rng, count, samples).to(run.device))
-        if number >= sizes.codec_plain_steps:
-            latents, _, losses = model.rq(latents)
-            commitment = losses.sum()
+        latents, _, commitment = model.rq(encode(model, waves))
         made = model.decode(latents)[:, 0]
         logarithmic, linear = distance(made, waves)
         error = F.mse_loss(made, waves) / waves.square().mean()
-        loss = logarithmic + linear + error + _COMMITMENT * commitment
-        return {"loss": loss, "mel": logarithmic, "magnitude": linear, "error": error, "commitment": commitment}
+        loss = logarithmic + linear + error + _COMMITMENT * commitment.sum()
+        return {"loss": loss, "mel": logarithmic, "magnitude": linear, "error": error, "commitment": commitment.sum()}
 
     def validate() -> dict[str, float]:
         with weights(model, run.average), torch.no_grad():
-            made = model(heard, return_recons_only=True)[:, 0] if run.steps > sizes.codec_plain_steps else None
-        if made is None:
-            return {}
+            made = model(heard, return_recons_only=True)[:, 0]
         return {"valid_mel": float(distance(made, heard)[0]), "valid_si_snr_db": float(si_snr(made, heard).mean())}
 
     run.train(step, validate)

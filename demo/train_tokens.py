@@ -14,7 +14,7 @@ from torch import Tensor
 from demo.sizes import Sizes, codec, transformer
 from demo.tokens import Tokens
 from demo.train_codec import weights
-from demo.training import Run
+from demo.training import Run, half_precision
 from musiclm_deploy.model.upstream import load_upstream
 
 _MASKED = 0.1  # of the positions, hidden from later ones in training: upstream's forgetful causal mask
@@ -58,7 +58,8 @@ def train_transformer(sizes: Sizes, stage: str, folder: Path) -> None:
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         wrapped.train()
-        return {"loss": loss(train.batch(rng, schedule.batch, sizes.text_share))}
+        with half_precision(run.device):
+            return {"loss": loss(train.batch(rng, schedule.batch, sizes.text_share)).float()}
 
     @torch.no_grad()
     def validate() -> dict[str, float]:

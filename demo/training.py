@@ -120,6 +120,13 @@ class Run:
         self.steps, self.seconds = package["steps"], package["seconds"]
 
 
+def half_precision(device: torch.device) -> torch.autocast:
+    """Matrix products in bfloat16 within the block, where the processor has an instruction for it: on such a CPU a transformer's step
+    takes two thirds of the time."""
+    able = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=bool(able))
+
+
 def _append(path: Path, metrics: dict[str, float]) -> None:
     """A row per call; a metric that was never there before is left out, so that the columns stay those of the first row with it."""
     rows = []

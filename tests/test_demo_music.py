@@ -35,7 +35,7 @@ def test_a_piece_is_what_it_says(piece) -> None:
     assert (DRUMS in {note.channel for note in piece.notes}) == style.drums
     allowed = {style.chords, style.bass, *style.melody}
     assert set(piece.programs.values()) <= allowed and {note.channel for note in tones} == set(piece.programs)
-    assert all(0 <= note.start and note.start + note.length <= SECONDS + 1e-9 for note in piece.notes)
+    assert all(note.start >= 0 and note.start + note.length <= SECONDS + 1e-9 for note in piece.notes)
     assert all(0 < note.pitch < 128 and 0 < note.velocity < 128 and note.length > 0 for note in piece.notes)
     assert max(note.start for note in piece.notes) > SECONDS - 60 / piece.bpm * 4.5  # it does not stop early
 
@@ -53,7 +53,7 @@ def test_busy_pieces_have_more_notes_than_sparse_ones() -> None:
 def test_rhythms_and_progressions_fill_their_bars() -> None:
     """A table with a slip: a bar of three beats, a chord outside the scale."""
     assert all(sum(row) == 4 for rows in RHYTHMS.values() for row in rows)
-    assert all(len(row) == 4 and 0 <= min(row) and max(row) < 7 for rows in PROGRESSIONS.values() for row in rows)
+    assert all(len(row) == 4 and min(row) >= 0 and max(row) < 7 for rows in PROGRESSIONS.values() for row in rows)
 
 
 def test_splits_share_no_piece_and_no_template() -> None:
