@@ -1,8 +1,10 @@
-"""`make demo`: checkpoints in upstream's formats, the export, a wave from a sentence, and a word on each step.
+"""`make demo`: a checkpoint in upstream's formats, the export, a wave from a sentence, and a word on each step.
 
-The weights are random, so the wave is noise: it shows that the whole path works, not what a trained model sounds like.
+In: the trained checkpoint in demo/checkpoint, if it is there. Without it the weights are random and the wave is noise: it then
+shows that the whole path works, not what a trained model sounds like. Out: build/demo.
 """
 
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -15,8 +17,22 @@ import musiclm_deploy as md
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "demo"
-PROMPT = "calm piano in a ballroom"
-SECONDS = 2.0
+TRAINED = ROOT / "demo" / "checkpoint"
+PROMPTS = ("calm piano in a ballroom", "a brass band, lively")
+SECONDS = 4.0
+
+
+def trained() -> dict[str, Path] | None:
+    """{option of the export: file} of the checkpoint in the repository, None where there is none. Raises ValueError for a damaged file."""
+    sums = TRAINED / "SHA256SUMS"
+    if not sums.is_file():
+        return None
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        digest, name = line.split("  ")
+        if hashlib.sha256((TRAINED / name).read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{TRAINED / name} is not the file that SHA256SUMS names: git checkout demo/checkpoint")
+    paths = {name: TRAINED / f"{name}.pt" for name in ("semantic", "coarse", "fine", "codec", "quantizer")}
+    return paths | {"semantic-features": TRAINED / "tokenizer.pt", "config": TRAINED / "config.json"}
 
 
 def main() -> None:
@@ -24,27 +40,32 @@ def main() -> None:
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
 
-    print("1. Checkpoints of a small, untrained MusicLM, in the formats of audiolm-pytorch and musiclm-pytorch")
-    paths = save_checkpoints(build_models(Preset()), BUILD / "checkpoints")
+    paths = trained()
+    music = paths is not None
+    print(f"1. Checkpoints of a small {'MusicLM' if music else 'untrained MusicLM'}, in the formats of audiolm-pytorch and musiclm-pytorch")
+    if paths is None:
+        paths = save_checkpoints(build_models(Preset()), BUILD / "checkpoints")
     for name, path in paths.items():
-        print(f"   {name:10} {path.relative_to(ROOT)}  {path.stat().st_size / 1e6:.1f} MB")
+        print(f"   {name:17} {path.relative_to(ROOT)}  {path.stat().st_size / 1e6:.1f} MB")
 
     options = [text for name, path in paths.items() for text in (f"--{name}", str(path.relative_to(ROOT)))]
     print(f"\n2. python export_all.py {' '.join(options)} --out build/demo/bundle", flush=True)
     subprocess.run([sys.executable, "export_all.py", *options, "--out", "build/demo/bundle"], check=True, cwd=ROOT)
 
-    print(f"\n3. A wave from a sentence: {PROMPT!r}, {SECONDS:g} s, seed 0")
     with md.load(BUILD / "bundle", device="cpu") as model:
-        music = model.generate(PROMPT, seconds=SECONDS, seed=0)
-    music.save(BUILD / "demo.wav")
-    for stage, seconds in music.timings.items():
-        if stage not in ("total", "real_time_factor"):
-            print(f"   {stage:10} {seconds:7.3f} s")
-    total, factor = music.timings["total"], music.timings["real_time_factor"]
-    print(f"   {'total':10} {total:7.3f} s: real-time factor {factor:.2f} (below 1 is faster than it plays)")
+        for number, prompt in enumerate(PROMPTS, start=1):
+            print(f"\n{2 + number}. A wave from a sentence: {prompt!r}, {SECONDS:g} s, seed 0")
+            song = model.generate(prompt, seconds=SECONDS, seed=0)
+            song.save(BUILD / f"demo{number}.wav")
+            for stage, seconds in song.timings.items():
+                if stage not in ("total", "real_time_factor"):
+                    print(f"   {stage:10} {seconds:7.3f} s")
+            total, factor = song.timings["total"], song.timings["real_time_factor"]
+            print(f"   {'total':10} {total:7.3f} s: real-time factor {factor:.2f} (below 1 is faster than it plays)")
 
-    print(f"\nDone in {time.perf_counter() - started:.0f} s. The wave is build/demo/demo.wav: noise, since the weights are random.")
-    print('Your own: .venv/bin/musiclm generate build/demo/bundle "brass band" -o out.wav --seconds 5')
+    kind = "music" if music else "noise, since the weights are random"
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. The waves are build/demo/demo1.wav and demo2.wav: {kind}.")
+    print('Your own: .venv/bin/musiclm generate build/demo/bundle "a church organ" -o out.wav --seconds 8')
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""A listener by machine: which instruments play, how far two sets of clips are apart, how sure a share is.
+
+In: waves [B, t]. Out: names of styles, distances, intervals. Its features are its own, statistics of a mel spectrogram in numpy: nothing of
+codec, MuLaN or transformers, whose output it judges, is in it.
+"""
+
+import numpy as np
+
+from demo.compose import STYLES
+
+_WINDOW, _HOP, _BANDS = 1024, 256, 48
+_FLOOR = 1e-4  # of magnitudes, about 70 dB below a clip's own level
+_COMPONENTS = 24  # principal components that the Fréchet distance is taken over
+
+
+def mel_matrix(sample_hz: int) -> np.ndarray:
+    """[bands, bins]: triangles evenly spaced on the HTK scale from 0 Hz to half the rate."""
+    top = 2595 * np.log10(1 + sample_hz / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, _BANDS + 2) / 2595) - 1)
+    hz = np.arange(_WINDOW // 2 + 1) * sample_hz / _WINDOW
+    rising = (hz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - hz) / (edges[2:] - edges[1:-1])[:, None]
+    return np.maximum(0, np.minimum(rising, falling))
+
+
+def features(waves: np.ndarray, sample_hz: int) -> np.ndarray:
+    """float32 [B, t] -> float64 [B, 5 * bands]: of each log-mel band, loudness removed, the mean, the deviation, the mean rise from frame
+    to frame, and the tenth and ninetieth percentile."""
+    rows, matrix, window = [], mel_matrix(sample_hz), np.hanning(_WINDOW) / (_WINDOW / 4)
+    for wave in waves.astype(np.float64):
+        wave = wave / max(np.sqrt(np.square(wave).mean()), 1e-6) * 0.1
+        frames = np.lib.stride_tricks.sliding_window_view(wave, _WINDOW)[::_HOP]
+        bands = np.log(np.maximum(np.abs(np.fft.rfft(frames * window)) @ matrix.T, _FLOOR))
+        rise = np.maximum(np.diff(bands, axis=0), 0).mean(axis=0)
+        low, high = np.percentile(bands, (10, 90), axis=0)
+        rows.append(np.concatenate((bands.mean(axis=0), bands.std(axis=0), rise, low, high)))
+    return np.stack(rows)
+
+
+class Judge:
+    """Logistic regression on standardised features, fitted to rendered clips of the training pieces."""
+
+    def __init__(self, waves: np.ndarray, styles: list[str], sample_hz: int) -> None:
+        from sklearn.decomposition import PCA
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        self.sample_hz = sample_hz
+        found = features(waves, sample_hz)
+        self.classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000)).fit(found, styles)
+        self.space = make_pipeline(StandardScaler(), PCA(_COMPONENTS, whiten=True, random_state=0)).fit(found)
+
+    def name(self, waves: np.ndarray) -> list[str]:
+        """The style of each of [B, t]."""
+        return [str(style) for style in self.classifier.predict(features(waves, self.sample_hz))]
+
+    def frechet(self, waves: np.ndarray, others: np.ndarray) -> float:
+        """Fréchet distance of two sets of clips, as of normal distributions over the whitened principal components of the features (Heusel
+        et al. 2017, arxiv.org/abs/1706.08500, with these in place of Inception's): halves of one set are near 0."""
+        first, second = (self.space.transform(features(one, self.sample_hz)) for one in (waves, others))
+        cov1, cov2 = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+        # The trace of the root of a product of covariances is the sum of the roots of its eigenvalues, which are not negative.
+        roots = np.sqrt(np.maximum(np.linalg.eigvals(cov1 @ cov2).real, 0)).sum()
+        return float(np.square(first.mean(0) - second.mean(0)).sum() + np.trace(cov1) + np.trace(cov2) - 2 * roots)
+
+
+def interval(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % for a share."""
+    z = 1.96
+    centre, scale = hits + z * z / 2, count + z * z
+    half = z * np.sqrt(hits * (count - hits) / count + z * z / 4)
+    return float((centre - half) / scale), float((centre + half) / scale)
+
+
+def share(found: list[str], wanted: list[str]) -> str:
+    """How many of `found` are what was wanted, with the interval, for a table."""
+    hits = sum(a == b for a, b in zip(found, wanted, strict=True))
+    low, high = interval(hits, len(wanted))
+    return f"{hits / len(wanted):.1%} ({low:.1%} to {high:.1%}, n = {len(wanted)})"
+
+
+def confusion(found: list[str], wanted: list[str]) -> dict[str, dict[str, int]]:
+    """wanted style -> found style -> how often, of what occurs."""
+    pairs = list(zip(wanted, found, strict=True))
+    return {style: {other: pairs.count((style, other)) for other in STYLES if (style, other) in pairs} for style in STYLES}

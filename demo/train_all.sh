@@ -1,0 +1,25 @@
+#!/bin/sh
+# The whole training on two cores, each stage on from where it was stopped: sh demo/train_all.sh CLIPS RUNS
+# Two stages at a time with a thread each: two threads in one stage wait for each other whenever something else runs on the machine.
+set -eu
+clips=$1 runs=$2
+python=${PYTHON:-.venv/bin/python}
+mkdir -p "$runs"
+
+stage() { # name, threads
+    [ -e "$runs/$1.done" ] || nice -n 19 "$python" -m demo.train "$1" --clips "$clips" --runs "$runs" --threads "$2" >>"$runs/$1.log" 2>&1
+    touch "$runs/$1.done"
+}
+
+nice -n 19 "$python" -m demo.render "$clips" >>"$runs/render.log" 2>&1
+stage codec 1 &
+codec=$!
+stage mulan 1
+stage fit 1
+wait "$codec"
+stage tokens 2
+stage coarse 1 &
+coarse=$!
+stage semantic 1
+stage fine 1
+wait "$coarse"
