@@ -14,6 +14,7 @@
 namespace decoder_step {
 
 constexpr int kPanel = 16;       // outputs of a panel
+constexpr size_t kChunkBytes = 1 << 15;
 constexpr int kMaxStreams = 16;  // more than any checkpoint has
 constexpr int kMostBlock = 256;  // inputs that share a scale
 
@@ -27,6 +28,12 @@ struct Matrix {
   int panels() const { return (outputs + kPanel - 1) / kPanel; }
   int zero() const { return bits == 8 ? 128 : 8; }
   int padded_inputs() const { return bits == 32 ? inputs : blocks * block; }
+  // Panels that a thread claims together: enough to stream through, few enough that all end at about the same time.
+  int grain() const {
+    const size_t fit = kChunkBytes / panel_bytes();
+    return fit < 1 ? 1 : static_cast<int>(fit);
+  }
+  int chunks() const { return (panels() + grain() - 1) / grain(); }
   size_t panel_bytes() const { return static_cast<size_t>(padded_inputs()) * kPanel * bits / 8; }
 };
 

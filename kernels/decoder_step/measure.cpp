@@ -1,4 +1,5 @@
 // Parts of a step alone, for tests and benchmarks: one product, and the reading of memory that no product can be faster than.
+#include <algorithm>
 #include <cstring>
 #include <numeric>
 
@@ -16,28 +17,31 @@ struct Product {
   const float* w;
   const Values* in;
   Values* out;
-  int rows, threads;
+  int rows;
 };
 
-void product_share(void* context, int thread) {
+void one_product(void* context, Worker& worker) {
   const auto& job = *static_cast<const Product*>(context);
-  const Share panels(job.matrix->panels(), thread, job.threads);
-  pack(*job.matrix, job.w, panels.first, panels.last);
-  job.kernels->product(*job.matrix, job.in->activations(job.rows), job.out->x.data(), job.out->stride, panels.first, panels.last);
+  worker.each(job.matrix->panels(), [&](int panel) {
+    pack(*job.matrix, job.w, panel, panel + 1);
+    job.kernels->product(*job.matrix, job.in->activations(job.rows), job.out->x.data(), job.out->stride, panel, panel + 1);
+  });
 }
 
 struct Reading {
+  static constexpr size_t kChunk = 1 << 18;  // floats
   const Kernels* kernels;
   const float* data;
   size_t n;
-  int threads;
-  std::vector<float> sums;
+  std::vector<float> sums;  // of the chunks
 };
 
-void read_share(void* context, int thread) {
+void read_memory(void* context, Worker& worker) {
   auto& job = *static_cast<Reading*>(context);
-  const size_t first = job.n * thread / job.threads, last = job.n * (thread + 1) / job.threads;
-  job.sums[thread] = job.kernels->read_all(job.data + first, last - first);
+  worker.each(static_cast<int>(job.sums.size()), [&](int chunk) {
+    const size_t first = chunk * Reading::kChunk;
+    job.sums[chunk] = job.kernels->read_all(job.data + first, std::min(Reading::kChunk, job.n - first));
+  });
 }
 
 }  // namespace
@@ -60,8 +64,8 @@ int ds_product(ds_pool* pool, int path, int bits, int block, int rows, int input
     if (bits == 32) continue;
     kernels->quantize(in.row(b), matrix, &in.q[b * matrix.padded_inputs()], &in.scale[b * matrix.blocks], &in.offset[b * matrix.blocks]);
   }
-  Product job = {kernels, &matrix, w, &in, &out, rows, pool->pool.threads()};
-  pool->pool.run(product_share, &job);
+  Product job = {kernels, &matrix, w, &in, &out, rows};
+  pool->pool.run(one_product, &job, 1);
   for (size_t b = 0; b < static_cast<size_t>(rows); b++) std::memcpy(y + b * outputs, out.row(b), outputs * sizeof(float));
   return DS_OK;
 }
@@ -69,8 +73,8 @@ int ds_product(ds_pool* pool, int path, int bits, int block, int rows, int input
 float ds_read(ds_pool* pool, int path, const float* data, size_t n) {
   const Kernels* kernels = checked(path);
   if (!kernels) return 0;
-  Reading job = {kernels, data, n, pool->pool.threads(), std::vector<float>(pool->pool.threads())};
-  pool->pool.run(read_share, &job);
+  Reading job = {kernels, data, n, std::vector<float>((n + Reading::kChunk - 1) / Reading::kChunk)};
+  pool->pool.run(read_memory, &job, 1);
   return std::accumulate(job.sums.begin(), job.sums.end(), 0.0f);
 }
 

@@ -91,16 +91,9 @@ void transpose_connections(const ds_weights& w, ds_model* model) {
   }
 }
 
-struct Packing {
-  const std::vector<Job>* jobs;
-  int threads;
-};
-
-void pack_share(void* context, int thread) {
-  const auto* packing = static_cast<const Packing*>(context);
-  for (const Job& job : *packing->jobs) {
-    const Share share(job.matrix->panels(), thread, packing->threads);
-    pack(*job.matrix, job.w, share.first, share.last);
+void pack_all(void* context, Worker& worker) {
+  for (const Job& job : *static_cast<const std::vector<Job>*>(context)) {
+    worker.each(job.matrix->panels(), [&](int panel) { pack(*job.matrix, job.w, panel, panel + 1); });
   }
 }
 
@@ -148,15 +141,14 @@ ds_model* ds_model_create(ds_pool* pool, const ds_weights* weights, int path, ch
       model->kernels = decoder_step::kernels_of(Path(path));
       model->layers.resize(weights->depth);
       model->heads.resize(weights->outputs);
-      const auto jobs = decoder_step::lay_out(*weights, model.get());
+      auto jobs = decoder_step::lay_out(*weights, model.get());
       size_t bytes = 0;
       for (const auto& job : jobs) bytes += decoder_step::matrix_bytes(*job.matrix);
       model->arena.allocate(bytes);
       uint8_t* at = model->arena.data();
       for (const auto& job : jobs) at = decoder_step::place_matrix(job.matrix, at);
       decoder_step::transpose_connections(*weights, model.get());
-      decoder_step::Packing packing{&jobs, pool->pool.threads()};
-      pool->pool.run(decoder_step::pack_share, &packing);
+      pool->pool.run(decoder_step::pack_all, &jobs, static_cast<int>(jobs.size()));
       return model.release();
     } catch (const std::bad_alloc&) {
       fault = "not enough memory for the packed weights";

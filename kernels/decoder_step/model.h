@@ -10,14 +10,6 @@
 
 namespace decoder_step {
 
-// Which panels, rows or items are a thread's: even shares, in order.
-struct Share {
-  int first, last;
-  Share(int items, int thread, int threads)
-      : first(static_cast<int>(static_cast<int64_t>(items) * thread / threads)),
-        last(static_cast<int>(static_cast<int64_t>(items) * (thread + 1) / threads)) {}
-};
-
 // Memory for packed weights, in huge pages where the system grants them: a step reads all of it once, through few address translations.
 class Arena {
  public:

@@ -1,16 +1,16 @@
-// The sequence of one decode step, run by all threads of a pool together, with a barrier where one needs what another wrote.
+// The sequence of one decode step, done by the threads of a pool together, in phases (pool.h): what one needs, a phase before has written.
 //
-//   per layer and branch:  x' = mix_out(x, y);  input, mixing = mix_in(x')      rows are shared out among the threads
+//   per layer and branch:  x' = mix_out(x, y);  input, mixing = mix_in(x')                                            a chunk: one row
 //                          normed = norm(input)
-//     self-attention       q = normed W_q;  k, v = input W_kv, v += v_first / 2; appended to the cache     panels of outputs
-//                          o = softmax(q k^T * scale + bias) v                                             rows x groups of heads
-//                          y = o W_out                                                                     panels
+//     self-attention       q = normed W_q;  k, v = input W_kv, v += v_first / 2; appended to the cache                some panels of outputs
+//                          o = softmax(q k^T * scale + bias) v                                                        some heads of a row
+//                          y = o W_out                                                                                some panels
 //     cross-attention      q = normed W_q;  o = softmax(q k_context) v_context;  y = o W_out
 //     feed-forward         u = normed W_in;  y = norm(gelu(gate) * value) W_out
 //   logits = norm(sum of streams) W_head + bias
 //
-// A step reads every packed weight once (README size: 260 MB at 32 bits, 69 at 8, 37 at 4) and each row's cache once per thread; all else is
-// small and stays in the nearest caches. A thread keeps its rows, panels and heads in every layer.
+// A step reads every packed weight once (README size: 259 MB at 32 bits, 72 at 8, 40 at 4) and each row's cache once for every four heads;
+// all else is small and stays in the nearest caches.
 #include "model.h"
 
 #include <algorithm>
@@ -41,23 +41,23 @@ struct ds_run {
   int head = 0;
 
  private:
-  void work(int thread);
-  void barrier() {
-    if (threads > 1) pool.barrier();
-  }
-  void embed(int thread);
-  void gather_bias(int thread);
-  void enter(int layer, int branch, bool first, int thread);
+  void work(Worker& worker);
+  void embed(size_t b);
+  void gather_bias(Worker& worker);
+  void enter(int layer, int branch, bool first, Worker& worker);
   void leave(size_t b);
-  void self_attention(int layer, int thread);
-  void cross_attention(int layer, int thread);
-  void feed_forward(int layer, int thread);
-  void predict(int thread);
+  void self_attention(int layer, Worker& worker);
+  void attend(int layer, size_t b, size_t h, int thread);
+  void cross_attention(int layer, Worker& worker);
+  void attend_context(int layer, size_t b, size_t h, int thread);
+  void feed_forward(int layer, Worker& worker);
+  void predict(Worker& worker);
   void append(int layer, int first, int last);
-  void product(const Matrix& matrix, Values& in, Values& out, int thread);
+  void product(const Matrix& matrix, const Values& in, Values& out, Worker& worker);
+  void product_chunk(const Matrix& matrix, const Activations& a, Values& out, int chunk);
   // Quantizes one row where the matrix wants it, into `into`, the same Values or a thread's own.
   void quantize(const Matrix& matrix, size_t b, const float* x, Values& into);
-  void output_product(const Matrix& matrix, int thread);
+  void output_product(const Matrix& matrix, Worker& worker);
 
   const int B, threads, group;
   const size_t bias_stride;
@@ -105,47 +105,50 @@ ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers
 }
 
 void ds_run::run(int output) {
+  constexpr int kPhasesOfLayer = 12, kOtherPhases = 3;  // calls of `each` below, at most
   head = output;
-  if (threads == 1) return work(0);
-  pool.run([](void* context, int thread) { static_cast<ds_run*>(context)->work(thread); }, this);
+  if (threads > 1) {
+    pool.run([](void* context, Worker& worker) { static_cast<ds_run*>(context)->work(worker); }, this, kPhasesOfLayer * w.depth + kOtherPhases);
+  } else {
+    Worker alone;
+    work(alone);
+  }
 }
 
-void ds_run::work(int thread) {
-  embed(thread);
-  if (w.bias) gather_bias(thread);
+void ds_run::work(Worker& worker) {
+  if (w.bias) gather_bias(worker);
   for (int layer = 0; layer < w.depth; layer++) {
-    enter(layer, 0, layer == 0, thread);
-    self_attention(layer, thread);
+    enter(layer, 0, layer == 0, worker);
+    self_attention(layer, worker);
     if (model.layers[layer].cross_q.data) {
-      enter(layer, 1, false, thread);
-      cross_attention(layer, thread);
+      enter(layer, 1, false, worker);
+      cross_attention(layer, worker);
     }
-    enter(layer, 2, false, thread);
-    feed_forward(layer, thread);
+    enter(layer, 2, false, worker);
+    feed_forward(layer, worker);
   }
-  predict(thread);
+  predict(worker);
 }
 
-void ds_run::embed(int thread) {
-  const Share rows(B, thread, threads);
-  for (int b = rows.first; b < rows.last; b++) {
-    const float* row = w.rows + buffers.row_ids[b] * w.dim;
-    for (int s = 0; s < w.streams; s++) std::memcpy(&streams[(static_cast<size_t>(b) * w.streams + s) * w.dim], row, w.dim * sizeof(float));
-  }
+void ds_run::embed(size_t b) {
+  const float* row = w.rows + buffers.row_ids[b] * w.dim;
+  for (int s = 0; s < w.streams; s++) std::memcpy(&streams[(b * w.streams + s) * w.dim], row, w.dim * sizeof(float));
 }
 
-// bias[b][h][j] = table[h][clip(cq[b] - ck[b, j], 0, entries - 1)], once for all layers; each thread takes its share of every row's keys.
-void ds_run::gather_bias(int thread) {
-  for (int b = 0; b < B; b++) {
-    const Share share(static_cast<int>(buffers.lengths[b]), thread, threads);
-    const int64_t* coordinates = buffers.key_coordinates + static_cast<int64_t>(b) * buffers.capacity;
-    float* to = &bias[static_cast<size_t>(b) * w.heads * bias_stride];
-    for (int j = share.first; j < share.last; j++) {
+// bias[b][h][j] = table[h][clip(cq[b] - ck[b, j], 0, entries - 1)], once for all layers; a chunk is a quarter of a row's keys.
+void ds_run::gather_bias(Worker& worker) {
+  constexpr int kParts = 4;
+  worker.each(B * kParts, [&](int chunk) {
+    const size_t b = chunk / kParts;
+    const Share keys_of(static_cast<int>(buffers.lengths[b]), chunk % kParts, kParts);
+    const int64_t* coordinates = buffers.key_coordinates + b * buffers.capacity;
+    float* to = &bias[b * w.heads * bias_stride];
+    for (int j = keys_of.first; j < keys_of.last; j++) {
       const int64_t distance = buffers.query_coordinates[b] - coordinates[j];
       const int64_t entry = distance < 0 ? 0 : distance >= w.bias_entries ? w.bias_entries - 1 : distance;
       for (int h = 0; h < w.heads; h++) to[h * bias_stride + j] = w.bias[static_cast<size_t>(h) * w.bias_entries + entry];
     }
-  }
+  });
 }
 
 void ds_run::leave(size_t b) {
@@ -160,25 +163,31 @@ void ds_run::quantize(const Matrix& matrix, size_t b, const float* x, Values& in
 }
 
 // The branch before is left, this one entered.
-void ds_run::enter(int l, int branch, bool first, int thread) {
+void ds_run::enter(int l, int branch, bool first, Worker& worker) {
   const Layer& layer = model.layers[l];
   const Norm& norm = branch == 0 ? layer.attention_norm : branch == 1 ? layer.cross_norm : layer.feed_norm;
-  const Share rows(B, thread, threads);
-  for (int b = rows.first; b < rows.last; b++) {
-    if (!first) leave(b);
-    float* x = &streams[static_cast<size_t>(b) * w.streams * w.dim];
+  worker.each(B, [&](int row) {
+    const size_t b = row;
+    if (first) embed(b);
+    else leave(b);
+    float* x = &streams[b * w.streams * w.dim];
+    float* mix = &mixing[b * w.streams * (w.streams + 2)];
     if (w.streams == 1) std::memcpy(input.row(b), x, w.dim * sizeof(float));
-    else kernels.mix_in(x, layer.connections[branch], w.streams, w.dim, &mixing[static_cast<size_t>(b) * w.streams * (w.streams + 2)], input.row(b));
+    else kernels.mix_in(x, layer.connections[branch], w.streams, w.dim, mix, input.row(b));
     kernels.norm(input.row(b), norm, w.dim, normed.row(b));
     quantize(layer.q, b, normed.row(b), normed);
     if (branch == 0) quantize(layer.kv, b, input.row(b), input);
-  }
-  barrier();
+  });
 }
 
-void ds_run::product(const Matrix& matrix, Values& in, Values& out, int thread) {
-  const Share panels(matrix.panels(), thread, threads);
-  kernels.product(matrix, in.activations(B), out.x.data(), out.stride, panels.first, panels.last);
+void ds_run::product_chunk(const Matrix& matrix, const Activations& a, Values& out, int chunk) {
+  const int first = chunk * matrix.grain(), last = std::min(first + matrix.grain(), matrix.panels());
+  kernels.product(matrix, a, out.x.data(), out.stride, first, last);
+}
+
+void ds_run::product(const Matrix& matrix, const Values& in, Values& out, Worker& worker) {
+  const Activations a = in.activations(B);
+  worker.each(matrix.chunks(), [&](int chunk) { product_chunk(matrix, a, out, chunk); });
 }
 
 // Columns first to last of this step's keys and values into the caches.
@@ -197,104 +206,101 @@ void ds_run::append(int layer, int first, int last) {
   }
 }
 
-void ds_run::self_attention(int l, int thread) {
+void ds_run::self_attention(int l, Worker& worker) {
   const Layer& layer = model.layers[l];
-  product(layer.q, normed, query, thread);
-  product(layer.kv, input, key_value, thread);
-  const Share panels(layer.kv.panels(), thread, threads);
-  append(l, panels.first * kPanel, panels.last * kPanel);
-  barrier();
-
-  const int D = w.cache_dim, groups = (w.heads + group - 1) / group;
-  const Share items(B * groups, thread, threads);
-  for (int item = items.first; item < items.last; item++) {
-    const size_t b = item / groups, h = static_cast<size_t>(item % groups) * group;
-    const size_t cache = b * buffers.capacity * D;
-    Attention attention = {};
-    attention.query = query.row(b) + h * D;
-    attention.keys = keys[l] + cache;
-    attention.values = values[l] + cache;
-    attention.bias = w.bias ? &bias[(b * w.heads + h) * bias_stride] : nullptr;
-    attention.bias_stride = bias_stride;
-    attention.heads = std::min(group, w.heads - static_cast<int>(h));
-    attention.width = D;
-    attention.length = static_cast<int>(buffers.lengths[b]);
-    attention.scale = 1.0f / std::sqrt(static_cast<float>(w.head_dim));
-    attention.scores = scores[thread].data();
-    attention.out = attended.row(b) + h * D;
-    kernels.attend(attention);
-  }
-  barrier();
-  output_product(layer.out, thread);
+  const int of_q = layer.q.chunks();
+  worker.each(of_q + layer.kv.chunks(), [&](int chunk) {
+    if (chunk < of_q) return product_chunk(layer.q, normed.activations(B), query, chunk);
+    chunk -= of_q;
+    product_chunk(layer.kv, input.activations(B), key_value, chunk);
+    append(l, chunk * layer.kv.grain() * kPanel, (chunk + 1) * layer.kv.grain() * kPanel);
+  });
+  const int groups = (w.heads + group - 1) / group;
+  worker.each(B * groups, [&](int item) { attend(l, item / groups, static_cast<size_t>(item % groups) * group, worker.thread); });
+  output_product(layer.out, worker);
 }
 
-void ds_run::cross_attention(int l, int thread) {
+// Heads h to h + group of row b.
+void ds_run::attend(int l, size_t b, size_t h, int thread) {
+  const size_t D = w.cache_dim, cache = b * buffers.capacity * D;
+  Attention attention = {};
+  attention.query = query.row(b) + h * D;
+  attention.keys = keys[l] + cache;
+  attention.values = values[l] + cache;
+  attention.bias = w.bias ? &bias[(b * w.heads + h) * bias_stride] : nullptr;
+  attention.bias_stride = bias_stride;
+  attention.heads = std::min(group, w.heads - static_cast<int>(h));
+  attention.width = w.cache_dim;
+  attention.length = static_cast<int>(buffers.lengths[b]);
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(w.head_dim));
+  attention.scores = scores[thread].data();
+  attention.out = attended.row(b) + h * D;
+  kernels.attend(attention);
+}
+
+void ds_run::cross_attention(int l, Worker& worker) {
   const Layer& layer = model.layers[l];
-  product(layer.cross_q, normed, query, thread);
-  barrier();
-  const int D = w.head_dim, groups = (w.heads + group - 1) / group;
-  const Share items(B * groups, thread, threads);
-  for (int item = items.first; item < items.last; item++) {
-    const size_t b = item / groups, h = static_cast<size_t>(item % groups) * group;
-    const size_t context = b * buffers.context * D;
-    CrossAttention attention = {};
-    attention.query = query.row(b) + h * D;
-    attention.keys = context_keys[l] + context;
-    attention.values = context_values[l] + context;
-    attention.heads = std::min(group, w.heads - static_cast<int>(h));
-    attention.width = D;
-    attention.length = buffers.context;
-    attention.scores = scores[thread].data();
-    attention.out = attended.row(b) + h * D;
-    kernels.attend_context(attention);
-  }
-  barrier();
-  output_product(layer.cross_out, thread);
+  product(layer.cross_q, normed, query, worker);
+  const int groups = (w.heads + group - 1) / group;
+  worker.each(B * groups, [&](int item) { attend_context(l, item / groups, static_cast<size_t>(item % groups) * group, worker.thread); });
+  output_product(layer.cross_out, worker);
+}
+
+void ds_run::attend_context(int l, size_t b, size_t h, int thread) {
+  const size_t D = w.head_dim, context = b * buffers.context * D;
+  CrossAttention attention = {};
+  attention.query = query.row(b) + h * D;
+  attention.keys = context_keys[l] + context;
+  attention.values = context_values[l] + context;
+  attention.heads = std::min(group, w.heads - static_cast<int>(h));
+  attention.width = w.head_dim;
+  attention.length = buffers.context;
+  attention.scores = scores[thread].data();
+  attention.out = attended.row(b) + h * D;
+  kernels.attend_context(attention);
 }
 
 // y = attended @ W_out
-void ds_run::output_product(const Matrix& matrix, int thread) {
-  Values& mine = own[thread];
-  for (int b = 0; b < B; b++) quantize(matrix, b, attended.row(b), mine);
-  const Share panels(matrix.panels(), thread, threads);
-  const Activations a = {B, attended.x.data(), attended.stride, mine.q.data(), mine.scale.data(), mine.offset.data()};
-  kernels.product(matrix, a, branch_output.x.data(), branch_output.stride, panels.first, panels.last);
-  barrier();
+void ds_run::output_product(const Matrix& matrix, Worker& worker) {
+  Values& mine = own[worker.thread];
+  bool quantized = false;
+  worker.each(matrix.chunks(), [&](int chunk) {
+    for (int b = 0; b < B && !quantized; b++) quantize(matrix, b, attended.row(b), mine);
+    quantized = true;
+    const Activations a = {B, attended.x.data(), attended.stride, mine.q.data(), mine.scale.data(), mine.offset.data()};
+    product_chunk(matrix, a, branch_output, chunk);
+  });
 }
 
-void ds_run::feed_forward(int l, int thread) {
+void ds_run::feed_forward(int l, Worker& worker) {
   const Layer& layer = model.layers[l];
-  product(layer.feed_in, normed, unfolded, thread);
-  barrier();
-  const Share rows(B, thread, threads);
-  for (int b = rows.first; b < rows.last; b++) {
+  product(layer.feed_in, normed, unfolded, worker);
+  worker.each(B, [&](int b) {
     kernels.gate(unfolded.row(b), w.inner, gated.row(b));
     kernels.norm(gated.row(b), layer.inner_norm, w.inner, gated.row(b));
     quantize(layer.feed_out, b, gated.row(b), gated);
-  }
-  barrier();
-  product(layer.feed_out, gated, branch_output, thread);
-  barrier();
+  });
+  product(layer.feed_out, gated, branch_output, worker);
 }
 
-void ds_run::predict(int thread) {
-  const Share rows(B, thread, threads);
-  for (int b = rows.first; b < rows.last; b++) {
+void ds_run::predict(Worker& worker) {
+  worker.each(B, [&](int row) {
+    const size_t b = row;
     leave(b);
-    const float* x = &streams[static_cast<size_t>(b) * w.streams * w.dim];
+    const float* x = &streams[b * w.streams * w.dim];
     std::memcpy(input.row(b), x, w.dim * sizeof(float));
     for (int s = 1; s < w.streams; s++) kernels.add(input.row(b), x + static_cast<size_t>(s) * w.dim, w.dim);
     kernels.norm(input.row(b), {w.norm.gain, w.norm.bias}, w.dim, normed.row(b));
-  }
-  barrier();
+  });
   const Matrix& matrix = model.heads[head];
-  product(matrix, normed, prediction, thread);
-  const Share panels(matrix.panels(), thread, threads);
-  const int first = panels.first * kPanel, last = std::min(panels.last * kPanel, w.vocabulary);
-  for (int b = 0; b < B; b++) {
-    float* to = buffers.logits + static_cast<size_t>(b) * w.vocabulary;
-    for (int v = first; v < last; v++) to[v] = prediction.row(b)[v] + (w.head_bias ? w.head_bias[v] : 0.0f);
-  }
+  worker.each(matrix.chunks(), [&](int chunk) {
+    product_chunk(matrix, normed.activations(B), prediction, chunk);
+    const int first = chunk * matrix.grain() * kPanel, last = std::min(first + matrix.grain() * kPanel, w.vocabulary);
+    for (size_t b = 0; b < static_cast<size_t>(B); b++) {
+      float* to = buffers.logits + b * w.vocabulary;
+      for (int v = first; v < last; v++) to[v] = prediction.row(b)[v] + (w.head_bias ? w.head_bias[v] : 0.0f);
+    }
+  });
 }
 
 extern "C" {
