@@ -4,7 +4,9 @@ REQUIREMENTS := base export upstream-needs dev
 
 .PHONY: setup demo test check clean
 
-setup: .venv/installed
+STEP := kernels/decoder_step
+
+setup: .venv/installed $(STEP)/libdecoder_step.so
 
 # One resolver run for all pins, so that nothing pulls another torch; upstream on top without its requirements; and this checkout itself,
 # editable, so that `musiclm_deploy` and the command `musiclm` work from every folder and in every subprocess.
@@ -13,6 +15,10 @@ setup: .venv/installed
 	$(BIN)/pip install -q --no-deps -r requirements/upstream.txt
 	$(BIN)/pip install -q --no-deps -e .
 	touch $@
+
+# The install above builds it as well; this builds it again after a change. Without a compiler everything runs, slower.
+$(STEP)/libdecoder_step.so: $(wildcard $(STEP)/*.cpp $(STEP)/*.h) | .venv/installed
+	$(BIN)/python setup.py -q build_ext --inplace
 
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
@@ -29,5 +35,5 @@ check: setup
 	$(BIN)/pyright
 
 clean:
-	rm -rf build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info $(STEP)/*.so .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

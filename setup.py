@@ -2,11 +2,16 @@
 
 The folders at the root are mapped below one name, so that no `export`, `runtime`, `kernels` or `model` lands bare in site-packages:
 installed bare, `kernels` would overwrite the Hugging Face package of that name.
+
+The native decode step is a plain shared library, opened with ctypes: one wheel of a platform serves every Python. It is optional: where no
+C++17 compiler of GCC's or Clang's kind is found the install goes on without, and every step runs in the ONNX graph.
 """
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 FOLDERS = ("export", "kernels", "model", "runtime")
@@ -16,6 +21,36 @@ for folder in FOLDERS:
     for init in sorted((ROOT / folder).rglob("__init__.py")):
         path = init.parent.relative_to(ROOT)
         package_dir[".".join(("musiclm_deploy", *path.parts))] = path.as_posix()
+
+STEP = "kernels/decoder_step"
+step_sources = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / STEP).glob("*.cpp"))
+decoder_step = Extension(
+    "musiclm_deploy.kernels.decoder_step.libdecoder_step",
+    step_sources,
+    depends=sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / STEP).glob("*.h")),
+    language="c++",
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-ffp-contract=fast", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=["-pthread"],
+    optional=True,
+)
+
+
+class BuildLibrary(build_ext):
+    """No Python module: a name without Python's version, and no init function."""
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def get_export_symbols(self, ext):
+        return []
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for this platform and any Python 3."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
 
 # Read as text: importing the package would run it before it is built.
 front_door = (ROOT / "musiclm_deploy" / "__init__.py").read_text(encoding="utf-8")
@@ -64,6 +99,9 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=list(package_dir),
     package_dir=package_dir,
+    package_data={"musiclm_deploy.kernels.decoder_step": ["decoder_step.h"]},
+    ext_modules=[decoder_step],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
     install_requires=[
         "ftfy>=6.3,<7",
         "numpy>=2.4,<3",

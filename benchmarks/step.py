@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        decoder, context = _export(options, Path(folder))
+        decoder, context = export_random(options, Path(folder))
         session = open_session(Path(folder) / decoder.graph, options.threads)
         weights = (Path(folder) / f"{decoder.graph}.data").stat().st_size
         for rows in map(int, options.rows.split(",")):
@@ -52,7 +52,7 @@ def main() -> None:
                 _report(options, rows, length, weights, milliseconds)
 
 
-def _export(options: argparse.Namespace, folder: Path):
+def export_random(options: argparse.Namespace, folder: Path):
     """A coarse transformer of random weights, its decoder exported, and the context of one row."""
     load_upstream()
     import audiolm_pytorch
@@ -116,7 +116,7 @@ def _report(options: argparse.Namespace, rows: int, length: int, weights: int, m
         "depth": options.depth,
         "threads": options.threads,
         "weights_mb": round(weights / 1e6, 1),
-        "machine": f"{platform.machine()}, {_processor()}",
+        "machine": f"{platform.machine()}, {processor()}",
         "onnxruntime": onnxruntime.__version__,
         "git": sha,
         "command": " ".join(["python", "benchmarks/step.py", *sys.argv[1:]]),
@@ -124,7 +124,7 @@ def _report(options: argparse.Namespace, rows: int, length: int, weights: int, m
     print(json.dumps(row), flush=True)
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

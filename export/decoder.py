@@ -36,6 +36,7 @@ class DecoderBuilder:
         self.wrapped = branch(0, 0, True) + "to_q.weight" in checkpoint.state
         self.prefix: bool = settings["cond_as_self_attn_prefix"]
         self.cross: bool = settings["audio_text_condition"] and not self.prefix
+        self.inner: int = checkpoint.shape(branch(0, 2, self.wrapped) + "3.gamma", 1)[0]
         self.g = Graph(stage)
         self._first_values: str | None = None
 
@@ -130,7 +131,7 @@ class DecoderBuilder:
 
     def _feed_forward(self, x: str, layer: int) -> str:
         at = branch(layer, 2, self.wrapped)
-        dim, inner = self.settings["dim"], self.checkpoint.shape(at + "3.gamma", 1)[0]
+        dim, inner = self.settings["dim"], self.inner
         w_in, w_out = self._weight(at + "1", dim, 2 * inner), self._weight(at + "5", inner, dim)
         weights = FeedForward(*self._norm(at + "0"), w_in, *self._norm(at + "3", inner), w_out)
         return feed_forward(self.g, f"layers.{layer}.feed_forward", weights, x)
@@ -147,7 +148,7 @@ class DecoderBuilder:
         g = self.g
         if self.stage == "semantic":
             V = self.settings["num_semantic_tokens"] + 1
-            product = g.op("MatMul", x, g.weight("head.weight", self._weight("to_logits", self.settings["dim"], V)))
+            product = g.op("MatMul", x, g.weight("head.0.weight", self._weight("to_logits", self.settings["dim"], V)))
             return g.op("Add", product, g.weight("head.bias", self.checkpoint.array("to_logits.bias", V)), outputs=["logits"])
         heads = self.checkpoint.array(
             f"{self.stage}_logit_weights", *self.checkpoint.shape(f"{self.stage}_logit_weights", 3)[:2], self.settings["dim"]

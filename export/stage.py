@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..runtime.bundle import Bias, Decoder, Sampling
+from ..runtime.bundle import Bias, Decoder, Sampling, Step
 from .checkpoint import Checkpoint
 from .decoder import DecoderBuilder, build_context, cache_head_size
 from .errors import ExportError
@@ -41,7 +41,8 @@ def build_stage(stage: str, checkpoint: Checkpoint, settings: Settings, semantic
         raise ExportError(f"{stage}: the trained window must be a whole number of at least 1, got {length!r}.")
     rows, first_rows = build_rows(stage, checkpoint, settings)
     bias = build_bias(stage, checkpoint, settings, _positions(stage, settings, length, semantic_length, groups))
-    graph = DecoderBuilder(stage, checkpoint, settings).decoder(rows, bias)
+    builder = DecoderBuilder(stage, checkpoint, settings)
+    graph = builder.decoder(rows, bias)
     context = build_context(stage, checkpoint, settings) if settings["audio_text_condition"] else None
     checkpoint.refuse_unread(ignored=(*_TRAINING_HEADS[stage], *([] if context else ["proj_text_embed."])))
 
@@ -68,6 +69,14 @@ def build_stage(stage: str, checkpoint: Checkpoint, settings: Settings, semantic
         rows=first_rows,
         bias=record,
         max_length=length,
+        step=Step(
+            dim_head=settings["dim_head"],
+            inner=builder.inner,
+            streams=settings["num_residual_streams"],
+            value_residual=settings["add_value_residual"],
+            precision="fp32",
+            weights=graph.layout(),
+        ),
         sampling=Sampling(),
     )
     return Built(graph, context, decoder)

@@ -153,7 +153,7 @@ def _teacher_forced(model: MusicLM, plan: Plan, context: dict[str, np.ndarray], 
     """Logits [B, steps + 1, V] of a prefill and of one step per given token."""
     prefix = context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0
     capacity = len(plan.prompts[0].rows) + prefix + tokens.shape[1]
-    run = DecoderRun(model.session(plan.decoder.graph), plan.decoder, context, len(tokens), capacity)
+    run = DecoderRun(model.session(plan.decoder.graph), plan.decoder, context, len(tokens), capacity, model.native(plan.stage))
     logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
     for step in range(tokens.shape[1]):
         placed: Positions = plan.place(step, tokens[:, step])

@@ -283,6 +283,7 @@ def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:
 
 def _inspect(options: argparse.Namespace) -> int:
     from .runtime.bundle import STAGES, Bundle
+    from .runtime.step import choose_step
 
     bundle = Bundle.open(options.bundle)
     manifest = bundle.manifest
@@ -304,6 +305,8 @@ def _inspect(options: argparse.Namespace) -> int:
     print(
         f"  codec     {codec.quantizers} quantizers of {codec.codebook_size}, {codec.sample_hz / codec.samples_per_frame:g} frames a second"
     )
+    choice = choose_step("auto")
+    print(f"  steps     {'native' if choice.native else 'graph'}: {choice.reason}")
     mulan = manifest.mulan
     print(f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz")
     if manifest.wav2vec:

@@ -30,7 +30,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 2  # rises when the layout changes
+FORMAT = 3  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -79,6 +79,18 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class Step:
+    """What a decode step that is not the graph's must know (kernels/decoder_step): the graph's own weights, and how they are meant."""
+
+    dim_head: int  # of the model, before it is rounded up to the cache's
+    inner: int  # width of the feed-forward
+    streams: int
+    value_residual: bool  # values of layer 0 are averaged into the later layers
+    precision: str  # of the weights: "fp32"
+    weights: dict[str, list[Any]]  # name -> byte offset in `<graph>.data`, then the dimensions; float32
+
+
+@dataclass(frozen=True)
 class Decoder:
     """One token transformer."""
 
@@ -96,6 +108,7 @@ class Decoder:
     rows: dict[str, int]  # first row of each kind of token in the table of input embeddings
     bias: Bias | None
     max_length: int  # trained window: semantic tokens, or frames
+    step: Step
     sampling: Sampling = field(default_factory=Sampling)
 
 

@@ -1,6 +1,7 @@
 """One token transformer at work: a preallocated KV cache, one prefill, then one call per token, nothing copied or rebound.
 
 In: a stage's graphs, positions (`runtime.stages`), conditioning. Out: logits. It does not know what tokens mean or how they are sampled.
+A step is the graph's, or that of a native model (kernels/decoder_step) which works on the same caches.
 """
 
 from __future__ import annotations
@@ -16,12 +17,25 @@ from .stages import PREFIX_KEY, Positions
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+    from ..kernels import decoder_step
+
 
 class DecoderRun:
     """One request in one stage: B rows, each with its own length; caches float32 [B, 1, capacity, D] per layer, written in place."""
 
-    def __init__(self, session: ort.InferenceSession, decoder: Decoder, context: dict[str, np.ndarray], rows: int, capacity: int) -> None:
-        """context: the outputs of the stage's context graph, one entry per row; a row without condition has only null entries."""
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        decoder: Decoder,
+        context: dict[str, np.ndarray],
+        rows: int,
+        capacity: int,
+        native: decoder_step.Model | None = None,
+    ) -> None:
+        """context: the outputs of the stage's context graph, one entry per row; a row without condition has only null entries.
+
+        native: what computes the steps after the prefill; None leaves them to the graph.
+        """
         from onnxruntime import OrtValue  # not at the top: without ONNX Runtime, `load` says what to install
 
         self._session, self._decoder, self._context = session, decoder, context
@@ -39,6 +53,7 @@ class DecoderRun:
         self._query_coordinates = np.zeros((rows, 1), np.int64)
         self._has_head = any(value.name == "head" for value in session.get_inputs())
         self._step_binding: ort.IOBinding | None = None
+        self._native, self._native_run = native, None
 
     def prefill(self, prompts: list[Positions], head: int, without_prefix: int = 0) -> np.ndarray:
         """Feed every row's prompt, in one call or, where they are long, in several of some rows each. Returns logits [B, V].
@@ -76,16 +91,40 @@ class DecoderRun:
 
         growing: bool [B], all by default; another row has what it needs: its last position is overwritten and its logits mean nothing.
         """
+        self._row_ids[:, 0], self._query_coordinates[:, 0] = positions.rows, positions.query
+        self._advance(slice(None), 1 if growing is None else growing)
+        self._key_coordinates[np.arange(self._rows), self._lengths - 1] = positions.key
+        if self._native is not None:
+            self._native_run = self._native_run or self._bind_native(self._native)
+            self._native_run.step(head)
+            return self._logits
         if self._step_binding is None:
             masks = ()
             if "prefix_embeddings" in self._context:
                 masks = np.zeros((self._rows, 1, 1), bool), np.zeros((self._rows, 1, self._decoder.dim), np.float32)
             self._step_binding = self._bind(slice(None), self._row_ids, self._query_coordinates, *masks)
-        self._row_ids[:, 0], self._query_coordinates[:, 0] = positions.rows, positions.query
-        self._advance(slice(None), 1 if growing is None else growing)
-        self._key_coordinates[np.arange(self._rows), self._lengths - 1] = positions.key
         self._run(self._step_binding, head, slice(None))
         return self._logits
+
+    def _bind_native(self, model: decoder_step.Model) -> decoder_step.Run:
+        from ..kernels.decoder_step import Run  # not at the top: a decoder without it needs no library
+
+        def layers(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
+            names = [name.format(layer) for layer in range(self._decoder.depth)]
+            return [np.ascontiguousarray(arrays[one]) for one in names if one in arrays]
+
+        return Run(
+            model,
+            row_ids=self._row_ids,
+            query_coordinates=self._query_coordinates,
+            key_coordinates=self._key_coordinates,
+            lengths=self._lengths,
+            keys=layers(self._caches, "{}.key"),
+            values=layers(self._caches, "{}.value"),
+            context_keys=layers(self._context, "context.{}.key"),
+            context_values=layers(self._context, "context.{}.value"),
+            logits=self._logits,
+        )
 
     def _advance(self, rows: int | slice, positions: int | np.ndarray) -> None:
         self._lengths[rows] += positions

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,34 +25,46 @@ from .primes import encoder_of, tokenizer_of
 from .prompts import Blend, Prompt, Sound, is_sound
 from .request import make_request
 from .sampling import SamplingConfig
+from .step import Choice, choose_step, open_native, open_pool
 from .tokenizer import ClipTokenizer
 from .windows import Window
+
+if TYPE_CHECKING:
+    from ..kernels.decoder_step import Model
 
 _LOG = logging.getLogger(__name__)
 
 
-def load(bundle: str | os.PathLike, device: str = "auto", *, threads: int | None = None) -> MusicLM:
+def load(bundle: str | os.PathLike, device: str = "auto", *, threads: int | None = None, step: str = "auto") -> MusicLM:
     """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default.
+
+    step: "native" or "graph", what computes a token after the first; "auto" is native where it was built.
 
     Raises BundleError with every fault of the bundle, BackendError when the device cannot be had.
     """
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
-    return MusicLM(Bundle.open(Path(bundle)), choose_device(device), threads)
+    return MusicLM(Bundle.open(Path(bundle)), choose_device(device), threads, choose_step(step))
 
 
 class MusicLM:
     """A loaded bundle. One object serves several threads at once; each request has its own caches."""
 
-    def __init__(self, bundle: Bundle, device: str, threads: int | None) -> None:
-        self.bundle, self.device = bundle, device
+    def __init__(self, bundle: Bundle, device: str, threads: int | None, step: Choice) -> None:
+        self.bundle, self.device, self.step = bundle, device, step
         manifest = bundle.manifest
         self.tokenizer = ClipTokenizer.from_file(bundle.path(manifest.mulan.tokenizer))
         graphs = [manifest.mulan.text, manifest.mulan.audio, manifest.conditioner.graph, manifest.codec.decode]
         graphs += [graph for graph in (manifest.codec.encode, manifest.wav2vec and manifest.wav2vec.graph) if graph]
         graphs += [graph for stage in STAGES for graph in (self._decoder(stage).graph, self._decoder(stage).context) if graph]
         self._sessions: dict[str, Any] | None = {graph: open_session(bundle.path(graph), threads) for graph in graphs}
-        _LOG.info("%s on %s: %d graphs", bundle.root, device, len(graphs))
+        self._native: dict[str, Model] = {}
+        if step.native:
+            pool = open_pool(threads)
+            self._native = {stage: open_native(bundle.root, self._decoder(stage), pool) for stage in STAGES}
+        _LOG.info(
+            "%s on %s: %d graphs, steps %s: %s", bundle.root, device, len(graphs), "native" if step.native else "by graph", step.reason
+        )
 
     def generate(
         self,
@@ -154,9 +166,13 @@ class MusicLM:
             raise RuntimeError("this MusicLM is closed.")
         return self._sessions[graph]
 
+    def native(self, stage: str) -> Model | None:
+        """What computes a stage's steps after the prefill; None where the graph does."""
+        return self._native.get(stage)
+
     def close(self) -> None:
         """Free the sessions and their memory. A request that is still running ends at its next stage, with an error that says so."""
-        self._sessions = None
+        self._sessions, self._native = None, {}
 
     def __enter__(self) -> MusicLM:
         return self

@@ -202,7 +202,8 @@ class TokenStages:
             return self._noise.rows(stage, np.array(items), first + np.minimum(step, last), plan.decoder.vocabulary)
 
         with self._timed(stage):
-            run = DecoderRun(self._model.session(plan.decoder.graph), plan.decoder, context, len(items) * (1 + guided), capacity)
+            session, native = self._model.session(plan.decoder.graph), self._model.native(stage)
+            run = DecoderRun(session, plan.decoder, context, len(items) * (1 + guided), capacity, native)
             return decode(plan, run, guided, sampling, gumbel, lambda step, _: self._report(stage, done + step, total))
 
     def _known(self, prime: Tokens | None, stage: str) -> np.ndarray:

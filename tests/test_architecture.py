@@ -15,7 +15,7 @@ PACKAGE = "musiclm_deploy"
 # A name admits everything below it.
 MAY_IMPORT = {
     "kernels": (),
-    "runtime": (),
+    "runtime": ("kernels.decoder_step",),
     "model": ("runtime.audio", "runtime.tokenizer"),
     "export": ("runtime.bundle", "runtime.tokenizer", "model", "kernels"),
 }

@@ -17,6 +17,7 @@ import musiclm_deploy as md
 from musiclm_deploy import cli
 from musiclm_deploy.runtime import musiclm
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle
+from musiclm_deploy.runtime.step import choose_step
 
 COMMAND = [sys.executable, "-m", "musiclm_deploy.cli"]
 WIDE = ["--filter-thres", "0.2"]  # of the tiny vocabularies the default leaves a single entry: nothing would be drawn
@@ -168,6 +169,7 @@ def test_inspect(run, tiny_bundle):
         "vocabulary 20",
         "cross-attention",
         "5 quantizers of 13",
+        "steps     native: " if choose_step("auto").native else "steps     graph: ",
     ):
         assert part in out
     assert all(stage in out and f"{error:.1e}" in out for stage, error in manifest.errors.items())

@@ -250,6 +250,7 @@ def _manifest() -> dict[str, Any]:
     decoder |= {
         "bias": {"entries": 3, "stride": 1, "frames": None},
         "sampling": {"temperature": 1.0, "filter_thres": 0.9, "cond_scale": 3.0},
+        "step": {"dim_head": 8, "inner": 21, "streams": 1, "value_residual": True, "precision": "fp32", "weights": {"rows": [0, 3, 8]}},
     }
     codec = {"decode": "d.onnx", "encode": None, "sample_hz": 16000, "samples_per_frame": 320, "quantizers": 2, "groups": 1}
     codec |= {"codebook_size": 9, "lookahead_frames": 1, "min_frames": 1, "context_frames": None, "min_encode_frames": 1}

@@ -1,0 +1,72 @@
+"""The sizes of a transformer, and with them the name and shape of every weight that its step reads.
+
+In: sizes, weights by name. Out: the same weights, checked. The names are those that `export/decoder.py` gives them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one transformer; `cache_head_size` is `dim_head` rounded up to a multiple of 8."""
+
+    dim: int
+    depth: int
+    heads: int
+    dim_head: int
+    cache_head_size: int
+    inner: int
+    streams: int
+    vocabulary: int
+    outputs: int  # output projections
+    table_rows: int
+    bias_entries: int  # 0 without a bias table
+    value_residual: bool
+    cross_attention: bool
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight that a step must have, as `export/decoder.py` names it; a norm's bias is there or not."""
+        dim, s, wide, narrow = self.dim, self.streams, self.heads * self.cache_head_size, self.heads * self.dim_head
+        shapes: dict[str, tuple[int, ...]] = {"rows": (self.table_rows, dim), "norm.gain": (dim,)}
+        if self.bias_entries:
+            shapes["bias_table"] = (self.heads, self.bias_entries)
+        for layer in range(self.depth):
+            branches: list[tuple[str, dict[str, tuple[int, ...]]]] = [
+                ("attention", {"norm.gain": (dim,), "w_q": (dim, wide), "w_kv": (dim, 2 * self.cache_head_size), "w_out": (wide, dim)}),
+                ("cross_attention", {"norm.gain": (dim,), "w_q": (dim, narrow), "w_out": (narrow, dim)}),
+                (
+                    "feed_forward",
+                    {
+                        "norm.gain": (dim,),
+                        "w_in": (dim, 2 * self.inner),
+                        "inner_norm.gain": (self.inner,),
+                        "w_out": (self.inner, dim),
+                    },
+                ),
+            ]
+            for index, (branch, weights) in enumerate(branches):
+                if branch == "cross_attention" and not self.cross_attention:
+                    continue
+                shapes |= {f"layers.{layer}.{branch}.{name}": shape for name, shape in weights.items()}
+                if s > 1:
+                    mixing = {"norm": (dim,), "dynamic": (dim, s + 2), "scale": (s + 2,), "static": (s, s + 2)}
+                    shapes |= {f"layers.{layer}.{index}.connection.{name}": shape for name, shape in mixing.items()}
+        heads = [f"head.{q}.weight" for q in range(self.outputs)]
+        return shapes | dict.fromkeys(heads, (dim, self.vocabulary))
+
+    def checked(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The weights that a step reads, contiguous. ValueError names the one that is missing or is not float32 of its shape."""
+        shapes = self.shapes()
+        for name, shape in list(shapes.items()):
+            if name.endswith(".gain") and name.removesuffix("gain") + "bias" in weights:
+                shapes[name.removesuffix("gain") + "bias"] = shape
+        if "head.bias" in weights:
+            shapes["head.bias"] = (self.vocabulary,)
+        for name, shape in shapes.items():
+            if name not in weights or weights[name].shape != shape or weights[name].dtype != np.float32:
+                found = f"{weights[name].dtype} {list(weights[name].shape)}" if name in weights else "none"
+                raise ValueError(f"the weight {name!r} must be float32 {list(shape)}, got {found}")
+        return {name: np.ascontiguousarray(weights[name]) for name in shapes}

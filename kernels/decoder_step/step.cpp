@@ -1,0 +1,334 @@
+// The sequence of one decode step, done by the threads of a pool together, in phases (pool.h): what one needs, a phase before has written.
+//
+//   per layer and branch:  x' = mix_out(x, y);  input, mixing = mix_in(x')                                            a chunk: one row
+//                          normed = norm(input)
+//     self-attention       q = normed W_q;  k, v = input W_kv, v += v_first / 2; appended to the cache                some panels of outputs
+//                          o = softmax(q k^T * scale + bias) v                                                        some heads of a row
+//                          y = o W_out                                                                                some panels
+//     cross-attention      q = normed W_q;  o = softmax(q k_context) v_context;  y = o W_out
+//     feed-forward         u = normed W_in;  y = norm(gelu(gate) * value) W_out
+//   logits = norm(sum of streams) W_head + bias
+//
+// A step reads every packed weight once (README size: 259 MB at 32 bits, 72 at 8, 40 at 4) and each row's cache once for every four heads;
+// all else is small and stays in the nearest caches.
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+using namespace decoder_step;
+
+namespace {
+
+constexpr int kMostHeads = 4;  // of a row that one thread attends together: a key or value loaded once serves all of them
+
+}  // namespace
+
+struct ds_run {
+  ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers_);
+  void run(int head);
+
+  Pool& pool;
+  const ds_model& model;
+  const ds_weights& w;
+  const Kernels& kernels;
+  ds_buffers buffers;
+  std::vector<float*> keys, values;
+  std::vector<const float*> context_keys, context_values;
+  int head = 0;
+
+ private:
+  void work(Worker& worker);
+  void embed(size_t b);
+  void gather_bias(Worker& worker);
+  void enter(int layer, int branch, bool first, Worker& worker);
+  void leave(size_t b);
+  void self_attention(int layer, Worker& worker);
+  void attend(int layer, size_t b, size_t h, int thread);
+  void cross_attention(int layer, Worker& worker);
+  void attend_context(int layer, size_t b, size_t h, int thread);
+  void feed_forward(int layer, Worker& worker);
+  void predict(Worker& worker);
+  void append(int layer, int first, int last);
+  void product(const Matrix& matrix, const Values& in, Values& out, Worker& worker);
+  void product_chunk(const Matrix& matrix, const Activations& a, Values& out, int chunk);
+  // Quantizes one row where the matrix wants it, into `into`, the same Values or a thread's own.
+  void quantize(const Matrix& matrix, size_t b, const float* x, Values& into);
+  void output_product(const Matrix& matrix, Worker& worker);
+
+  const int B, threads, group;
+  const size_t bias_stride;
+  Values input, normed, query, key_value, attended, unfolded, gated, branch_output, prediction;
+  std::vector<Values> own;              // one per thread: the attention's output, quantized by each for itself, which saves a barrier
+  std::vector<std::vector<float>> scores;  // one per thread
+  std::vector<float> streams, mixing, first_values, bias;
+};
+
+ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers_)
+    : pool(pool_->pool),
+      model(*model_),
+      w(model_->sizes),
+      kernels(*model_->kernels),
+      buffers(*buffers_),
+      keys(buffers.keys, buffers.keys + w.depth),
+      values(buffers.values, buffers.values + w.depth),
+      B(buffers.rows),
+      threads(ds_model_bytes(model_) * B < pool_->least_bytes ? 1 : pool.threads()),
+      group(std::max(1, std::min(kMostHeads, (B * w.heads + threads - 1) / threads))),
+      bias_stride(up(buffers.capacity)) {
+  const bool cross = model.layers[0].cross_q.data != nullptr;
+  if (cross) {
+    context_keys.assign(buffers.context_keys, buffers.context_keys + w.depth);
+    context_values.assign(buffers.context_values, buffers.context_values + w.depth);
+  }
+  const Layer& layer = model.layers[0];
+  for (Values* rows : {&input, &normed, &branch_output}) rows->resize(B, w.dim);
+  input.resize_quantized(B, layer.kv);
+  normed.resize_quantized(B, layer.q);
+  query.resize(B, static_cast<size_t>(w.heads) * w.cache_dim);
+  attended.resize(B, static_cast<size_t>(w.heads) * w.cache_dim);
+  key_value.resize(B, 2 * static_cast<size_t>(w.cache_dim));
+  unfolded.resize(B, 2 * static_cast<size_t>(w.inner));
+  gated.resize(B, w.inner);
+  prediction.resize(B, w.vocabulary);
+  gated.resize_quantized(B, layer.feed_out);
+  own.resize(threads);
+  for (Values& rows : own) rows.resize_quantized(B, layer.out);
+  scores.assign(threads, std::vector<float>(kMostHeads * up(std::max(buffers.capacity, buffers.context))));
+  streams.assign(static_cast<size_t>(B) * w.streams * w.dim, 0.0f);
+  mixing.assign(static_cast<size_t>(B) * w.streams * (w.streams + 2), 0.0f);
+  first_values.assign(static_cast<size_t>(B) * w.cache_dim, 0.0f);
+  if (w.bias) bias.assign(static_cast<size_t>(B) * w.heads * bias_stride, 0.0f);
+}
+
+void ds_run::run(int output) {
+  constexpr int kPhasesOfLayer = 12, kOtherPhases = 3;  // calls of `each` below, at most
+  head = output;
+  if (threads > 1) {
+    pool.run([](void* context, Worker& worker) { static_cast<ds_run*>(context)->work(worker); }, this, kPhasesOfLayer * w.depth + kOtherPhases);
+  } else {
+    Worker alone;
+    work(alone);
+  }
+}
+
+void ds_run::work(Worker& worker) {
+  if (w.bias) gather_bias(worker);
+  for (int layer = 0; layer < w.depth; layer++) {
+    enter(layer, 0, layer == 0, worker);
+    self_attention(layer, worker);
+    if (model.layers[layer].cross_q.data) {
+      enter(layer, 1, false, worker);
+      cross_attention(layer, worker);
+    }
+    enter(layer, 2, false, worker);
+    feed_forward(layer, worker);
+  }
+  predict(worker);
+}
+
+void ds_run::embed(size_t b) {
+  const float* row = w.rows + buffers.row_ids[b] * w.dim;
+  for (int s = 0; s < w.streams; s++) std::memcpy(&streams[(b * w.streams + s) * w.dim], row, w.dim * sizeof(float));
+}
+
+// bias[b][h][j] = table[h][clip(cq[b] - ck[b, j], 0, entries - 1)], once for all layers; a chunk is a quarter of a row's keys.
+void ds_run::gather_bias(Worker& worker) {
+  constexpr int kParts = 4;
+  worker.each(B * kParts, [&](int chunk) {
+    const size_t b = chunk / kParts;
+    const Share keys_of(static_cast<int>(buffers.lengths[b]), chunk % kParts, kParts);
+    const int64_t* coordinates = buffers.key_coordinates + b * buffers.capacity;
+    float* to = &bias[b * w.heads * bias_stride];
+    for (int j = keys_of.first; j < keys_of.last; j++) {
+      const int64_t distance = buffers.query_coordinates[b] - coordinates[j];
+      const int64_t entry = distance < 0 ? 0 : distance >= w.bias_entries ? w.bias_entries - 1 : distance;
+      for (int h = 0; h < w.heads; h++) to[h * bias_stride + j] = w.bias[static_cast<size_t>(h) * w.bias_entries + entry];
+    }
+  });
+}
+
+void ds_run::leave(size_t b) {
+  float* x = &streams[b * w.streams * w.dim];
+  if (w.streams == 1) kernels.add(x, branch_output.row(b), w.dim);
+  else kernels.mix_out(x, &mixing[b * w.streams * (w.streams + 2)], branch_output.row(b), w.streams, w.dim);
+}
+
+void ds_run::quantize(const Matrix& matrix, size_t b, const float* x, Values& into) {
+  if (matrix.bits == 32) return;
+  kernels.quantize(x, matrix, &into.q[b * matrix.padded_inputs()], &into.scale[b * matrix.blocks], &into.offset[b * matrix.blocks]);
+}
+
+// The branch before is left, this one entered.
+void ds_run::enter(int l, int branch, bool first, Worker& worker) {
+  const Layer& layer = model.layers[l];
+  const Norm& norm = branch == 0 ? layer.attention_norm : branch == 1 ? layer.cross_norm : layer.feed_norm;
+  worker.each(B, [&](int row) {
+    const size_t b = row;
+    if (first) embed(b);
+    else leave(b);
+    float* x = &streams[b * w.streams * w.dim];
+    float* mix = &mixing[b * w.streams * (w.streams + 2)];
+    if (w.streams == 1) std::memcpy(input.row(b), x, w.dim * sizeof(float));
+    else kernels.mix_in(x, layer.connections[branch], w.streams, w.dim, mix, input.row(b));
+    kernels.norm(input.row(b), norm, w.dim, normed.row(b));
+    quantize(layer.q, b, normed.row(b), normed);
+    if (branch == 0) quantize(layer.kv, b, input.row(b), input);
+  });
+}
+
+void ds_run::product_chunk(const Matrix& matrix, const Activations& a, Values& out, int chunk) {
+  const int first = chunk * matrix.grain(), last = std::min(first + matrix.grain(), matrix.panels());
+  kernels.product(matrix, a, out.x.data(), out.stride, first, last);
+}
+
+void ds_run::product(const Matrix& matrix, const Values& in, Values& out, Worker& worker) {
+  const Activations a = in.activations(B);
+  worker.each(matrix.chunks(), [&](int chunk) { product_chunk(matrix, a, out, chunk); });
+}
+
+// Columns first to last of this step's keys and values into the caches.
+void ds_run::append(int layer, int first, int last) {
+  const int D = w.cache_dim;
+  for (int b = 0; b < B; b++) {
+    const size_t at = (static_cast<size_t>(b) * buffers.capacity + buffers.lengths[b] - 1) * D;
+    const float* from = key_value.row(b);
+    for (int c = first; c < std::min(last, D); c++) keys[layer][at + c] = from[c];
+    for (int c = std::max(first, D); c < std::min(last, 2 * D); c++) {
+      float value = from[c], &kept = first_values[static_cast<size_t>(b) * D + c - D];
+      if (layer == 0) kept = 0.5f * value;
+      else if (w.value_residual) value += kept;
+      values[layer][at + c - D] = value;
+    }
+  }
+}
+
+void ds_run::self_attention(int l, Worker& worker) {
+  const Layer& layer = model.layers[l];
+  const int of_q = layer.q.chunks();
+  worker.each(of_q + layer.kv.chunks(), [&](int chunk) {
+    if (chunk < of_q) return product_chunk(layer.q, normed.activations(B), query, chunk);
+    chunk -= of_q;
+    product_chunk(layer.kv, input.activations(B), key_value, chunk);
+    append(l, chunk * layer.kv.grain() * kPanel, (chunk + 1) * layer.kv.grain() * kPanel);
+  });
+  const int groups = (w.heads + group - 1) / group;
+  worker.each(B * groups, [&](int item) { attend(l, item / groups, static_cast<size_t>(item % groups) * group, worker.thread); });
+  output_product(layer.out, worker);
+}
+
+// Heads h to h + group of row b.
+void ds_run::attend(int l, size_t b, size_t h, int thread) {
+  const size_t D = w.cache_dim, cache = b * buffers.capacity * D;
+  Attention attention = {};
+  attention.query = query.row(b) + h * D;
+  attention.keys = keys[l] + cache;
+  attention.values = values[l] + cache;
+  attention.bias = w.bias ? &bias[(b * w.heads + h) * bias_stride] : nullptr;
+  attention.bias_stride = bias_stride;
+  attention.heads = std::min(group, w.heads - static_cast<int>(h));
+  attention.width = w.cache_dim;
+  attention.length = static_cast<int>(buffers.lengths[b]);
+  attention.scale = 1.0f / std::sqrt(static_cast<float>(w.head_dim));
+  attention.scores = scores[thread].data();
+  attention.out = attended.row(b) + h * D;
+  kernels.attend(attention);
+}
+
+void ds_run::cross_attention(int l, Worker& worker) {
+  const Layer& layer = model.layers[l];
+  product(layer.cross_q, normed, query, worker);
+  const int groups = (w.heads + group - 1) / group;
+  worker.each(B * groups, [&](int item) { attend_context(l, item / groups, static_cast<size_t>(item % groups) * group, worker.thread); });
+  output_product(layer.cross_out, worker);
+}
+
+void ds_run::attend_context(int l, size_t b, size_t h, int thread) {
+  const size_t D = w.head_dim, context = b * buffers.context * D;
+  CrossAttention attention = {};
+  attention.query = query.row(b) + h * D;
+  attention.keys = context_keys[l] + context;
+  attention.values = context_values[l] + context;
+  attention.heads = std::min(group, w.heads - static_cast<int>(h));
+  attention.width = w.head_dim;
+  attention.length = buffers.context;
+  attention.scores = scores[thread].data();
+  attention.out = attended.row(b) + h * D;
+  kernels.attend_context(attention);
+}
+
+// y = attended @ W_out
+void ds_run::output_product(const Matrix& matrix, Worker& worker) {
+  Values& mine = own[worker.thread];
+  bool quantized = false;
+  worker.each(matrix.chunks(), [&](int chunk) {
+    for (int b = 0; b < B && !quantized; b++) quantize(matrix, b, attended.row(b), mine);
+    quantized = true;
+    const Activations a = {B, attended.x.data(), attended.stride, mine.q.data(), mine.scale.data(), mine.offset.data()};
+    product_chunk(matrix, a, branch_output, chunk);
+  });
+}
+
+void ds_run::feed_forward(int l, Worker& worker) {
+  const Layer& layer = model.layers[l];
+  product(layer.feed_in, normed, unfolded, worker);
+  worker.each(B, [&](int b) {
+    kernels.gate(unfolded.row(b), w.inner, gated.row(b));
+    kernels.norm(gated.row(b), layer.inner_norm, w.inner, gated.row(b));
+    quantize(layer.feed_out, b, gated.row(b), gated);
+  });
+  product(layer.feed_out, gated, branch_output, worker);
+}
+
+void ds_run::predict(Worker& worker) {
+  worker.each(B, [&](int row) {
+    const size_t b = row;
+    leave(b);
+    const float* x = &streams[b * w.streams * w.dim];
+    std::memcpy(input.row(b), x, w.dim * sizeof(float));
+    for (int s = 1; s < w.streams; s++) kernels.add(input.row(b), x + static_cast<size_t>(s) * w.dim, w.dim);
+    kernels.norm(input.row(b), {w.norm.gain, w.norm.bias}, w.dim, normed.row(b));
+  });
+  const Matrix& matrix = model.heads[head];
+  worker.each(matrix.chunks(), [&](int chunk) {
+    product_chunk(matrix, normed.activations(B), prediction, chunk);
+    const int first = chunk * matrix.grain() * kPanel, last = std::min(first + matrix.grain() * kPanel, w.vocabulary);
+    for (size_t b = 0; b < static_cast<size_t>(B); b++) {
+      float* to = buffers.logits + b * w.vocabulary;
+      for (int v = first; v < last; v++) to[v] = prediction.row(b)[v] + (w.head_bias ? w.head_bias[v] : 0.0f);
+    }
+  });
+}
+
+extern "C" {
+
+ds_run* ds_run_create(ds_pool* pool, const ds_model* model, const ds_buffers* buffers, char* error, size_t error_size) {
+  const char* fault = nullptr;
+  const bool cross = model->layers[0].cross_q.data != nullptr;
+  if (buffers->rows < 1 || buffers->capacity < 1) fault = "a run has at least one row and one position";
+  else if (cross != (buffers->context > 0)) fault = "a context and a model with cross-attention go together";
+  try {
+    if (!fault) return new ds_run(pool, model, buffers);
+  } catch (const std::bad_alloc&) {
+    fault = "not enough memory for a run";
+  }
+  std::snprintf(error, error_size, "%s", fault);
+  return nullptr;
+}
+
+void ds_run_free(ds_run* run) { delete run; }
+
+int ds_step(ds_run* run, int head) {
+  if (head < 0 || head >= run->w.outputs) return DS_BAD_HEAD;
+  for (int b = 0; b < run->buffers.rows; b++) {
+    if (run->buffers.row_ids[b] < 0 || run->buffers.row_ids[b] >= run->w.table_rows) return DS_BAD_ROW;
+    if (run->buffers.lengths[b] < 1 || run->buffers.lengths[b] > run->buffers.capacity) return DS_BAD_LENGTH;
+  }
+  run->run(head);
+  return DS_OK;
+}
+
+}  // extern "C"

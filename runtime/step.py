@@ -1,0 +1,103 @@
+"""Which form a decode step takes: the native function of kernels/decoder_step, or the ONNX graph. Decided here, and here alone.
+
+In: what the caller asked for, a bundle's files. Out: the form with its reason, and the native models with weights read from the bundle.
+A form that was named and cannot be had is an error; only "auto" chooses.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..kernels import decoder_step
+from .backend import BackendError
+from .bundle import BundleError, Decoder
+
+STEPS = ("auto", "native", "graph")
+_BITS = {"fp32": 32, "int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """native: whether the steps run in kernels/decoder_step; reason: in words, for people."""
+
+    native: bool
+    reason: str
+
+
+def choose_step(step: str) -> Choice:
+    """The form of a step for what the caller asked."""
+    if step not in STEPS:
+        raise BackendError(f"step must be one of {', '.join(STEPS)}, got {step!r}.")
+    if step == "graph":
+        return Choice(False, "asked for")
+    try:
+        return Choice(True, decoder_step.paths()[-1])
+    except decoder_step.Unavailable as error:
+        if step == "native":
+            raise BackendError(f"step='native': {error}.") from error
+        return Choice(False, str(error))
+
+
+def open_pool(threads: int | None) -> decoder_step.Pool:
+    """Threads for all native models of one loaded bundle; `threads` None takes one per processor that this process may use."""
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        return decoder_step.Pool(threads)
+    except decoder_step.Unavailable as error:
+        raise BackendError(f"{error}. Ask for fewer.") from error
+
+
+def open_native(
+    folder: Path, decoder: Decoder, pool: decoder_step.Pool, bits: int | None = None, block: int = 32, path: str | None = None
+) -> decoder_step.Model:
+    """The native model of a stage of the bundle in `folder`. BundleError for weights that the file does not have.
+
+    bits: 32, 8 or 4 in place of what the manifest says; block: inputs that share a scale; path: one of `decoder_step.paths()`.
+    """
+    data = folder / f"{decoder.graph}.data"
+    step = decoder.step
+    if step.precision not in _BITS:
+        raise BundleError(f"{decoder.graph}: precision {step.precision!r}, expected one of {', '.join(_BITS)}: update musiclm-deploy")
+    try:
+        weights = _map(data, step.weights)
+        if decoder.depth > len(weights):
+            raise ValueError(f"{len(weights)} weights are too few for {decoder.depth} layers")
+        sizes = decoder_step.Sizes(
+            dim=decoder.dim,
+            depth=decoder.depth,
+            heads=decoder.heads,
+            dim_head=step.dim_head,
+            cache_head_size=decoder.cache_head_size,
+            inner=step.inner,
+            streams=step.streams,
+            vocabulary=decoder.vocabulary,
+            outputs=sum(name.startswith("head.") and name.endswith(".weight") for name in weights),
+            table_rows=len(weights["rows"]) if "rows" in weights else 1,
+            bias_entries=decoder.bias.entries if decoder.bias else 0,
+            value_residual=step.value_residual,
+            cross_attention=decoder.conditioning == "cross_attention",
+        )
+        return decoder_step.Model(pool, sizes, weights, bits or _BITS[step.precision], block, path)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{data}: {error}") from error
+
+
+def _map(data: Path, places: dict[str, list]) -> dict[str, np.ndarray]:
+    """The weights of a graph, mapped from its data: nothing is read before it is used. ValueError for one that lies outside."""
+    mapped = np.memmap(data, np.uint8, "r")
+    weights = {}
+    for name, place in places.items():
+        if not (len(place) >= 2 and all(type(number) is int and number >= 0 for number in place)):
+            raise ValueError(f"the weight {name!r} has the place {place}, expected a byte offset and dimensions")
+        offset, *shape = place
+        end = offset + 4 * math.prod(shape)
+        if offset % 4 or end > len(mapped):
+            raise ValueError(f"the weight {name!r} would lie at bytes {offset} to {end} of {len(mapped)}")
+        weights[name] = mapped[offset:end].view(np.float32).reshape(shape)
+    return weights

@@ -1,0 +1,394 @@
+"""The native step: at 32 bits it is the graph's step, at 8 and 4 bits it loses no more than ONNX Runtime's own quantized product.
+
+Every form of the code that this processor has is tested: portable, AVX2, AVX-VNNI, AVX-512.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+import musiclm_deploy as md
+from musiclm_deploy.export.checkpoint import Checkpoint
+from musiclm_deploy.export.stage import export_stage
+from musiclm_deploy.export.transformers import STAGES, infer_transformer
+from musiclm_deploy.kernels import decoder_step
+from musiclm_deploy.kernels.decoder_step import Model, Pool
+from musiclm_deploy.runtime.backend import open_session
+from musiclm_deploy.runtime.bundle import Decoder
+from musiclm_deploy.runtime.decoder import DecoderRun
+from musiclm_deploy.runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
+from musiclm_deploy.runtime.step import choose_step, open_native
+
+try:
+    PATHS = decoder_step.paths()
+except decoder_step.Unavailable as missing:  # no compiler here
+    pytestmark = pytest.mark.skip(reason=str(missing))
+    PATHS = ["portable"]
+
+ROWS, STEPS, CONDITIONING_TOKENS, CAPACITY = 3, 7, 5, 64
+_RNG = np.random.default_rng(0)
+_SEMANTIC = [_RNG.integers(0, 19, n) for n in (7, 0, 18)]  # ragged, one row without any
+_COARSE = [_RNG.integers(0, 13, (frames, 2)) for frames in (4, 1, 6)]
+
+# What the exporter covers and a step must know: arguments of upstream's transformers, the version that saved them.
+VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
+    "cross-attention, four streams": ({}, "2.4.0"),
+    "prefix, two streams, heads of 20": (
+        {"cond_as_self_attn_prefix": True, "num_residual_streams": 2, "heads": 3, "dim_head": 20},
+        "2.4.0",
+    ),
+    "no condition, flash, three streams": (
+        {"audio_text_condition": False, "rel_pos_bias": False, "flash_attn": True, "num_residual_streams": 3, "depth": 3},
+        "2.4.0",
+    ),
+    "one stream, before 2.4, one layer, 64": ({"num_residual_streams": 1, "depth": 1, "heads": 1, "dim_head": 64, "dim": 40}, "2.3.1"),
+    "no value residual, before 2.2, five heads of 7": (
+        {"num_residual_streams": 1, "add_value_residual": False, "heads": 5, "dim_head": 7, "dim": 17},
+        "2.1.4",
+    ),
+    "wide: whole blocks and panels": ({"dim": 128, "heads": 8, "dim_head": 64}, "2.4.0"),
+}
+
+
+class Stage:
+    """A stage of random weights, exported, with what its rows read."""
+
+    def __init__(self, stage: str, arguments: dict[str, Any], version: str, folder: Path) -> None:
+        from demo.checkpoints import TINY, build_models
+
+        state = build_models(replace(TINY, shared_arguments=arguments), seed=3)[stage].state_dict()
+        if version != "2.4.0":
+            state = {name.replace(".branch.", "."): tensor for name, tensor in state.items()}
+        overrides = {"max_length": 32} if stage == "semantic" else {"max_time_steps": 12}
+        if "cond_as_self_attn_prefix" in arguments or not arguments.get("audio_text_condition", True):
+            overrides["cond_as_self_attn_prefix"] = arguments.get("cond_as_self_attn_prefix", False)
+        checkpoint = Checkpoint(f"{stage}.pt", state, version)
+        self.name, self.folder = stage, folder
+        self.decoder: Decoder = export_stage(stage, checkpoint, infer_transformer(stage, checkpoint, overrides), folder, 32, 1)
+        self.session = open_session(folder / self.decoder.graph, 2)
+        self.context: dict[str, np.ndarray] = {}
+        if self.decoder.context:
+            graph = open_session(folder / self.decoder.context, 2)
+            width = graph.get_inputs()[0].shape[2]
+            conditioning = np.random.default_rng(1).standard_normal((ROWS, CONDITIONING_TOKENS, width), np.float32)
+            names = [output.name for output in graph.get_outputs()]
+            self.context = dict(zip(names, graph.run(names, {"conditioning": conditioning}), strict=True))
+
+    def plan(self, rows: list[int]) -> Plan:
+        if self.name == "semantic":
+            return plan_semantic(self.decoder, len(rows), 32, True)
+        if self.name == "coarse":
+            return plan_coarse(self.decoder, [_SEMANTIC[row % ROWS] for row in rows], 8, 2, True)
+        return plan_fine(self.decoder, [_COARSE[row % ROWS] for row in rows], 3, None)
+
+    def model(self, pool: Pool, bits: int = 32, block: int = 32, path: str | None = None) -> Model:
+        return open_native(self.folder, self.decoder, pool, bits, block, path)
+
+    def run(self, native: Model | None, rows: list[int], capacity: int = CAPACITY) -> DecoderRun:
+        context = {name: np.ascontiguousarray(array[np.array(rows) % ROWS]) for name, array in self.context.items()}
+        return DecoderRun(self.session, self.decoder, context, len(rows), capacity, native)
+
+    def logits(self, native: Model | None, rows: list[int], steps: int = STEPS) -> np.ndarray:
+        """[B, steps + 1, V]: of a prefill by the graph and of a step per token; row r is fed the same tokens in every batch."""
+        plan, run = self.plan(rows), self.run(native, rows)
+        logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
+        tokens = np.stack([np.random.default_rng(row).integers(0, 12, steps) for row in rows])
+        for step in range(steps):
+            logits.append(run.step(plan.place(step, tokens[:, step]), plan.head(step + 1)).copy())
+        return np.stack(logits, axis=1)
+
+
+@pytest.fixture(scope="module")
+def pools() -> dict[int, Pool]:
+    return {threads: Pool(threads, least_bytes=0) for threads in (1, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Stages by variant and name, exported when first asked for."""
+    made: dict[tuple[str, str], Stage] = {}
+
+    def get(variant: str, stage: str) -> Stage:
+        if (variant, stage) not in made:
+            made[variant, stage] = Stage(stage, *VARIANTS[variant], tmp_path_factory.mktemp("stage"))
+        return made[variant, stage]
+
+    return get
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_at_32_bits_it_is_the_graph(variant: str, stage: str, stages, pools) -> None:
+    """Fault: a branch, bias, norm, head or cache that differs from the graph's in one variant or one form of the code."""
+    made = stages(variant, stage)
+    expected = made.logits(None, [0, 1, 2])
+    for path in PATHS:
+        found = made.logits(made.model(pools[2], path=path), [0, 1, 2])
+        np.testing.assert_array_equal(found[:, 0], expected[:, 0])  # the prefill is the graph's in both
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6 * np.abs(expected).max(), err_msg=path)  # fp32, other sums
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_batch_is_its_rows_alone(path: str, bits: int, stages, pools) -> None:
+    """Fault: a row's result that depends, be it in the last bit, on its neighbours, on how many there are, or on the number of threads."""
+    made = stages("wide: whole blocks and panels", "coarse")
+    model = made.model(pools[2], bits, path=path)
+    alone = {row: made.logits(model, [row], 3) for row in range(ROWS)}
+    for count in (2, 3, 4, 7, 8, 16, 17):
+        rows = [row % ROWS for row in range(count)]
+        together = made.logits(model, rows, 3)
+        np.testing.assert_array_equal(together, np.concatenate([alone[row] for row in rows]), err_msg=f"{count} rows")
+    for threads in (1, 3):
+        found = made.logits(made.model(pools[threads], bits, path=path), [0, 1, 2], 3)
+        np.testing.assert_array_equal(found, np.concatenate(list(alone.values())), err_msg=f"{threads} threads")
+
+
+def test_steps_of_both_forms_mix(stages, pools) -> None:
+    """Fault: a native step that leaves other keys, values or lengths behind than the graph reads, or the other way round."""
+    made = stages("cross-attention, four streams", "fine")
+    native, rows = made.model(pools[2]), [0, 1, 2]
+    expected = made.logits(None, rows)
+    plan, run = made.plan(rows), made.run(None, rows)
+    run.prefill(plan.prompts, plan.head(0))
+    tokens = np.stack([np.random.default_rng(row).integers(0, 12, STEPS) for row in rows])
+    for step in range(STEPS):
+        run._native = native if step % 2 else None
+        found = run.step(plan.place(step, tokens[:, step]), plan.head(step + 1))
+        np.testing.assert_allclose(found, expected[:, step + 1], rtol=0, atol=5e-6 * np.abs(expected).max())
+
+
+def test_a_row_that_ended_stays_where_it_is(stages, pools) -> None:
+    """Fault: a row that grows no longer is written beyond its end, or moves its neighbours."""
+    made = stages("cross-attention, four streams", "coarse")
+    plan, runs = made.plan([0, 1, 2]), [made.run(native, [0, 1, 2]) for native in (None, made.model(pools[2]))]
+    growing = np.array([True, False, True])
+    for run in runs:
+        run.prefill(plan.prompts, 0)
+        run.step(plan.place(0, np.array([1, 2, 3])), 1)
+        for step in (1, 2):
+            placed = plan.place(step, np.array([4, 5, 6]))
+            run.step(Positions(np.where(growing, placed.rows, 0), placed.query, placed.key), plan.head(step + 1), growing)
+    graph, native = runs
+    np.testing.assert_array_equal(native._lengths, graph._lengths)
+    np.testing.assert_allclose(native._logits[growing], graph._logits[growing], rtol=0, atol=5e-6 * np.abs(graph._logits).max())
+    for name, cache in graph._caches.items():
+        np.testing.assert_allclose(native._caches[name], cache, rtol=0, atol=1e-5 * np.abs(cache).max(), err_msg=name)
+
+
+def test_up_to_capacity_and_not_beyond(stages, pools) -> None:
+    """Fault: the last position of a cache cannot be used, or one beyond it is written; a place that no table has is read."""
+    made = stages("one stream, before 2.4, one layer, 64", "semantic")
+    plan = made.plan([0, 1, 2])
+    run = made.run(made.model(pools[2]), [0, 1, 2], capacity=3)
+    run.prefill(plan.prompts, 0)
+    for step in range(2):
+        run.step(plan.place(step, np.zeros(3, np.int64)), 0)
+    before = {name: cache.copy() for name, cache in run._caches.items()}
+    with pytest.raises(RuntimeError, match="the cache holds 3 positions, 4 were asked for"):
+        run.step(plan.place(2, np.zeros(3, np.int64)), 0)
+    native = run._native_run
+    assert native is not None
+    for length in (0, 4, -1, 1 << 40):
+        run._lengths[:] = length
+        with pytest.raises(ValueError, match="a length that does not exist"):
+            native.step(0)
+    run._lengths[:] = 3
+    for row in (-1, 1 << 40):
+        run._row_ids[:] = row
+        with pytest.raises(ValueError, match="a row of the table of embeddings that does not exist"):
+            native.step(0)
+    run._row_ids[:] = 0
+    for head in (-1, 1):
+        with pytest.raises(ValueError, match="an output projection that does not exist"):
+            native.step(head)
+    for name, cache in run._caches.items():
+        np.testing.assert_array_equal(cache, before[name])
+
+
+# --- products
+
+
+def _onnx_runtime(x: np.ndarray, w: np.ndarray, bits: int, block: int) -> np.ndarray:
+    """ONNX Runtime's MatMulNBits on weights that its own quantizer packed, with its int8 activations."""
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", w.shape[0]])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["B", w.shape[1]])],
+        [onnx.numpy_helper.from_array(w, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    config = DefaultWeightOnlyQuantConfig(block_size=block, is_symmetric=True, accuracy_level=4, bits=bits)
+    quantizer = MatMulNBitsQuantizer(model, algo_config=config)
+    quantizer.process()
+    quantized: Any = quantizer.model
+    session = ort.InferenceSession(quantized.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"x": x})[0])
+
+
+@pytest.mark.parametrize("block", [32, 128])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_no_more_is_lost_than_in_onnx_runtime(bits: int, block: int, pools) -> None:
+    """Fault: quantization that is coarser than what the graph could have instead."""
+    rng, lost = np.random.default_rng(bits), dict.fromkeys(("ONNX Runtime", *PATHS), 0.0)
+    for rows, inputs, outputs in ((1, 1000, 512), (16, 1024, 256), (64, 512, 100)):
+        x = rng.standard_normal((rows, inputs), np.float32) * rng.gamma(2, 1, inputs).astype(np.float32)
+        w = rng.standard_normal((inputs, outputs), np.float32) * 0.02
+        exact = x.astype(np.float64) @ w
+        found = {path: pools[2].product(x, w, bits, block, path) for path in PATHS} | {"ONNX Runtime": _onnx_runtime(x, w, bits, block)}
+        for name, y in found.items():
+            lost[name] += float(np.square(y - exact).mean() / np.square(exact).mean())
+    # at 8 bits most of it comes from the activations, quantized alike in both: within 1 % of the variance they are the same
+    assert all(lost[path] <= 1.01 * lost["ONNX Runtime"] for path in PATHS), lost
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+@pytest.mark.parametrize("path", PATHS)
+def test_products_of_odd_sizes(path: str, bits: int, pools) -> None:
+    """Fault: a last block, panel or row that is not full reads or writes beside it; a sum overflows where all weights are extreme."""
+    rng = np.random.default_rng(0)
+    relative = {32: 2e-6, 8: 0.012, 4: 0.15}[bits]  # of the largest output; random weights
+    for rows, inputs, outputs in ((1, 1, 1), (2, 31, 15), (3, 33, 17), (5, 100, 40), (9, 257, 65)):
+        x, w = rng.standard_normal((rows, inputs), np.float32), rng.standard_normal((inputs, outputs), np.float32)
+        exact = x.astype(np.float64) @ w
+        for threads in (1, 3):
+            found = pools[threads].product(x, w, bits, 32, path)
+            np.testing.assert_allclose(found, exact, rtol=0, atol=relative * np.abs(exact).max() + relative * np.sqrt(inputs))
+    extreme = np.ones((2, 512), np.float32) * np.array([[1], [-1]], np.float32)
+    for sign in (1, -1):
+        w = np.full((512, 16), sign, np.float32)
+        np.testing.assert_allclose(pools[1].product(extreme, w, bits, 256, path), extreme @ w, rtol=0.005)
+    assert not pools[1].product(np.zeros((1, 40), np.float32), np.zeros((40, 3), np.float32), bits, 32, path).any()
+
+
+# --- sanitizers
+
+
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_sanitizers_find_nothing(sanitizers: str, tmp_path: Path) -> None:
+    """Fault: memory touched beside its array or without order between threads, arithmetic that C++ leaves undefined."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    driver, sources = tmp_path / "driver", sorted(Path(decoder_step.__file__).parent.glob("*.cpp"))
+    # at O1 in one minute of one core; what the optimizer does at O3 the tests above run
+    command = [compiler, "-std=c++17", "-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
+    objects = [tmp_path / f"{path.stem}.o" for path in (*sources, tmp_path / "main.cpp")]
+    sources.append(Path(__file__).with_name("decoder_step.cpp"))
+    compiling = [
+        subprocess.Popen([*command, "-c", path, "-o", out], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for path, out in zip(sources, objects, strict=True)
+    ]
+    outputs = [process.communicate()[0] for process in compiling]
+    assert not any(process.returncode for process in compiling), "\n".join(outputs)
+    linked = subprocess.run([*command, *objects, "-o", driver], capture_output=True, text=True)
+    if "cannot find" in linked.stderr:
+        pytest.skip(f"this compiler has no {sanitizers} sanitizer: {linked.stderr[-200:]}")
+    ran = subprocess.run([driver], capture_output=True, text=True)
+    assert ran.returncode == 0 and f"{9 * len(PATHS)} models, 0 wrong" in ran.stdout, ran.stdout + ran.stderr
+
+
+# --- a whole request, and what is refused
+
+
+def test_a_whole_request_gives_the_graphs_tokens(music, tiny_bundle) -> None:
+    """Fault: a token that differs between the two forms, over all stages, with guidance, candidates and a batch."""
+    assert music.step.native
+    with md.load(tiny_bundle, device="cpu", step="graph") as graph:
+        assert not graph.step.native and graph.native("coarse") is None
+        for request in ({"seconds": 0.4, "num_samples": 2}, {"seconds": 0.7, "stop": "eos"}):
+            for ours, theirs in zip(
+                music.generate(["a", "b"], seed=[1, 2], **request), graph.generate(["a", "b"], seed=[1, 2], **request), strict=True
+            ):
+                for one, other in zip(ours.candidates, theirs.candidates, strict=True):
+                    for part in ("semantic", "coarse", "fine"):
+                        np.testing.assert_array_equal(getattr(one.tokens, part), getattr(other.tokens, part), err_msg=part)
+
+
+def test_two_requests_at_once(stages, pools) -> None:
+    """Fault: two callers of one pool that disturb each other's steps."""
+    made = stages("wide: whole blocks and panels", "semantic")
+    model = made.model(pools[2])
+    expected, found = made.logits(model, [0, 1, 2], 20), [np.zeros(0)] * 4
+
+    def work(index: int) -> None:
+        found[index] = made.logits(model, [0, 1, 2], 20)
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(found))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for logits in found:
+        np.testing.assert_array_equal(logits, expected)
+
+
+def test_without_the_library_the_graph_steps_in(monkeypatch) -> None:
+    """Fault: an install without a compiler that does not run, or a form that was named and is replaced in silence."""
+    monkeypatch.setattr(decoder_step, "LIBRARY", "not_there.so")
+    decoder_step.library.cache_clear()
+    try:
+        choice = choose_step("auto")
+        assert not choice.native and "was not built" in choice.reason
+        with pytest.raises(md.BackendError, match=r"step='native': the native step was not built: .* compiler"):
+            choose_step("native")
+    finally:
+        monkeypatch.undo()
+        decoder_step.library.cache_clear()
+    assert choose_step("auto") == choose_step("native")
+    with pytest.raises(md.BackendError, match="step must be one of auto, native, graph, got 'fast'"):
+        choose_step("fast")
+
+
+def _broken(decoder: Decoder, **changes: Any) -> Decoder:
+    return replace(decoder, step=replace(decoder.step, **changes))
+
+
+def test_weights_that_cannot_be(stages, pools) -> None:
+    """Fault: a manifest that lies about its weights makes the native code read beside them."""
+    made = stages("cross-attention, four streams", "coarse")
+    decoder, weights = made.decoder, made.decoder.step.weights
+    name = "layers.0.attention.w_q"
+    offset, *shape = weights[name]
+    cases = [
+        (_broken(decoder, weights={key: place for key, place in weights.items() if key != name}), "'layers.0.attention.w_q' must be"),
+        (_broken(decoder, weights=weights | {name: [offset, *shape[::-1]]}), "'layers.0.attention.w_q' must be float32"),
+        (_broken(decoder, weights=weights | {name: [1 << 40, *shape]}), "would lie at bytes"),
+        (_broken(decoder, weights=weights | {name: [offset + 2, *shape]}), "would lie at bytes"),
+        (_broken(decoder, weights=weights | {name: [-4, *shape]}), "expected a byte offset"),
+        (_broken(decoder, weights=weights | {name: [offset, "3", None]}), "expected a byte offset"),
+        (_broken(decoder, weights=weights | {"norm.bias": [0, 3]}), "'norm.bias' must be float32"),
+        (_broken(decoder, streams=3), "must be float32"),
+        (_broken(decoder, streams=99), "must be float32"),
+        (_broken(decoder, inner=1 << 30), "must be float32"),
+        (_broken(decoder, dim_head=9), "must be float32"),
+        (_broken(decoder, precision="fp8"), "precision 'fp8'"),
+        (replace(decoder, depth=5), "must be float32"),
+        (replace(decoder, depth=1 << 40), "too few for"),
+        (replace(decoder, vocabulary=7), "must be float32"),
+        (replace(decoder, conditioning="none"), ""),
+    ]
+    for broken, message in cases:
+        if message:
+            with pytest.raises(md.BundleError, match=message):
+                open_native(made.folder, broken, pools[2])
+    with pytest.raises(ValueError, match="the native step needs caches and contexts"):
+        run = made.run(open_native(made.folder, cases[-1][0], pools[2]), [0, 1, 2])
+        run.prefill(made.plan([0, 1, 2]).prompts, 0)
+        run.step(made.plan([0, 1, 2]).place(0, np.zeros(3, np.int64)), 0)
+    with pytest.raises(md.BundleError, match="a block is a multiple of 32"):
+        open_native(made.folder, decoder, pools[2], bits=4, block=48)
