@@ -547,7 +547,7 @@ def test_names_from_before_2_4(tmp_path):
         folder.mkdir()
         export_stage("semantic", checkpoint, settings, folder, 2048, 1)
         graphs.append({path.name: path.read_bytes() for path in folder.iterdir()})
-    assert graphs[0] == graphs[1] and len(graphs[0]) == 3
+    assert graphs[0] == graphs[1] and len(graphs[0]) == 4
 
 
 # --- the whole export

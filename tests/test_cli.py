@@ -384,7 +384,7 @@ def test_full_standard_output(tiny_bundle, tmp_path):
 
 def test_interrupt(tiny_bundle, tmp_path):
     """Ctrl-C while tokens are generated: exit status 130, one sentence, no file."""
-    command = [*COMMAND, "-v", "generate", str(tiny_bundle), "x", "--num-samples", "8", "--save-tokens", "t.npz"]
+    command = [*COMMAND, "-v", "generate", str(tiny_bundle), "x", "--num-samples", "8", "--seconds", "120", "--save-tokens", "t.npz"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "MB" not in (line := process.stderr.readline()):  # the memory that the request takes, said as it begins
