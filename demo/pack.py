@@ -30,13 +30,12 @@ def config(sizes: Sizes) -> dict[str, Any]:
 
 def pack(sizes: Sizes, runs: Path, out: Path) -> None:
     """Write the averaged weights of every run as they stand, finished or not."""
-    import audiolm_pytorch.version
+    model = codec(sizes)  # for the arguments that upstream saves beside the weights; it also makes upstream importable
+    from audiolm_pytorch.version import __version__ as version
 
     out.mkdir(parents=True, exist_ok=True)
-    version = audiolm_pytorch.version.__version__
     for stage in STAGES:
         save_aside({"model": _half(_average(runs / stage)), "version": version}, out / f"{stage}.pt")
-    model = codec(sizes)  # for the arguments that upstream saves beside the weights
     save_aside({"model": _half(_average(runs / "codec")), "config": model._configs, "version": version}, out / "codec.pt")
     save_aside(_half(torch.load(runs / "fit" / "quantizer.pt", weights_only=True)), out / "quantizer.pt")
     save_aside(torch.load(runs / "fit" / "tokenizer.pt", weights_only=True), out / "tokenizer.pt")

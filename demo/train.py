@@ -1,6 +1,6 @@
 """One command per stage of the demo's training: `python -m demo.train STAGE`. Each goes on where it was stopped.
 
-In: the folder of clips, the folder of runs. Out: a folder per stage there. Order: codec, mulan, fit, tokens, then semantic, coarse, fine.
+In: the folder of clips, the folder of runs. Out: a folder per stage there. Order: codec, codes; mulan, fit, tokens; then the three.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from demo.sizes import SIZES, STAGES
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One stage of the training, on from where it was stopped.")
-    parser.add_argument("stage", choices=("codec", "mulan", "fit", "tokens", *STAGES))
+    parser.add_argument("stage", choices=("codec", "mulan", "fit", "tokens", "codes", *STAGES))
     parser.add_argument("--clips", type=Path, default=Path("build/clips"))
     parser.add_argument("--runs", type=Path, default=Path("build/runs"))
     parser.add_argument("--threads", type=int, default=2)
@@ -32,11 +32,11 @@ def main() -> None:
         from demo.train_codec import train_codec
 
         train_codec(SIZES, clips, Clips(arguments.clips, "valid"), runs / "codec")
-    elif stage == "tokens":
-        from demo.tokens import make_tokens
+    elif stage in ("tokens", "codes"):
+        from demo.tokens import make_codes, make_tokens
 
         for split in (clips, Clips(arguments.clips, "valid")):
-            make_tokens(SIZES, split, runs)
+            (make_tokens if stage == "tokens" else make_codes)(SIZES, split, runs)
     else:
         from demo.train_mulan import fit, train_mulan
 

@@ -7,19 +7,20 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p "$runs"
 
 stage() { # name, threads
-    [ -e "$runs/$1.done" ] || nice -n 19 "$python" -m demo.train "$1" --clips "$clips" --runs "$runs" --threads "$2" >>"$runs/$1.log" 2>&1
+    [ ! -e "$runs/$1.done" ] || return 0
+    nice -n 19 "$python" -m demo.train "$1" --clips "$clips" --runs "$runs" --threads "$2" >>"$runs/$1.log" 2>&1 || return 1
     touch "$runs/$1.done"
 }
 
 nice -n 19 "$python" -m demo.render "$clips" >>"$runs/render.log" 2>&1
-stage codec 1 &
-codec=$!
+{ stage codec 1 && stage codes 1; } &
+sounds=$!
 stage mulan 1
 stage fit 1
-wait "$codec"
-stage tokens 2
+stage tokens 1
+stage semantic 1
+wait "$sounds"
 stage coarse 1 &
 coarse=$!
-stage semantic 1
 stage fine 1
 wait "$coarse"

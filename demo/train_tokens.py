@@ -1,7 +1,7 @@
 """Training of a token transformer with audiolm-pytorch's own wrapper and loss, on tokens that are ready.
 
-In: the runs `tokens` and `fit`. Out: `state.pt` in a folder of the stage's name. The conditioning is what the quantizer's table of the
-stage's namespace says for the codes. It knows neither waves nor words.
+In: the runs `tokens`, `codes` and `fit`. Out: `state.pt` in a folder of the stage's name. The conditioning is what the quantizer's table
+of the stage's namespace says for the codes. It knows neither waves nor words.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def train_transformer(sizes: Sizes, stage: str, folder: Path) -> None:
     torch.manual_seed(0)
     model = transformer(sizes, stage)
     wrapped = wrapper(sizes, stage, model)
-    train, valid = Tokens(folder, "train"), Tokens(folder, "valid")
+    train, valid = (Tokens(folder, split, with_codes=stage != "semantic") for split in ("train", "valid"))
     table = torch.load(folder / "fit" / "quantizer.pt", map_location="cpu", weights_only=True)[f"cond_embeddings.{stage}"]
     run = Run(model, schedule, folder / stage)
     table = table.to(run.device)
@@ -49,10 +49,10 @@ def train_transformer(sizes: Sizes, stage: str, folder: Path) -> None:
     def loss(batch: dict[str, Tensor]) -> Tensor:
         batch = {name: rows.to(run.device) for name, rows in batch.items()}
         embeds = table[torch.arange(table.shape[0]), batch["condition"]]
-        coarse = batch["codes"][..., : sizes.coarse_quantizers]
         if stage == "semantic":
             return wrapped(semantic_token_ids=batch["semantic"], text_embeds=embeds, return_loss=True)
         if stage == "coarse":
+            coarse = batch["codes"][..., : sizes.coarse_quantizers]
             return wrapped(semantic_token_ids=batch["semantic"], coarse_token_ids=coarse, text_embeds=embeds, return_loss=True)
         return wrapped(token_ids=batch["codes"], text_embeds=embeds, return_loss=True)
 

@@ -21,6 +21,7 @@ from musiclm_deploy.model.files import save_aside
 
 Step = Callable[[np.random.Generator, int], dict[str, Tensor]]  # -> "loss" and what else is to be logged
 _FLOOR = 0.05  # of the learning rate, at the end
+_LOG_EVERY = 50  # steps that a row of the log is the mean of
 
 
 class Run:
@@ -46,14 +47,16 @@ class Run:
 
         writer = SummaryWriter(self.folder / "tensorboard", purge_step=self.steps)
         _cut(self.folder / "metrics.csv", self.steps)
-        saved = time.perf_counter()
+        saved, recent = time.perf_counter(), []
         while self.steps < self.schedule.steps:
             started = time.perf_counter()
-            metrics = self._step(step)
+            recent.append(self._step(step))
             self.seconds += time.perf_counter() - started
             last = self.steps == self.schedule.steps
-            if self.steps % 50 == 0 or last:
-                if validate is not None and (self.steps % 500 == 0 or last):
+            if self.steps % _LOG_EVERY == 0 or last:
+                metrics = {name: float(np.mean([row[name] for row in recent])) for name in recent[0]}
+                recent.clear()
+                if validate is not None and (self.steps % (10 * _LOG_EVERY) == 0 or last):
                     metrics |= validate()
                 metrics |= {"lr": self._lr(self.steps - 1), "seconds": self.seconds}
                 _append(self.folder / "metrics.csv", {"step": self.steps} | metrics)

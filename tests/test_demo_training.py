@@ -17,7 +17,7 @@ from demo.data import Clips
 from demo.pack import FILES, pack
 from demo.render import SAMPLE_HZ
 from demo.sizes import SIZES, STAGES, Schedule, codec
-from demo.tokens import Tokens, make_tokens
+from demo.tokens import Tokens, make_codes, make_tokens
 from demo.train_codec import encode, si_snr, train_codec
 from demo.train_mulan import fit, train_mulan
 from demo.train_tokens import train_transformer
@@ -70,6 +70,7 @@ def runs(clips: Path, tmp_path_factory) -> Path:
     fit(TINY, train, folder)
     for split in (train, valid):
         make_tokens(TINY, split, folder)
+        make_codes(TINY, split, folder)
     for stage in STAGES:
         train_transformer(TINY, stage, folder)
     return folder
@@ -97,7 +98,7 @@ def test_a_stopped_codec_goes_on_as_if_it_had_not_been(clips: Path, runs: Path, 
 
 def test_a_stopped_transformer_goes_on_as_if_it_had_not_been(runs: Path, tmp_path: Path) -> None:
     """The same of the stages that draw tokens and conditions."""
-    for name in ("fit", "tokens"):
+    for name in ("fit", "tokens", "codes"):
         (tmp_path / name).symlink_to(runs / name)
     constant = replace(SHORT, steps=3, decay=1e-9)
     for steps in (2, 3):
@@ -126,12 +127,13 @@ def test_tokens_are_what_the_models_say(clips: Path, runs: Path) -> None:
     from demo.train_codec import trained_codec
     from demo.train_mulan import fitted_quantizer, fitted_tokenizer
 
-    tokens, valid = Tokens(runs, "valid"), Clips(clips, "valid")
+    tokens, valid = Tokens(runs, "valid", with_codes=True), Clips(clips, "valid")
     wave = valid.part(1, 3 * 2 * SAMPLE_HZ, 2 * SAMPLE_HZ)[None]  # the fourth window of the second piece
     with torch.no_grad():
         codes = trained_codec(TINY, runs / "codec")(wave, return_encoded=True)[1]
         quantizer = fitted_quantizer(TINY, runs)
         heard = quantizer.rq(quantizer.mulan.get_audio_latents(wave))[1]
+    assert tokens.codes is not None
     np.testing.assert_array_equal(tokens.codes[1, 3], codes[0])
     np.testing.assert_array_equal(tokens.semantic[1, 3], fitted_tokenizer(runs)(wave)[0])
     np.testing.assert_array_equal(tokens.heard[1, 3], heard[0])
@@ -181,3 +183,18 @@ def test_the_codec_starts_as_a_transform() -> None:
     ratios = si_snr(made, waves)
     assert (ratios[:3] > 5).all()  # below 1.6 kHz, the lowest fifth of the coefficients, it is a codec
     assert ratios[3] < 0  # above it has no coefficients
+
+
+def test_curves_and_spectrograms_are_drawn(runs: Path, tmp_path: Path) -> None:
+    """A metric that was renamed where it is logged and not where it is drawn, or a picture that matplotlib refuses."""
+    pytest.importorskip("matplotlib", reason="needs the extra `demo`")
+    from demo.plot import STAGES as DRAWN
+    from demo.plot import plot
+    from demo.show import spectrogram
+
+    for stage, names in DRAWN.items():
+        header = (runs / stage / "metrics.csv").read_text().splitlines()[0].split(",")
+        assert set(names) <= set(header), stage
+    plot(runs, tmp_path / "curves.png")
+    spectrogram(np.sin(np.arange(SAMPLE_HZ) * 0.3).astype(np.float32), SAMPLE_HZ, "a tone", tmp_path / "tone.png")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "tone.png"))
