@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import musiclm_deploy as md
 from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
@@ -18,6 +19,7 @@ from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Decoder
 from musiclm_deploy.runtime.decoder import DecoderRun
 from musiclm_deploy.runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
+from musiclm_deploy.runtime.step import choose_step
 
 B, CONDITIONING_TOKENS, FINE_FRAMES = 2, 3, 4
 _RNG = np.random.default_rng(0)
@@ -103,23 +105,25 @@ class _Counting:
         self._session.run_with_iobinding(binding)
 
 
-def test_one_prefill_then_one_call_per_token(music) -> None:
-    """Fault: a prompt fed again, a step that rebinds its inputs, or a call more than there are tokens."""
-    manifest = music.bundle.manifest
-    counting = {}
-    for stage in STAGES:
-        graph = getattr(manifest, stage).graph
-        counting[stage] = music._sessions[graph] = _Counting(music._sessions[graph])
-    try:
+@pytest.mark.parametrize("step", ["graph", "native"])
+def test_one_prefill_then_one_call_per_token(step: str, tiny_bundle: Path) -> None:
+    """Fault: a prompt fed again, a step that rebinds its inputs, or a call more than there are tokens; native steps that are the graph's."""
+    if step == "native" and not choose_step("auto").native:
+        pytest.skip(choose_step("auto").reason)
+    with md.load(tiny_bundle, step=step) as music:
+        manifest, sessions = music.bundle.manifest, music._sessions
+        assert sessions is not None
+        graphs = {stage: getattr(manifest, stage).graph for stage in STAGES}
+        counting = {stage: _Counting(sessions[graph]) for stage, graph in graphs.items()}
+        sessions.update({graphs[stage]: counted for stage, counted in counting.items()})
         music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=5, seed=1)
-    finally:
-        for stage in STAGES:
-            graph = getattr(manifest, stage).graph
-            music._sessions[graph] = music._sessions[graph]._session
+    calls = {stage: len(counted.calls) for stage, counted in counting.items()}
     frames = 10  # 0.2 s at 50 frames a second
-    expected = {"coarse": frames * manifest.coarse.coarse_quantizers, "fine": frames * manifest.fine.fine_quantizers}
-    assert {stage: len(counting[stage].calls) for stage in expected} == expected  # the prefill gives the first token
-    assert 1 <= len(counting["semantic"].calls) <= 5
+    if step == "graph":
+        expected = {"coarse": frames * manifest.coarse.coarse_quantizers, "fine": frames * manifest.fine.fine_quantizers}
+        assert calls == {"semantic": calls["semantic"], **expected} and 1 <= calls["semantic"] <= 5  # the prefill gives the first token
+    else:
+        assert calls == dict.fromkeys(STAGES, 1)
     assert all(counted.bindings <= 2 for counted in counting.values())  # one for the prefill, one for all steps
 
 
