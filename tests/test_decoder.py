@@ -107,7 +107,7 @@ class _Counting:
 
 @pytest.mark.parametrize("step", ["graph", "native"])
 def test_one_prefill_then_one_call_per_token(step: str, tiny_bundle: Path) -> None:
-    """Fault: a prompt fed again, a step that rebinds its inputs, or a call more than there are tokens; native steps that are the graph's."""
+    """Fault: a prompt fed again, a step that rebinds its inputs, a call more than there are tokens; native steps that are the graph's."""
     if step == "native" and not choose_step("auto").native:
         pytest.skip(choose_step("auto").reason)
     with md.load(tiny_bundle, step=step) as music:
