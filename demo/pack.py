@@ -49,8 +49,8 @@ def _average(run: Path) -> dict[str, Tensor]:
 
 
 def _half(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floating-point tensors in 16 bits. Counts and sums of the codebooks' moving averages stay: they exceed what 16 bits hold."""
-    kept = ("cluster_size", "embed_avg", "mel_layout")
+    """Floating-point tensors in 16 bits, but for those that say how an exact thing is laid out."""
+    kept = ("cluster_size", "mel_layout")
     return {
         name: tensor.half() if tensor.is_floating_point() and not name.endswith(kept) else tensor.clone() for name, tensor in state.items()
     }
