@@ -305,7 +305,7 @@ def _inspect(options: argparse.Namespace) -> int:
     print(
         f"  codec     {codec.quantizers} quantizers of {codec.codebook_size}, {codec.sample_hz / codec.samples_per_frame:g} frames a second"
     )
-    choice = choose_step("auto")
+    choice = choose_step("auto", [getattr(manifest, stage) for stage in STAGES])
     print(f"  steps     {'native' if choice.native else 'graph'}: {choice.reason}")
     mulan = manifest.mulan
     print(f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz")

@@ -44,7 +44,8 @@ def load(bundle: str | os.PathLike, device: str = "auto", *, threads: int | None
     """
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
-    return MusicLM(Bundle.open(Path(bundle)), choose_device(device), threads, choose_step(step))
+    opened = Bundle.open(Path(bundle))
+    return MusicLM(opened, choose_device(device), threads, choose_step(step, [getattr(opened.manifest, stage) for stage in STAGES]))
 
 
 class MusicLM:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,18 @@ class Choice:
     reason: str
 
 
-def choose_step(step: str) -> Choice:
-    """The form of a step for what the caller asked."""
+def choose_step(step: str, decoders: Sequence[Decoder] = ()) -> Choice:
+    """The form of a step for what the caller asked, of these decoders."""
     if step not in STEPS:
         raise BackendError(f"step must be one of {', '.join(STEPS)}, got {step!r}.")
     if step == "graph":
         return Choice(False, "asked for")
     try:
-        return Choice(True, decoder_step.paths()[-1])
+        path = decoder_step.paths()[-1]
+        streams = max((decoder.step.streams for decoder in decoders), default=1)
+        if streams > decoder_step.MAX_STREAMS:
+            raise decoder_step.Unavailable(f"the native step covers {decoder_step.MAX_STREAMS} residual streams, the model has {streams}")
+        return Choice(True, path)
     except decoder_step.Unavailable as error:
         if step == "native":
             raise BackendError(f"step='native': {error}.") from error

@@ -27,7 +27,7 @@ from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Decoder
 from musiclm_deploy.runtime.decoder import DecoderRun
 from musiclm_deploy.runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
-from musiclm_deploy.runtime.step import choose_step, open_native
+from musiclm_deploy.runtime.step import Choice, choose_step, open_native
 
 try:
     PATHS = decoder_step.paths()
@@ -335,6 +335,14 @@ def test_two_requests_at_once(stages, pools) -> None:
         worker.join()
     for logits in found:
         np.testing.assert_array_equal(logits, expected)
+
+
+def test_what_is_not_covered_is_the_graphs(stages) -> None:
+    """Fault: a model beyond what the native code takes cannot be loaded at all."""
+    many = _broken(stages("cross-attention, four streams", "coarse").decoder, streams=17)
+    assert choose_step("auto", [many]) == Choice(False, "the native step covers 16 residual streams, the model has 17")
+    with pytest.raises(md.BackendError, match="covers 16 residual streams"):
+        choose_step("native", [many])
 
 
 def test_without_the_library_the_graph_steps_in(monkeypatch) -> None:

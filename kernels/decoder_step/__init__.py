@@ -21,6 +21,7 @@ import numpy as np
 from .sizes import Sizes
 
 LIBRARY = "libdecoder_step.so"  # on every system: only ctypes opens it
+MAX_STREAMS = 16  # kMaxStreams in kernels.h
 PATHS = ("portable", "AVX2", "AVX-VNNI", "AVX-512 VNNI")
 _STATUS = {1: "a row of the table of embeddings", 2: "a length", 3: "an output projection"}
 
@@ -254,4 +255,4 @@ def _floats(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, np.float32)
 
 
-__all__ = ["LIBRARY", "PATHS", "Model", "Pool", "Run", "Sizes", "Unavailable", "library", "paths"]
+__all__ = ["LIBRARY", "MAX_STREAMS", "PATHS", "Model", "Pool", "Run", "Sizes", "Unavailable", "library", "paths"]

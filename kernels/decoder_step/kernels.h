@@ -15,7 +15,7 @@ namespace decoder_step {
 
 constexpr int kPanel = 16;       // outputs of a panel
 constexpr size_t kChunkBytes = 1 << 15;
-constexpr int kMaxStreams = 16;  // more than any checkpoint has
+constexpr int kMaxStreams = 16;  // more than any checkpoint has; MAX_STREAMS in __init__.py
 constexpr int kMostBlock = 256;  // inputs that share a scale
 
 struct Matrix {
