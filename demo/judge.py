@@ -1,32 +1,23 @@
 """A listener by machine: which instruments play, how far two sets of clips are apart, how sure a share is.
 
-In: waves [B, t]. Out: names of styles, distances, intervals. Its features are its own, statistics of a mel spectrogram in numpy: nothing of
+In: waves [B, t]. Out: names of styles, distances, intervals. Its features are its own, statistics of a mel spectrogram: nothing of
 codec, MuLaN or transformers, whose output it judges, is in it.
 """
 
 import numpy as np
 
 from demo.compose import STYLES
+from musiclm_deploy.model.spectrogram import mel_filters
 
 _WINDOW, _HOP, _BANDS = 1024, 256, 48
 _FLOOR = 1e-4  # of magnitudes, about 70 dB below a clip's own level
 _COMPONENTS = 24  # principal components that the Fréchet distance is taken over
 
 
-def mel_matrix(sample_hz: int) -> np.ndarray:
-    """[bands, bins]: triangles evenly spaced on the HTK scale from 0 Hz to half the rate."""
-    top = 2595 * np.log10(1 + sample_hz / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, _BANDS + 2) / 2595) - 1)
-    hz = np.arange(_WINDOW // 2 + 1) * sample_hz / _WINDOW
-    rising = (hz - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - hz) / (edges[2:] - edges[1:-1])[:, None]
-    return np.maximum(0, np.minimum(rising, falling))
-
-
 def features(waves: np.ndarray, sample_hz: int) -> np.ndarray:
     """float32 [B, t] -> float64 [B, 5 * bands]: of each log-mel band, loudness removed, the mean, the deviation, the mean rise from frame
     to frame, and the tenth and ninetieth percentile."""
-    rows, matrix, window = [], mel_matrix(sample_hz), np.hanning(_WINDOW) / (_WINDOW / 4)
+    rows, matrix, window = [], mel_filters(_BANDS, _WINDOW, sample_hz).numpy(), np.hanning(_WINDOW) / (_WINDOW / 4)
     for wave in waves.astype(np.float64):
         wave = wave / max(np.sqrt(np.square(wave).mean()), 1e-6) * 0.1
         frames = np.lib.stride_tricks.sliding_window_view(wave, _WINDOW)[::_HOP]
