@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from demo.sizes import Schedule
 from musiclm_deploy.model.batches import mix_seeds
-from musiclm_deploy.model.files import save_aside
+from musiclm_deploy.model.files import cut_metrics, save_aside
 
 Step = Callable[[np.random.Generator, int], dict[str, Tensor]]  # -> "loss" and what else is to be logged
 _FLOOR = 0.05  # of the learning rate, at the end
@@ -46,7 +46,7 @@ class Run:
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(self.folder / "tensorboard", purge_step=self.steps)
-        _cut(self.folder / "metrics.csv", self.steps)
+        cut_metrics(self.folder / "metrics.csv", self.steps)
         saved, recent = time.perf_counter(), []
         while self.steps < self.schedule.steps:
             started = time.perf_counter()
@@ -144,11 +144,3 @@ def _append(path: Path, metrics: dict[str, float]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     part.replace(path)
-
-
-def _cut(path: Path, steps: int) -> None:
-    """Drop the rows after `steps`: a run that goes on from there writes them again."""
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = file.readlines()
-        path.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= steps), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Writing a file of tensors so that no half file is ever left.
+"""The files of a training run, written so that no half file is ever left.
 
-In: whatever `torch.save` takes. Out: a file that appears whole or not at all. It does not know what the tensors are.
+In: whatever `torch.save` takes, or a CSV of metrics. Out: a file that appears whole or not at all. It does not know what is in them.
 """
 
 import os
@@ -25,3 +25,13 @@ def save_aside(content: Any, path: str | os.PathLike) -> None:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def cut_metrics(path: Path, steps: int) -> None:
+    """Drop the rows after `steps`: a run that goes on from there writes them again."""
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = file.readlines()
+        part = path.with_suffix(".part")
+        part.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= steps), encoding="utf-8")
+        part.replace(path)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .batches import Batches, Drawn, collate, mix_seeds, split, validation_batches
-from .files import save_aside
+from .files import cut_metrics, save_aside
 from .mulan import MuLaN
 
 _log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class MuLaNTrainer:
         main = self.accelerator.is_main_process
         self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": self.steps + 1}})
         if main:
-            _cut_metrics(self.folder / "metrics.csv", self.steps)
+            cut_metrics(self.folder / "metrics.csv", self.steps)
         loader = self._loader(self._train_part, self._stream(self.steps * self.grad_accum_every))
         shown: dict[str, str] = {}
         with tqdm(total=self.num_train_steps, initial=self.steps, desc="MuLaN", unit="step", disable=not main) as bar:
@@ -261,16 +261,6 @@ def _append_metrics(path: Path, metrics: dict[str, float]) -> None:
             writer.writerow(_METRICS)
         values = (metrics.get(name, "") for name in _METRICS)
         writer.writerow([f"{value:.6g}" if isinstance(value, float) else value for value in values])
-
-
-def _cut_metrics(path: Path, steps: int) -> None:
-    """Drop the rows after `steps`: a run that goes on from there writes them again."""
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = file.readlines()
-        part = path.with_suffix(".part")
-        part.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= steps), encoding="utf-8")
-        part.replace(path)
 
 
 def _accelerator_class() -> Any:
