@@ -36,6 +36,7 @@ class Preset:
     coarse_arguments: dict[str, Any] = field(default_factory=dict)
     fine_arguments: dict[str, Any] = field(default_factory=dict)
     codec_arguments: dict[str, Any] = field(default_factory=dict)
+    tower_arguments: dict[str, Any] = field(default_factory=dict)  # of both of MuLaN's
 
 
 TINY = Preset(
@@ -79,7 +80,7 @@ def build_models(preset: Preset, seed: int = 0) -> dict[str, nn.Module]:
         "attn_window_size": 32,
         **p.codec_arguments,
     }
-    tower: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 16}
+    tower: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 16, **p.tower_arguments}
     audio = musiclm_pytorch.AudioSpectrogramTransformer(**tower, patch_size=16, spec_n_fft=128, spec_win_length=24)
     mulan = musiclm_pytorch.MuLaN(audio, musiclm_pytorch.TextTransformer(**tower), dim_latent=p.dim_latent)
     models = {
