@@ -56,9 +56,14 @@ def checkpoints(size: str, build: Path = BUILD) -> dict[str, Path]:
     folder = build / size / "checkpoints"
     done = folder / "files.json"  # last, so that a run that was cut short is made again
     if not done.is_file():
-        paths = save_checkpoints(build_models(SIZES[size]), folder)
+        paths = save_checkpoints(models(size), folder)
         done.write_text(json.dumps({name: path.name for name, path in paths.items()}), encoding="utf-8")
     return {name: folder / file for name, file in json.loads(done.read_text(encoding="utf-8")).items()}
+
+
+def models(size: str) -> dict[str, Any]:
+    """Upstream's own modules of a size, with the weights of the checkpoints: both are drawn from one seed."""
+    return build_models(SIZES[size])
 
 
 def bundle(size: str, precision: str = "fp32", build: Path = BUILD) -> Path:

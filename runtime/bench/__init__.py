@@ -5,7 +5,6 @@ In: a bundle's directory. Out: rows (`record`), also as a table (`table`). bench
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..backend import BackendError, open_session
 from ..bundle import STAGES, Bundle
 from ..step import choose_step, open_native, open_pool
 from .clips import time_clips
-from .record import Memory, Row, append, circumstances, say
+from .record import Memory, Row, append, circumstances, processors, say
 from .start import time_start
 from .steps import Form, begin, bytes_of_step, check_prefill, graph_weights, make_case, random_context, sizes, turn_about
 
@@ -40,7 +39,7 @@ def bench(
     seconds: of the clips; cond_scale: guidance, the bundle's own by default; steps: timed in each case; repeats: of each clip and start.
     """
     bundle = Bundle.open(root)
-    threads = threads or _processors()
+    threads = threads or processors()
     guided = "" if cond_scale is None else f" --cond-scale {cond_scale:g}"
     options = f"--seconds {seconds:g}{guided} --steps {steps} --repeats {repeats} --threads {threads}"
     common: Row = {"bundle": bundle.sha256[:12], "name": root.resolve().name}
@@ -105,10 +104,6 @@ def _pool(threads: int) -> Pool | None:
         return open_pool(threads) if choose_step("auto").native else None
     except BackendError:
         return None
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 __all__ = ["PARTS", "bench", "time_steps"]

@@ -163,7 +163,7 @@ def turn_about(case: Case, forms: Mapping[str, Form], memory: Memory) -> list[Ro
                 if step >= case.untimed and step != first:
                     seconds[name].append(taken)
             expected = expected or logits
-            lost[name] = max(lost[name], *(_difference(a, b) for a, b in zip(logits, expected, strict=True)))
+            lost[name] = float(np.max([lost[name], *(_difference(a, b) for a, b in zip(logits, expected, strict=True))]))  # NaN stays
     rows = []
     for name, form in forms.items():
         if not lost[name] <= MOST_LOST[form.precision]:

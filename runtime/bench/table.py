@@ -24,81 +24,81 @@ class Section:
     columns: tuple[Column, ...]
 
 
-def _number(field: str, pattern: str = "{:.4g}") -> Callable[[Row], str]:
-    return lambda row: "–" if row.get(field) is None else pattern.format(row[field])
+def number(name: str, pattern: str = "{:.4g}") -> Callable[[Row], str]:
+    return lambda row: "–" if row.get(name) is None else pattern.format(row[name])
 
 
-def _field(field: str) -> Callable[[Row], str]:
-    return lambda row: str(row.get(field, "–"))
+def field(name: str) -> Callable[[Row], str]:
+    return lambda row: str(row.get(name, "–"))
 
 
-def _share(stage: str) -> Callable[[Row], str]:
+def share(stage: str) -> Callable[[Row], str]:
     return lambda row: f"{row['share'][stage]:.0%}"
 
 
-_MODEL: tuple[Column, ...] = (("dim × depth", lambda row: f"{row['dim']} × {row['depth']}"), ("precision", _field("precision")))
+MODEL: tuple[Column, ...] = (("dim × depth", lambda row: f"{row['dim']} × {row['depth']}"), ("precision", field("precision")))
 _TAILS: tuple[Column, ...] = (
-    ("median ms", _number("median_ms")),
+    ("median ms", number("median_ms")),
     ("quarters ms", lambda row: f"{row['p25_ms']:.4g}–{row['p75_ms']:.4g}"),
-    ("p95 ms", _number("p95_ms")),
-    ("p99 ms", _number("p99_ms")),
+    ("p95 ms", number("p95_ms")),
+    ("p99 ms", number("p99_ms")),
 )
-_SIZE = ("dim", "depth", "precision")
+SIZE = ("dim", "depth", "precision")
 
 SECTIONS = (
     Section(
         "One step: tokens of every row in, logits out",
         "step",
-        (*_SIZE, "stage", "rows", "context", "form"),
+        (*SIZE, "stage", "rows", "context", "form"),
         (
-            *_MODEL,
-            *(("stage", _field("stage")), ("rows", _field("rows")), ("context", _field("context")), ("form", _field("form"))),
-            *(("MB read", _number("mb_read")), ("GB/s", _number("gb_per_s")), ("ceiling ms", _number("ceiling_ms"))),
+            *MODEL,
+            *(("stage", field("stage")), ("rows", field("rows")), ("context", field("context")), ("form", field("form"))),
+            *(("MB read", number("mb_read")), ("GB/s", number("gb_per_s")), ("ceiling ms", number("ceiling_ms"))),
             *_TAILS,
-            *(("of the ceiling", _number("ceiling_share", "{:.0%}")), ("logits differ", _number("logits_differ_by", "{:.0e}"))),
+            *(("of the ceiling", number("ceiling_share", "{:.0%}")), ("logits differ", number("logits_differ_by", "{:.0e}"))),
         ),
     ),
     Section(
         "Whole clips",
         "clip",
-        (*_SIZE, "form", "seconds", "cond_scale", "steps"),
+        (*SIZE, "form", "seconds", "cond_scale", "steps"),
         (
-            *_MODEL,
-            *(("steps", _field("steps")), ("clips", _field("form")), ("s each", _field("seconds")), ("guidance", _field("cond_scale"))),
-            *(("real-time factor", _number("real_time_factor")), ("of the music kept", _number("real_time_factor_of_music"))),
+            *MODEL,
+            *(("steps", field("steps")), ("clips", field("form")), ("s each", field("seconds")), ("guidance", field("cond_scale"))),
+            *(("real-time factor", number("real_time_factor")), ("of the music kept", number("real_time_factor_of_music"))),
             *_TAILS[:2],
-            *((stage, _share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
-            ("codec s per s", _number("codec_s_per_s")),
+            *((stage, share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
+            ("codec s per s", number("codec_s_per_s")),
         ),
     ),
     Section(
         "From a fresh process",
         "start",
-        (*_SIZE, "steps", "form"),
-        (*_MODEL, ("steps", _field("steps")), ("until", _field("form")), *_TAILS[:2]),
+        (*SIZE, "steps", "form"),
+        (*MODEL, ("steps", field("steps")), ("until", field("form")), *_TAILS[:2]),
     ),
     Section(
         "Memory of a process, MB",
         "memory",
-        (*_SIZE, "steps", "seconds"),
+        (*SIZE, "steps", "seconds"),
         (
-            *_MODEL,
-            *(("clip s", _field("seconds")), ("bundle's files", _number("weights_mb", "{:.0f}"))),
-            ("caches stated", _number("caches_mb")),
-            *(("imported", _number("imported_mb", "{:.0f}")), ("opened", _number("opened_mb", "{:.0f}"))),
-            ("peak of a clip", _number("peak_mb", "{:.0f}")),
+            *MODEL,
+            *(("clip s", field("seconds")), ("bundle's files", number("weights_mb", "{:.0f}"))),
+            ("caches stated", number("caches_mb")),
+            *(("imported", number("imported_mb", "{:.0f}")), ("opened", number("opened_mb", "{:.0f}"))),
+            ("peak of a clip", number("peak_mb", "{:.0f}")),
         ),
     ),
     Section(
         "Requests one after another in one process",
         "requests",
-        (*_SIZE, "steps", "seconds"),
+        (*SIZE, "steps", "seconds"),
         (
-            *_MODEL,
-            *(("clip s", _field("seconds")), ("requests", _field("n"))),
+            *MODEL,
+            *(("clip s", field("seconds")), ("requests", field("n"))),
             *_TAILS,
-            ("second half over first", _number("later_over_earlier")),
-            *(("resident MB, first", _number("resident_mb_first", "{:.0f}")), ("last", _number("resident_mb_last", "{:.0f}"))),
+            ("second half over first", number("later_over_earlier")),
+            *(("resident MB, first", number("resident_mb_first", "{:.0f}")), ("last", number("resident_mb_last", "{:.0f}"))),
         ),
     ),
 )
