@@ -41,6 +41,7 @@ SIZES = {
             "attn_depth": 2,
         },
         tower_arguments={"dim": 512, "depth": 6, "heads": 8, "dim_head": 64},
+        randomness=0.1,
     ),
     "tiny": TINY,
 }
