@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, default=FOLDER / "README.md", help="page to write into (default: benchmarks/README.md)")
     parser.add_argument("--quick", action="store_true", help="few steps and short clips: whether everything runs, no numbers to keep")
     options = parser.parse_args()
-    run(options.size, *(Path(os.path.relpath(path, ROOT)) for path in (options.results, options.readme)), options.quick)
+    results, readme = (Path(os.path.relpath(path, ROOT)) for path in (options.results, options.readme))
+    run(options.size, results, readme, options.quick)
 
 
 if __name__ == "__main__":

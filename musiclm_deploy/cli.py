@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
   musiclm inspect bundle
+  musiclm bench bundle --seconds 10
   musiclm doctor checkpoints/*.pt
   musiclm export --semantic S.pt --coarse C.pt --fine F.pt --codec K.pt --mulan M.pt --quantizer Q.pt --out bundle
 """
