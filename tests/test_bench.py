@@ -13,8 +13,16 @@ from benchmarks.peers.upstream import compare_clips
 from benchmarks.report import BEGIN, END, ratio, write
 from benchmarks.steps import Bench
 from musiclm_deploy import cli
+from musiclm_deploy.kernels import decoder_step
+from musiclm_deploy.runtime import bench
 from musiclm_deploy.runtime.bench import record, steps
 from musiclm_deploy.runtime.bench.table import SECTIONS, cells
+from musiclm_deploy.runtime.step import Choice
+
+try:
+    decoder_step.library()
+except decoder_step.Unavailable as missing:  # no compiler here
+    pytestmark = pytest.mark.skip(reason=str(missing))
 
 EVERY_ROW = {"benchmark", "precision", "dim", "depth", "machine", "load", "threads", "versions", "git", "date", "command"}
 SPREAD = {"n", "min_ms", "median_ms", "p25_ms", "p75_ms", "p95_ms", "p99_ms"}
@@ -81,6 +89,16 @@ def test_every_case_is_there(bundle_rows):
     assert found == {(stage, form, *case) for stage in ("semantic", "coarse", "fine") for form in ("graph", "native") for case in cases}
     assert {row["form"] for row in bundle_rows if row["benchmark"] == "clip"} == {"one", "4 candidates", "8 prompts"}
     assert {row["form"] for row in bundle_rows if row["benchmark"] == "start"} == {"imported", "opened", "first semantic token"}
+
+
+def test_without_the_native_step(music, monkeypatch):
+    """Fault: where nothing was compiled the benchmark fails, or invents a ceiling."""
+    monkeypatch.setattr(bench, "choose_step", lambda *_: Choice(False, "not built"))
+    rows = bench.time_steps(music.bundle, 3, 1, rows=(2,), contexts=(100,))
+    assert [(row["stage"], row["form"]) for row in rows] == [(stage, "graph") for stage in ("semantic", "coarse", "fine") for _ in range(2)]
+    assert [(row["rows"], row["context"]) for row in rows] == [(2, 200), (1, 100)] * 3
+    assert all(row["ceiling_ms"] is None and row["median_ms"] > 0 for row in rows)
+    assert all(line[-2] == "–" for line in cells(rows, SECTIONS[0])[1:]), "of the ceiling"
 
 
 def test_on_the_terminal(tiny_bundle, capsys, tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle import Bundle, Manifest
 from ..music import Music
 from ..musiclm import MusicLM, load
 from ..sampling import SamplingConfig
@@ -42,13 +42,18 @@ def time_clips(bundle: Bundle, seconds: float, cond_scale: float | None, repeats
 
 def clip_of(model: MusicLM, cond_scale: float | None) -> Callable[[int, int, float], list[Music]]:
     """`(prompts, candidates, seconds) -> Music of each prompt`, with the guidance given, where the model was trained for one."""
-    guided = {} if cond_scale is None or not model.bundle.manifest.coarse.guidance else {"coarse": SamplingConfig(cond_scale=cond_scale)}
+    guided = guidance(model.bundle.manifest, cond_scale)
 
     def request(prompts: int, candidates: int, seconds: float) -> list[Music]:
         seeds = list(range(prompts))
         return model.generate([TEXT] * prompts, seconds=seconds, seed=seeds, num_samples=candidates, sampling=guided)
 
     return request
+
+
+def guidance(manifest: Manifest, cond_scale: float | None) -> dict[str, SamplingConfig]:
+    """The argument `sampling` of a request with this guidance, or with the bundle's own."""
+    return {} if cond_scale is None or not manifest.coarse.guidance else {"coarse": SamplingConfig(cond_scale=cond_scale)}
 
 
 def _check(form: str, made: list[list[Music]], alone: Music) -> None:

@@ -8,8 +8,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from ..bundle import Manifest
+from ..memory import decoder_bytes, largest_runs
+from ..musiclm import load
+from ..request import make_request
+from ..sampling import SamplingConfig
+from ..token_stages import is_guided
+from .clips import TEXT, clip_of, guidance
 from .start import SHORT_S
 
 
@@ -22,18 +30,14 @@ def memory_mb(field: str) -> float | None:
     return next((round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith(f"{field}:")), None)
 
 
-def stated_mb(bundle_root: Path, seconds: float) -> dict[str, float]:
-    """What a clip should take, in MB: the bundle's files, as `musiclm inspect` gives them, and the largest stage of a request, as it is
-    checked before it runs."""
-    from ..bundle import Bundle
-    from ..memory import decoder_bytes, largest_runs
-    from ..request import make_request
-
-    manifest = Bundle.open(bundle_root).manifest
-    request = make_request(manifest, "x", seconds, 0, 1, "exact", None, None, None, None)
-    runs = largest_runs(manifest, request)
-    guided = {stage: 2 if getattr(manifest, stage).guidance else 1 for stage in runs}
-    caches = max(decoder_bytes(getattr(manifest, stage), rows * guided[stage], *sizes) for stage, (rows, *sizes) in runs.items())
+def stated_mb(manifest: Manifest, seconds: float, sampling: Mapping[str, SamplingConfig]) -> dict[str, float]:
+    """What a clip should take, in MB: the bundle's files, as `musiclm inspect` gives them, and the caches of the largest stage, as the
+    runtime reckons them before a request runs."""
+    request = make_request(manifest, "x", seconds, 0, 1, "exact", None, None, sampling, None)
+    caches = max(
+        decoder_bytes(getattr(manifest, stage), rows * (1 + is_guided(manifest, request, stage)), *sizes)
+        for stage, (rows, *sizes) in largest_runs(manifest, request).items()
+    )
     return {"weights_mb": round(sum(record.bytes for record in manifest.files.values()) / 1e6, 1), "caches_mb": round(caches / 1e6, 1)}
 
 
@@ -43,9 +47,6 @@ def main(started: str, root: str, seconds: str, cond_scale: str, threads: str, r
 
     def note(what: str) -> None:
         at.setdefault(what, time.monotonic() - float(started))
-
-    from ..musiclm import load
-    from .clips import TEXT, clip_of
 
     note("imported")
     memory: dict[str, float | None] = {"imported_mb": memory_mb("VmRSS")}
@@ -58,9 +59,10 @@ def main(started: str, root: str, seconds: str, cond_scale: str, threads: str, r
         facts |= {"dim": manifest.coarse.dim, "depth": manifest.coarse.depth}
         found = {"seconds": [], "resident_mb": []}
         if int(requests):
-            request = clip_of(model, float(cond_scale) if cond_scale else None)
+            scale = float(cond_scale) if cond_scale else None
+            request = clip_of(model, scale)
             request(1, 1, float(seconds))
-            memory |= {"peak_mb": memory_mb("VmHWM"), **stated_mb(Path(root), float(seconds))}
+            memory |= {"peak_mb": memory_mb("VmHWM"), **stated_mb(manifest, float(seconds), guidance(manifest, scale))}
             for _ in range(int(requests)):
                 began = time.perf_counter()
                 request(1, 1, SHORT_S)

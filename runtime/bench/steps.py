@@ -128,7 +128,8 @@ def bytes_of_step(decoder: Decoder, case: Case, context: Mapping[str, np.ndarray
     """Bytes that a step of the case must read: the weights once, every row's keys and values so far, its conditioning."""
     positions = case.context + (len(case.tokens) - case.untimed) / 2
     cached = 2 * decoder.depth * decoder.cache_head_size * 4 * positions
-    return weights + case.rows * (cached + sum(array.nbytes for array in context.values()))
+    told = sum(array.nbytes for name, array in context.items() if name != "prefix_embeddings")  # a prefix is in the caches
+    return weights + case.rows * (cached + told)
 
 
 def graph_weights(bundle: Bundle, decoder: Decoder) -> int:
