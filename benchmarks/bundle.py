@@ -73,7 +73,7 @@ def bundle(size: str, precision: str = "fp32", build: Path = BUILD) -> Path:
         raise ValueError(f"this export writes {', '.join(precisions())}, not {precision}.")
     out = build / size / precision
     if not out.is_dir():
-        chosen: dict[str, Any] = {} if precision == "fp32" else {"precision": precision}
+        chosen: dict[str, Any] = {} if precision == "fp32" else {"precision": precision, "force": True}  # random weights lose more
         export_checkpoints(**checkpoints(size, build), out=out, **chosen)
     return out
 

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bundle import BUILD, SIZES, bundle, checkpoints, models
+from benchmarks.bundle import BUILD, SIZES, bundle, checkpoints, models, precisions
 from benchmarks.peers.static_cache import StaticCacheCoarse
 from benchmarks.peers.upstream import UpstreamCoarse
+from musiclm_deploy.kernels.decoder_step import Model, Pool
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bench.record import Memory, Row, append, circumstances, processors, say
 from musiclm_deploy.runtime.bench.steps import (
@@ -61,9 +62,16 @@ class Bench:
         pool = open_pool(threads)
         self.memory, self.forms = Memory(pool), forms
         named = [form.removeprefix("native-") for form in forms if form.startswith("native-")]
-        self.native = {name: open_native(self.bundle.root, self.decoder, pool, bits=_BITS[name]) for name in named}
+        self.native = {name: self._native(size, name, pool, build) for name in named}
         self.state = torch.load(checkpoints(size, build)[STAGE], weights_only=True)["model"]
         self._size, self._upstream = size, None
+
+    def _native(self, size: str, precision: str, pool: Pool, build: Path) -> Model:
+        """Of the bundle of that precision, where the export writes one; else packed from the float32 weights."""
+        if precision not in precisions():
+            return open_native(self.bundle.root, self.decoder, pool, bits=_BITS[precision])
+        own = Bundle.open(bundle(size, precision, build))
+        return open_native(own.root, getattr(own.manifest, STAGE), pool)
 
     def time(self, rows: int, context: int, steps: int) -> list[Row]:
         """Rows of one case, one for each form. ValueError where the trained window does not hold it."""

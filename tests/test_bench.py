@@ -60,7 +60,7 @@ def tiny_bench(tiny_bundle, tiny_checkpoints, tmp_path_factory) -> Bench:
     files = {name: path.name for name, path in tiny_checkpoints.items()}
     (build / "tiny" / "checkpoints" / "files.json").write_text(json.dumps(files))
     (build / "tiny" / "fp32").symlink_to(tiny_bundle)
-    return Bench("tiny", 1, ["native-fp32", "native-int8", "eager-fp32", "eager-bf16", "upstream-fp32"], build)
+    return Bench("tiny", 1, ["native-fp32", "eager-fp32", "eager-bf16", "upstream-fp32"], build)
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,8 @@ def test_on_the_terminal(tiny_bundle, capsys, tmp_path):
 def test_peers_give_our_logits(peer_rows):
     """Fault: a peer that computes something else, faster or slower, and is compared with all the same."""
     lost = {(row["form"], row["rows"]): row["logits_differ_by"] for row in peer_rows if row["benchmark"] == "step"}
-    assert len(lost) == 12 and all(lost[form, rows] < 1e-5 for form in ("native-fp32", "eager-fp32", "upstream-fp32") for rows in (3, 8))
-    assert all(0 < lost[form, rows] < 0.2 for form in ("native-int8", "eager-bf16") for rows in (3, 8)), "these lose some, or were not used"
+    assert len(lost) == 10 and all(lost[form, rows] < 1e-5 for form in ("native-fp32", "eager-fp32", "upstream-fp32") for rows in (3, 8))
+    assert all(1e-4 < lost["eager-bf16", rows] < 0.2 for rows in (3, 8)), "this loses some, or was not used"
 
 
 @pytest.mark.parametrize("name", ["transformer.layers.1.1.branch.null_kv", "cross_attn_bias", "transformer.layers.0.2.dynamic_beta_fn"])
@@ -189,7 +189,8 @@ def test_bytes_of_a_step(music):
     decoder, case = manifest.coarse, steps.make_case(manifest, "coarse", 3, 100, 10)
     assert case is not None
     unread = ("rows", "bias_table", "head.1.weight")
-    numbers = [torch.Size(shape).numel() for name, (_, *shape) in decoder.step.weights.items() if name not in unread]
+    places = [[n for n in place if isinstance(n, int)] for name, place in decoder.step.weights.items() if name not in unread]
+    numbers = [torch.Size(shape).numel() for _, *shape in places]
     weights = steps.graph_weights(music.bundle, decoder)
     assert 0 <= weights - 4 * sum(numbers) < 64 * len(numbers), "nothing but the gaps between weights"
     context = {"key": np.zeros(10, np.float32)}

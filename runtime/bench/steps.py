@@ -135,10 +135,11 @@ def bytes_of_step(decoder: Decoder, case: Case, context: Mapping[str, np.ndarray
 def graph_weights(bundle: Bundle, decoder: Decoder) -> int:
     """Bytes of a graph's weights that a step reads: all but the tables, of which it reads a row each, and the other output projections."""
     total = bundle.path(f"{decoder.graph}.data").stat().st_size
-    for name, (_, *shape) in decoder.step.weights.items():
+    for name, place in decoder.step.weights.items():
         other_head = name.startswith("head.") and name.endswith(".weight") and name != "head.0.weight"
         if name in ("rows", "bias_table") or other_head:
-            total -= 4 * int(np.prod(shape))
+            first, second = place[-2:]  # their dimensions: these are float32 at every precision
+            total -= 4 * first * second
     return total
 
 
