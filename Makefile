@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 REQUIREMENTS := base export upstream-needs dev
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check bench clean
 
 STEP := kernels/decoder_step
 
@@ -33,6 +33,11 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+# matplotlib, for the picture, is of the extra `demo`.
+bench: setup
+	$(BIN)/pip install -q -r requirements/demo.txt
+	$(BIN)/python -m benchmarks.run
 
 clean:
 	rm -rf build dist *.egg-info $(STEP)/*.so .hypothesis .pytest_cache .ruff_cache

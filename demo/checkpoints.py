@@ -36,6 +36,8 @@ class Preset:
     coarse_arguments: dict[str, Any] = field(default_factory=dict)
     fine_arguments: dict[str, Any] = field(default_factory=dict)
     codec_arguments: dict[str, Any] = field(default_factory=dict)
+    tower_arguments: dict[str, Any] = field(default_factory=dict)  # of both of MuLaN's
+    randomness: float = 1.0  # of what upstream initialises to 0 or 1; a wide model's logits grow unsteady with it
 
 
 TINY = Preset(
@@ -79,7 +81,7 @@ def build_models(preset: Preset, seed: int = 0) -> dict[str, nn.Module]:
         "attn_window_size": 32,
         **p.codec_arguments,
     }
-    tower: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 16}
+    tower: dict[str, Any] = {"dim": 32, "depth": 2, "heads": 2, "dim_head": 16, **p.tower_arguments}
     audio = musiclm_pytorch.AudioSpectrogramTransformer(**tower, patch_size=16, spec_n_fft=128, spec_win_length=24)
     mulan = musiclm_pytorch.MuLaN(audio, musiclm_pytorch.TextTransformer(**tower), dim_latent=p.dim_latent)
     models = {
@@ -94,7 +96,7 @@ def build_models(preset: Preset, seed: int = 0) -> dict[str, nn.Module]:
         mulan, conditioning_dims=dims, rq_num_quantizers=p.conditioning_quantizers, codebook_size=p.conditioning_codebook
     )
     for model in models.values():
-        randomize(model)
+        randomize(model, p.randomness)
     return {name: model.eval() for name, model in models.items()}
 
 
@@ -120,14 +122,14 @@ def _conditioning_dim(transformer: nn.Module, dim: int) -> int:
     return projection.in_features if isinstance(projection, nn.Linear) else dim
 
 
-def randomize(model: nn.Module) -> None:
+def randomize(model: nn.Module, randomness: float = 1.0) -> None:
     """Nothing stays at 0 or 1, where a wrong export would not show; gains stay near 1, so that activations keep their size."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("gamma", "_scale", "learned_gamma")):
-                parameter.add_(torch.randn_like(parameter) * 0.2)
+                parameter.add_(torch.randn_like(parameter) * 0.2 * randomness)
             elif parameter.ndim < 2 or "static_" in name or "dynamic_" in name:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(torch.randn_like(parameter) * 0.1 * randomness)
         for name, buffer in model.named_buffers():
             if name.endswith("_codebook.embed"):
                 buffer.copy_(torch.randn_like(buffer) * 0.3)

@@ -1,4 +1,4 @@
-"""The command `musiclm`: export, doctor, generate, inspect.
+"""The command `musiclm`: export, doctor, generate, inspect, bench.
 
 Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -23,6 +23,7 @@ _EXAMPLES = """examples:
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
   musiclm inspect bundle
+  musiclm bench bundle --seconds 10
   musiclm doctor checkpoints/*.pt
   musiclm export --semantic S.pt --coarse C.pt --fine F.pt --codec K.pt --mulan M.pt --quantizer Q.pt --out bundle
 """
@@ -115,6 +116,19 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--json", action="store_true", help="print the manifest as JSON")
     inspect.set_defaults(run=_inspect)
 
+    bench = commands.add_parser(
+        "bench", help="say what a bundle costs here", description="Time a bundle's steps, clips and start on this machine."
+    )
+    bench.add_argument("bundle", type=Path, metavar="BUNDLE")
+    bench.add_argument("--only", choices=["steps", "clips", "start"], help="one part of it (default: all three)")
+    bench.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of the clips (default: 2)")
+    bench.add_argument("--cond-scale", type=float, metavar="X", help="guidance of the clips (default: the bundle's)")
+    bench.add_argument("--steps", type=_count, default=40, metavar="N", help="timed steps of each case (default: 40)")
+    bench.add_argument("--repeats", type=_count, default=3, metavar="N", help="of each clip and each start (default: 3)")
+    bench.add_argument("--threads", type=_count, metavar="N", help="of the CPU (default: one per core)")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this file, one JSON object a line")
+    bench.set_defaults(run=_bench)
+
     export = commands.add_parser(
         "export", help="turn trained checkpoints into a bundle", description="Turn trained checkpoints into a bundle."
     )
@@ -158,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print the report as one JSON object")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _stage_value(text: str) -> tuple[str, float]:
@@ -316,6 +336,15 @@ def _inspect(options: argparse.Namespace) -> int:
     print("  largest error against PyTorch, measured at export:")
     for stage, error in manifest.errors.items():
         print(f"    {stage:13} {error:.1e}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .runtime.bench import PARTS, bench
+    from .runtime.bench.table import as_text
+
+    named = {name: getattr(options, name) for name in ("seconds", "cond_scale", "steps", "repeats", "threads", "json")}
+    print(as_text(bench(options.bundle, PARTS if options.only is None else (options.only,), **named)))
     return 0
 
 

@@ -1,0 +1,91 @@
+"""A bundle of random weights at a stated size, made once and kept: what the benchmarks run on.
+
+In: the name of a size, a precision. Out: `build/bench/<size>/<precision>`, and beside it upstream's checkpoints of the same weights, which
+the peers read. A step's time does not depend on the weights' values.
+
+    python -m benchmarks.bundle readme
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from demo.checkpoints import TINY, Preset, build_models, save_checkpoints
+from musiclm_deploy.export.export import export_checkpoints
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "bench"
+SIZES = {
+    # of upstream's READMEs: the three transformers and the SoundStream of audiolm-pytorch's, the towers of musiclm-pytorch's
+    "readme": Preset(
+        dim=1024,
+        depth=6,
+        heads=8,
+        dim_head=64,
+        semantic_tokens=500,
+        codebook_size=1024,
+        coarse_quantizers=3,
+        fine_quantizers=5,
+        conditioning_codebook=1024,
+        codec_arguments={
+            "channels": 32,
+            "codebook_dim": 512,
+            "attn_heads": 8,
+            "attn_dim_head": 64,
+            "attn_window_size": 128,
+            "attn_depth": 2,
+        },
+        tower_arguments={"dim": 512, "depth": 6, "heads": 8, "dim_head": 64},
+        randomness=0.1,
+    ),
+    "tiny": TINY,
+}
+
+
+def precisions() -> list[str]:
+    """What the export can write: with its argument `precision` these three, else float32 alone."""
+    return ["fp32", "int8", "int4"] if "precision" in inspect.signature(export_checkpoints).parameters else ["fp32"]
+
+
+def checkpoints(size: str, build: Path = BUILD) -> dict[str, Path]:
+    """Upstream's files of a size, by the names of the export's arguments; made where they are not there."""
+    folder = build / size / "checkpoints"
+    done = folder / "files.json"  # last, so that a run that was cut short is made again
+    if not done.is_file():
+        paths = save_checkpoints(models(size), folder)
+        done.write_text(json.dumps({name: path.name for name, path in paths.items()}), encoding="utf-8")
+    return {name: folder / file for name, file in json.loads(done.read_text(encoding="utf-8")).items()}
+
+
+def models(size: str) -> dict[str, Any]:
+    """Upstream's own modules of a size, with the weights of the checkpoints: both are drawn from one seed."""
+    return build_models(SIZES[size])
+
+
+def bundle(size: str, precision: str = "fp32", build: Path = BUILD) -> Path:
+    """The bundle of a size at a precision; exported where it is not there. ValueError for a precision that the export does not write."""
+    if precision not in precisions():
+        raise ValueError(f"this export writes {', '.join(precisions())}, not {precision}.")
+    out = build / size / precision
+    if not out.is_dir():
+        chosen: dict[str, Any] = {} if precision == "fp32" else {"precision": precision, "force": True}  # random weights lose more
+        export_checkpoints(**checkpoints(size, build), out=out, **chosen)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make the bundles that the benchmarks run on.")
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--precision", action="append", choices=["fp32", "int8", "int4"], help="repeat for more (default: all)")
+    options = parser.parse_args()
+    for precision in options.precision or precisions():
+        print(os.path.relpath(bundle(options.size, precision)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The results as a picture: a step by rows, a step by context, and whole clips.
+
+In: rows. Out: a PNG with three panels, of the widest model that was measured; a panel without rows says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from musiclm_deploy.runtime.bench.record import Row
+
+
+def draw(rows: Sequence[Row], out: Path) -> None:
+    """Raises ImportError, with what to install, where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the picture needs matplotlib ({error}): pip install musiclm-deploy[demo].") from error
+
+    widest = max(row["dim"] for row in rows)
+    rows = [row for row in rows if row["dim"] == widest]
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    by_rows, by_context, clips = figure.subplots(1, 3)
+    steps = [row for row in rows if row["benchmark"] == "step" and row["stage"] == "coarse"]
+    compared = [row for row in steps if "-" in row["form"] or row["form"] == "graph"]
+    shared = max((row["context"] for row in compared if row["rows"] > 1), default=None)
+    _lines(by_rows, [row for row in compared if row["context"] == shared], "rows", error_bars=True)
+    by_rows.set(title=f"One step of coarse, dim {widest}, {shared} positions", xlabel="rows in the step", ylabel="median, quarters (ms)")
+    _lines(by_context, [row for row in steps if row["rows"] == 1], "context")
+    by_context.set(title="One step of coarse, one row", xlabel="positions before the step", ylabel="median (ms)")
+    for axis in (by_rows, by_context):
+        axis.set(xscale="log", yscale="log")
+        ticks = sorted({float(x) for line in axis.get_lines() for x in line.get_xdata()})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    factors = {}
+    for row in rows:
+        if row["benchmark"] in ("clip", "peer clip"):
+            factors[f"{row['form']}, {row['precision']}"] = row["real_time_factor"]
+    clips.barh(list(factors), list(factors.values()))
+    clips.invert_yaxis()
+    clips.axvline(1, color="black", linewidth=0.8)
+    clips.set(title="Whole clips", xlabel="real-time factor: seconds taken per second of audio", xscale="log")
+    for axis, empty in ((by_rows, not compared), (by_context, not steps), (clips, not factors)):
+        if empty:
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
+    figure.savefig(out, dpi=100)
+
+
+def _lines(axis: Any, rows: Sequence[Row], x: str, error_bars: bool = False) -> None:
+    """A line for each form, the last row of each point; beside ours, dashed, what the memory allows."""
+    for form in dict.fromkeys((row["form"], row["precision"]) for row in rows):
+        points = {row[x]: row for row in rows if (row["form"], row["precision"]) == form}
+        at = sorted(points)
+        median = [points[one]["median_ms"] for one in at]
+        quarters = [[abs(points[one][name] - points[one]["median_ms"]) for one in at] for name in ("p25_ms", "p75_ms")]
+        label = form[0] if "-" in form[0] else " ".join(form)
+        (line, *_) = axis.errorbar(at, median, quarters if error_bars else None, marker="o", markersize=3, label=label)
+        if form[0].startswith("native") and all(points[one]["ceiling_ms"] for one in at):
+            axis.plot(at, [points[one]["ceiling_ms"] for one in at], "--", color=line.get_color(), linewidth=0.8)
+    if rows:
+        axis.legend(fontsize=7, title="dashed: what the memory allows", title_fontsize=7)

@@ -1,0 +1,143 @@
+"""The results as tables and a picture: `python -m benchmarks.report`.
+
+In: the JSON lines of results/. Out: README.md of this folder, between its two marks, and results/results.png. Of rows that time the same
+thing the last one counts; what is divided by each other comes from one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from musiclm_deploy.runtime.bench.record import Row, read
+from musiclm_deploy.runtime.bench.table import MODEL, SECTIONS, SIZE, Section, as_markdown, cells, field, number, share
+
+FOLDER = Path(__file__).resolve().parent
+BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
+PEER_CLIPS = Section(
+    "A whole clip beside upstream's, on the same noise",
+    "peer clip",
+    (*SIZE, "form", "seconds"),
+    (
+        *MODEL,
+        *(("by", field("form")), ("s", field("seconds")), ("tokens", field("tokens")), ("equal", field("equal_tokens"))),
+        ("real-time factor", number("real_time_factor")),
+        *((stage, share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
+    ),
+)
+PRECISIONS = ("fp32", "int8", "int4")
+
+
+def ratio(rows: Sequence[Row], field: str, above: dict[str, Any], below: dict[str, Any]) -> float | None:
+    """`field` of a row over that of another, both of the last run that has both; None where there is none."""
+    runs: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        run = runs.setdefault((row["date"], row["command"]), {})
+        for name, wanted in (("above", above), ("below", below)):
+            if all(row.get(key) == value for key, value in wanted.items()):
+                run[name] = row
+    both = [run for run in runs.values() if len(run) == 2]
+    return both[-1]["above"][field] / both[-1]["below"][field] if both else None
+
+
+def targets(rows: Sequence[Row], dim: int) -> list[list[str]]:
+    """What the project aims at and what was measured, for the model of a width."""
+    table = [["", "aim", *PRECISIONS]]
+    step = {"benchmark": "step", "stage": "coarse", "dim": dim}
+
+    def line(what: str, aim: str, pattern: str, measure: Callable[[str], float | None]) -> None:
+        measured = [measure(precision) for precision in PRECISIONS]
+        table.append([what, aim, *("–" if value is None else pattern.format(value) for value in measured)])
+
+    def native(precision: str, rows: int, context: int) -> dict[str, Any]:
+        return step | {"form": f"native-{precision}", "rows": rows, "context": context}
+
+    def of_bundle(precision: str, rows: int, context: int) -> dict[str, Any]:
+        return step | {"form": "native", "precision": precision, "rows": rows, "context": context}
+
+    def last(field: str, wanted: dict[str, Any]) -> float | None:
+        found = [row[field] for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+        return found[-1] if found else None
+
+    compiled = step | {"form": "compiled-fp32", "rows": 1, "context": 500}
+    line(
+        "one step, one row: times faster than compiled static-cache PyTorch, fp32",
+        "2, 8, 12",
+        "{:.1f}×",
+        lambda p: ratio(rows, "median_ms", compiled, native(p, 1, 500)),
+    )
+    line(
+        "eight rows over one row",
+        "at most 1.5",
+        "{:.2f}",
+        lambda p: ratio(rows, "median_ms", native(p, 8, 500), native(p, 1, 500)),
+    )
+    line("share of what the memory allows, one row", "80 %", "{:.0%}", lambda p: last("ceiling_share", native(p, 1, 500)))
+    line(
+        "a step at 2,000 positions over one at 100",
+        "at most 1.3",
+        "{:.2f}",
+        lambda p: ratio(rows, "median_ms", of_bundle(p, 1, 2000), of_bundle(p, 1, 100)),
+    )
+    clip = {"benchmark": "clip", "form": "one", "dim": dim}
+    line("real-time factor of a clip", "below 1 at 8 bits", "{:.2f}", lambda p: last("real_time_factor", clip | {"precision": p}))
+    peer = {"benchmark": "peer clip", "dim": dim}
+    theirs, ours = peer | {"form": "audiolm-pytorch"}, peer | {"form": "musiclm-deploy"}
+    line(
+        "times faster than audiolm-pytorch on a clip",
+        "at least 20",
+        "{:.0f}×",
+        lambda p: ratio(rows, "median_ms", theirs, ours) if p == "fp32" else None,
+    )
+    return table
+
+
+def markdown(rows: Sequence[Row], picture: str) -> str:
+    """All of it as Markdown; `picture`: the path of the plot, as the page gives it."""
+    if not rows:
+        return "No results yet."
+    widest = max(row["dim"] for row in rows)
+    machines = dict.fromkeys(f"{row['machine']}, revision {row['git']}, {row['date'][:10]}" for row in rows)
+    runs = dict.fromkeys(row["command"] for row in rows)
+    loads = [row["load"] for row in rows if row["load"] is not None]
+    parts = [
+        "\n".join(f"- {machine}" for machine in machines),
+        f"Load of the system when a run began: {min(loads):g} to {max(loads):g}." if loads else "",
+        f"**Aims and measurements**, dim {widest}\n\n{as_markdown(targets(rows, widest))}",
+        f"![Step time by rows and by context, real-time factors]({picture})",
+    ]
+    for section in (*SECTIONS, PEER_CLIPS):
+        if table := cells(rows, section):
+            parts.append(f"**{section.title}**\n\n{as_markdown(table)}")
+    parts.append("Repeat with\n\n" + "\n".join(f"    {command}" for command in runs))
+    return "\n\n".join(filter(None, parts))
+
+
+def write(folder: Path, readme: Path) -> None:
+    """Read results of `folder`, draw into it, and write what is between the marks of `readme`. ValueError where it has no marks."""
+    from benchmarks.plot import draw
+
+    rows = read(sorted(folder.glob("*.jsonl")))
+    page = readme.read_text(encoding="utf-8")
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"{readme} must hold {BEGIN!r} and {END!r} once each.")
+    picture = folder / "results.png"
+    if rows:
+        draw(rows, picture)
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    shown = picture.relative_to(readme.parent).as_posix() if picture.is_relative_to(readme.parent) else picture.name
+    readme.write_text(f"{before}{BEGIN}\n\n{markdown(rows, shown)}\n\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tables and a picture from results/*.jsonl, into README.md.")
+    parser.add_argument("--results", type=Path, default=FOLDER / "results", help="folder of JSON lines (default: benchmarks/results)")
+    parser.add_argument("--readme", type=Path, default=FOLDER / "README.md", help="page to write into (default: benchmarks/README.md)")
+    options = parser.parse_args()
+    write(options.results, options.readme)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""The benchmarks run, check what they time, and their rows say how they were got. No time is asserted: that is what machines differ in."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import bundle as bundles
+from benchmarks.peers.upstream import compare_clips
+from benchmarks.report import BEGIN, END, ratio, write
+from benchmarks.steps import Bench
+from musiclm_deploy import cli
+from musiclm_deploy.kernels import decoder_step
+from musiclm_deploy.runtime import bench
+from musiclm_deploy.runtime.bench import record, steps
+from musiclm_deploy.runtime.bench.table import SECTIONS, cells
+from musiclm_deploy.runtime.step import Choice
+
+try:
+    decoder_step.library()
+except decoder_step.Unavailable as missing:  # no compiler here
+    pytestmark = pytest.mark.skip(reason=str(missing))
+
+EVERY_ROW = {"benchmark", "precision", "dim", "depth", "machine", "load", "threads", "versions", "git", "date", "command"}
+SPREAD = {"n", "min_ms", "median_ms", "p25_ms", "p75_ms", "p95_ms", "p99_ms"}
+CEILING = {"mb_read", "gb_per_s", "ceiling_ms", "ceiling_share"}
+CLIP = {"form", "seconds", "tokens", "share", "real_time_factor"}
+OF_KIND = {
+    "step": SPREAD | CEILING | {"form", "stage", "rows", "context", "logits_differ_by", "heads", "streams"},
+    "clip": SPREAD | CLIP | {"prompts", "candidates", "cond_scale", "codec_s_per_s", "steps"},
+    "start": SPREAD | {"form", "steps"},
+    "memory": {"seconds", "weights_mb", "caches_mb", "imported_mb", "opened_mb", "peak_mb"},
+    "requests": SPREAD | {"seconds", "later_over_earlier", "resident_mb_first", "resident_mb_last"},
+    "peer clip": SPREAD | CLIP | {"equal_tokens"},
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="module")
+def bundle_rows(tiny_bundle, results) -> list[record.Row]:
+    """What `musiclm bench` appends for the tiny bundle."""
+    file = results / "bundle.jsonl"
+    options = ["--seconds", "0.2", "--steps", "4", "--repeats", "1", "--threads", "1", "--json", str(file)]
+    assert cli.main(["bench", str(tiny_bundle), *options]) == 0
+    return record.read([file])
+
+
+@pytest.fixture(scope="module")
+def tiny_bench(tiny_bundle, tiny_checkpoints, tmp_path_factory) -> Bench:
+    """The tiny bundle and its checkpoints where the scripts in benchmarks/ look for those of a size."""
+    build = tmp_path_factory.mktemp("build")
+    shutil.copytree(tiny_checkpoints["coarse"].parent, build / "tiny" / "checkpoints", ignore=shutil.ignore_patterns("codec.pt"))
+    files = {name: path.name for name, path in tiny_checkpoints.items()}
+    (build / "tiny" / "checkpoints" / "files.json").write_text(json.dumps(files))
+    (build / "tiny" / "fp32").symlink_to(tiny_bundle)
+    return Bench("tiny", 1, ["native-fp32", "eager-fp32", "eager-bf16", "upstream-fp32"], build)
+
+
+@pytest.fixture(scope="module")
+def peer_rows(tiny_bench, tiny_models, tiny_bundle, results) -> list[record.Row]:
+    """Of the peers' steps and clip. The compiled peer is left out: it is the eager one's function, and compiling takes half a minute."""
+    around = record.circumstances("python -m benchmarks.steps", 1)
+    rows = [*tiny_bench.time(3, 61, 8), *tiny_bench.time(8, 61, 8), *compare_clips(tiny_models, tiny_bundle, 0.3, 1, filter_thres=0.3)]
+    rows = [row | around for row in rows]
+    record.append(results / "peers.jsonl", rows)
+    return rows
+
+
+def test_every_row_says_how_it_was_got(bundle_rows, peer_rows):
+    """Fault: a number that nobody can repeat or place; a part of the benchmark that wrote nothing."""
+    assert {row["benchmark"] for row in bundle_rows + peer_rows} == set(OF_KIND)
+    for row in bundle_rows + peer_rows:
+        missing = (EVERY_ROW | OF_KIND[row["benchmark"]]) - set(row)
+        assert not missing, (row["benchmark"], missing)
+    assert all(row["command"].startswith("musiclm bench ") and row["bundle"] for row in bundle_rows)
+
+
+def test_every_case_is_there(bundle_rows):
+    """Fault: a stage, a number of rows, a context or a form that is left out in silence."""
+    found = {(row["stage"], row["form"], row["rows"], row["context"]) for row in bundle_rows if row["benchmark"] == "step"}
+    cases = {(rows, 500) for rows in (1, 2, 4, 8)} | {(1, context) for context in (100, 1000, 2000)}
+    assert found == {(stage, form, *case) for stage in ("semantic", "coarse", "fine") for form in ("graph", "native") for case in cases}
+    assert {row["form"] for row in bundle_rows if row["benchmark"] == "clip"} == {"one", "4 candidates", "8 prompts"}
+    assert {row["form"] for row in bundle_rows if row["benchmark"] == "start"} == {"imported", "opened", "first semantic token"}
+
+
+def test_without_the_native_step(music, monkeypatch):
+    """Fault: where nothing was compiled the benchmark fails, or invents a ceiling."""
+    monkeypatch.setattr(bench, "choose_step", lambda *_: Choice(False, "not built"))
+    rows = bench.time_steps(music.bundle, 3, 1, rows=(2,), contexts=(100,))
+    assert [(row["stage"], row["form"]) for row in rows] == [(stage, "graph") for stage in ("semantic", "coarse", "fine") for _ in range(2)]
+    assert [(row["rows"], row["context"]) for row in rows] == [(2, 200), (1, 100)] * 3
+    assert all(row["ceiling_ms"] is None and row["median_ms"] > 0 for row in rows)
+    assert all(line[-2] == "–" for line in cells(rows, SECTIONS[0])[1:]), "of the ceiling"
+
+
+def test_on_the_terminal(tiny_bundle, capsys, tmp_path):
+    """Fault: progress among the results, a table without a title; a file that is written over and not appended to."""
+    (tmp_path / "rows.jsonl").write_text('{"kept": true}\n')
+    options = [
+        "--only",
+        "clips",
+        "--seconds",
+        "0.2",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--cond-scale",
+        "1",
+        "--json",
+        str(tmp_path / "rows.jsonl"),
+    ]
+    assert cli.main(["bench", str(tiny_bundle), *options]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Whole clips\n") and "8 prompts" in out and "clips: one of 0.2 s, 1 of 1" in err and "1 of 1" not in out
+    kept, *rows = record.read([tmp_path / "rows.jsonl"])
+    assert kept == {"kept": True} and len(rows) == 3 and {row["cond_scale"] for row in rows} == {1.0}
+
+
+def test_peers_give_our_logits(peer_rows):
+    """Fault: a peer that computes something else, faster or slower, and is compared with all the same."""
+    lost = {(row["form"], row["rows"]): row["logits_differ_by"] for row in peer_rows if row["benchmark"] == "step"}
+    assert len(lost) == 10 and all(lost[form, rows] < 1e-5 for form in ("native-fp32", "eager-fp32", "upstream-fp32") for rows in (3, 8))
+    assert all(1e-4 < lost["eager-bf16", rows] < 0.2 for rows in (3, 8)), "this loses some, or was not used"
+
+
+@pytest.mark.parametrize("name", ["transformer.layers.1.1.branch.null_kv", "cross_attn_bias", "transformer.layers.0.2.dynamic_beta_fn"])
+def test_a_peer_with_another_weight_is_refused(tiny_bench, name, monkeypatch):
+    """Fault: the comparison passes whatever the peer computes."""
+    monkeypatch.setattr(tiny_bench, "state", tiny_bench.state | {name: tiny_bench.state[name] + 0.5})
+    monkeypatch.setattr(tiny_bench, "forms", ["eager-fp32"])
+    with pytest.raises(RuntimeError, match=r"logits of eager-fp32 differ .* A fast wrong answer is no result"):
+        tiny_bench.time(1, 30, 4)
+
+
+def test_upstreams_clip_has_our_tokens(peer_rows):
+    """Fault: two clips of different work are compared."""
+    ours, theirs = (row for row in peer_rows if row["benchmark"] == "peer clip")
+    assert (ours["form"], theirs["form"]) == ("musiclm-deploy", "audiolm-pytorch")
+    assert ours["equal_tokens"] == ours["tokens"] == 15 + 15 * 5 and ours["wave_differs_by"] < 1e-4
+
+
+@pytest.mark.parametrize("stage", ["semantic", "coarse", "fine"])
+def test_a_case_is_as_long_as_it_says(music, stage):
+    """Fault: the context of a row is not what was timed; a case leaves the trained window, where the tables end."""
+    manifest = music.bundle.manifest
+    for context in (20, 61, 100, 501, 2000):
+        case = steps.make_case(manifest, stage, 2, context, 7)
+        assert case is not None and {len(prompt.rows) + case.untimed for prompt in case.plan.prompts} == {context}
+        assert case.untimed >= steps.WARM_UP and case.tokens.shape == (case.untimed + 7, 2)
+        assert (case.plan.steps >= case.untimed + 7).all(), "the plan ends before the last step"
+    assert steps.make_case(manifest, stage, 1, 10_000, 7) is None
+    held = [steps.make_case(manifest, stage, 1, context, 7) for context in range(1990, 5000, 10)]
+    assert held[0] is not None and held[-1] is None
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 1.0])
+def test_a_wrong_answer_is_no_result(music, wrong):
+    """Fault: one bad step among many passes; NaN passes, because it compares as neither more nor less."""
+    case = steps.make_case(music.bundle.manifest, "coarse", 1, 20, 14)
+    assert case is not None
+    right = steps.Form(lambda step, _: np.full((1, 5), 2.0), 1, "fp32")
+    bad = steps.Form(lambda step, _: np.full((1, 5), 2.0 + (wrong if step == 12 else 0.0)), 1, "fp32")
+    memory = record.Memory(None)
+    assert len(steps.turn_about(case, {"graph": right, "native": right}, memory)) == 2
+    with pytest.raises(RuntimeError, match="the logits of native differ"):
+        steps.turn_about(case, {"graph": right, "native": bad}, memory)
+
+
+def test_arithmetic():
+    """Fault: a percentile of the wrong side, a share upside down, a mistaken unit; a ceiling where nothing was measured."""
+    times = record.spread([0.001 * number for number in range(1, 102)])
+    assert times == {"n": 101, "min_ms": 1, "median_ms": 51, "p25_ms": 26, "p75_ms": 76, "p95_ms": 96, "p99_ms": 100}
+    assert record.ceiling(2e9, 1e9, [4.0, 3.0, 9.0]) == {"mb_read": 2000, "gb_per_s": 1, "ceiling_ms": 2000, "ceiling_share": 0.5}
+    assert record.ceiling(2e9, None, [4.0])["ceiling_share"] is None
+
+
+def test_bytes_of_a_step(music):
+    """Fault: a table of which a step reads one row counts as read, or a cache is forgotten: the ceiling is then too low or too high."""
+    manifest = music.bundle.manifest
+    decoder, case = manifest.coarse, steps.make_case(manifest, "coarse", 3, 100, 10)
+    assert case is not None
+    unread = ("rows", "bias_table", "head.1.weight")
+    places = [[n for n in place if isinstance(n, int)] for name, place in decoder.step.weights.items() if name not in unread]
+    numbers = [torch.Size(shape).numel() for _, *shape in places]
+    weights = steps.graph_weights(music.bundle, decoder)
+    assert 0 <= weights - 4 * sum(numbers) < 64 * len(numbers), "nothing but the gaps between weights"
+    context = {"key": np.zeros(10, np.float32)}
+    caches = 3 * (2 * decoder.depth * decoder.cache_head_size * 4 * 105 + 40)
+    assert steps.bytes_of_step(decoder, case, context, weights) == weights + caches
+
+
+def test_report(bundle_rows, peer_rows, results, tmp_path):
+    """Fault: rows that no table shows; a page written over around the marks; a picture without content."""
+    pytest.importorskip("matplotlib", reason="the picture needs the extra demo")
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write(results, page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "old" not in text
+    assert "| one step, one row" in text and "| real-time factor of a clip | below 1 at 8 bits |" in text
+    for section in SECTIONS:
+        assert f"**{section.title}**" in text and len(cells(bundle_rows + peer_rows, section)) > 1
+    assert "audiolm-pytorch" in text and "    musiclm bench " in text
+    picture = (results / "results.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
+    write(results, page)
+    assert page.read_text() == text, "once more gives the same"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="must hold"):
+        write(results, page)
+
+
+def test_ratio_is_of_one_run():
+    """Fault: a fast run of one form over a slow run of another."""
+    rows = [{"date": "1", "command": "a", "form": form, "ms": value} for form, value in (("x", 8.0), ("y", 2.0))] + [
+        {"date": "2", "command": "a", "form": "y", "ms": 1.0}
+    ]
+    assert ratio(rows, "ms", {"form": "x"}, {"form": "y"}) == 4.0
+    assert ratio(rows, "ms", {"form": "x"}, {"form": "z"}) is None
+
+
+def test_precision_is_one_argument(tmp_path):
+    """Fault: a precision that the export does not write is taken for another."""
+    assert bundles.precisions()[0] == "fp32"
+    with pytest.raises(ValueError, match=r"this export writes fp32.*, not fp7"):
+        bundles.bundle("tiny", "fp7", tmp_path)
