@@ -24,8 +24,6 @@ class Arena {
   uint8_t* data_ = nullptr;
 };
 
-inline size_t up(size_t n) { return (n + 15) / 16 * 16; }
-
 // Rows of activations, with room for their quantized form.
 struct Values {
   size_t stride = 0;

@@ -57,13 +57,4 @@ inline void panel_quantized(const Matrix& matrix, const Activations& a, int row,
   }
 }
 
-template <int M>
-inline void panel8(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<8, M>(matrix, a, row, panel, y, stride);
-}
-template <int M>
-inline void panel4(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<4, M>(matrix, a, row, panel, y, stride);
-}
-
 #include "product.h"

@@ -64,15 +64,6 @@ inline void panel_quantized(const Matrix& matrix, const Activations& a, int row,
   for (int m = 0; m < M; m++) _mm512_storeu_ps(y + (row + m) * stride + panel * kPanel, total[m]);
 }
 
-template <int M>
-inline void panel8(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<8, M>(matrix, a, row, panel, y, stride);
-}
-template <int M>
-inline void panel4(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<4, M>(matrix, a, row, panel, y, stride);
-}
-
 #include "product.h"
 
 }  // namespace
