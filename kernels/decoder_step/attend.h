@@ -4,9 +4,11 @@
 //   join    out[h] = sum_p w[p, h] out[p, h] / sum_p w[p, h] total[p, h],  w[p, h] = exp(top[p, h] - max_p top[p, h])
 //
 // One head's keys and values serve all heads (kernels/attention), so a key is loaded once for kHeads of them. Scores stand as [key][kHeads],
-// two keys in a vector: sixteen dot products are added up across lanes together, and exponentials have no lane to spare.
+// two keys in a vector: sixteen dot products are added up across lanes together, and exponentials have no lane to spare. Values are read
+// ahead while the keys are computed with, and the other way round.
 
 constexpr int kHeads = LANES / 2;
+constexpr int kLine = 16;  // floats of a cache line
 
 // query [width / LANES, rounded up][kHeads][LANES] -> lane l: the product of head l % kHeads with the first or second key.
 inline F scores_of(const float* query, const float* first, const float* second, int width) {
@@ -31,6 +33,7 @@ inline void weighted_values(const Attention& a, const float* weights, int heads,
   for (int j = 0; j < a.length; j++) {
     const float* value = a.values + static_cast<size_t>(j) * a.width + d;
     F v[PARTS];
+    for (int i = 0; i < PARTS * LANES; i += kLine) read_ahead(a.keys + static_cast<size_t>(a.length + j) * a.width + d + i);
     for (int part = 0; part < PARTS; part++) v[part] = load(value + part * LANES, part < PARTS - 1 ? LANES : n);
     for (int h = 0; h < kHeads; h++) {
       for (int part = 0; part < PARTS; part++) total[h][part] += v[part] * weights[j * kHeads + h];
@@ -58,6 +61,7 @@ inline void attend_group(const Attention& a, int g) {
   for (int j = 0; j < a.length; j += 2) {
     const float* key = a.keys + static_cast<size_t>(j) * a.width;
     const bool both = j + 1 < a.length;
+    for (int d = 0; d < 2 * a.width; d += kLine) read_ahead(a.values + static_cast<size_t>(j) * a.width + d);
     F s = scores_of(query, key, both ? key + a.width : key, a.width);
     if (bias) s += load(bias + j * kHeads, both ? LANES : kHeads);
     if (!both) {

@@ -10,6 +10,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
+#include <vector>
 
 namespace decoder_step {
 
@@ -21,6 +23,20 @@ constexpr int kMostLanes = 16;
 constexpr int kKeys = 128;  // of a row that are attended together; a row's result depends on it, so it is the same for all
 
 inline size_t up(size_t n) { return (n + 15) / 16 * 16; }
+
+// Memory that begins with a cache line: a load of 64 bytes across two of them takes twice the time.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+using Floats = std::vector<float, Aligned<float>>;
 
 struct Matrix {
   int inputs = 0, outputs = 0;

@@ -27,7 +27,7 @@ class Arena {
 // Rows of activations, with room for their quantized form.
 struct Values {
   size_t stride = 0;
-  std::vector<float> x, scale;
+  Floats x, scale;
   std::vector<int8_t> q;
   std::vector<int32_t> offset;
 
@@ -74,6 +74,6 @@ struct ds_model {
   const decoder_step::Kernels* kernels;
   std::vector<decoder_step::Layer> layers;
   std::vector<decoder_step::Matrix> heads;
-  std::vector<float> columns;  // of all connections
+  decoder_step::Floats columns;  // of all connections
   decoder_step::Arena arena;
 };

@@ -9,7 +9,7 @@ inline void panel32(const Matrix& matrix, const Activations& a, int row, int pan
   const float* x = a.x + row * a.x_stride;
   F total[M][kPanel / LANES] = {};
   for (int k = 0; k < matrix.inputs; k++, w += kPanel) {
-    __builtin_prefetch(w + 512);
+    read_ahead(reinterpret_cast<const char*>(w) + kAhead<32, M>);
     for (int part = 0; part < kPanel / LANES; part++) {
       const F weights = load(w + part * LANES);
       for (int m = 0; m < M; m++) total[m][part] += weights * x[m * a.x_stride + k];

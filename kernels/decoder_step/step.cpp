@@ -53,8 +53,8 @@ struct ds_run {
   void quantize(const Matrix& matrix, size_t b, const float* x, Values& into);
   template <class Attend>
   void output_product(const Matrix& matrix, Worker& worker, Attend attend_row);
-  std::vector<float> transposed(const float* context_keys) const;
-  size_t groups() const { return (w.heads + kernels.heads_together - 1) / kernels.heads_together; }  // of heads attended together
+  Floats transposed(const float* context_keys) const;
+  int groups() const { return (w.heads + kernels.heads_together - 1) / kernels.heads_together; }  // of heads attended together
   int parts_of(size_t b) const { return static_cast<int>((buffers.lengths[b] + kKeys - 1) / kKeys); }
   const float* part_of(size_t b) const { return &parts[b * most_parts * part_stride]; }
 
@@ -63,9 +63,9 @@ struct ds_run {
   const size_t bias_stride;               // floats of a row's heads that are attended together
   Values input, normed, query, key_value, unfolded, gated, branch_output, prediction;
   std::vector<Values> own;                // one per thread: the attention's output, joined by each for itself, which saves a phase
-  std::vector<std::vector<float>> scratch;  // one per thread
-  std::vector<float> streams, mixing, first_values, bias, parts;
-  std::vector<std::vector<float>> context_keys;  // [B][context][head_dim] of each layer
+  std::vector<Floats> scratch;            // one per thread
+  Floats streams, mixing, first_values, bias, parts;
+  std::vector<Floats> context_keys;  // [B][context][head_dim] of each layer
 };
 
 ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers_)
@@ -102,18 +102,18 @@ ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers
   }
   const size_t attending = attention_scratch(w.cache_dim, std::max(kKeys, buffers.context)), joining = most_parts * up(w.heads);
   // with a part of its own for the context, which has but one
-  scratch.assign(threads, std::vector<float>(part_size(w.heads, w.head_dim) + std::max(attending, joining)));
+  scratch.assign(threads, Floats(part_size(w.heads, w.head_dim) + std::max(attending, joining)));
   parts.assign(B * most_parts * part_stride, 0.0f);
   streams.assign(static_cast<size_t>(B) * w.streams * w.dim, 0.0f);
   mixing.assign(static_cast<size_t>(B) * w.streams * (w.streams + 2), 0.0f);
   first_values.assign(static_cast<size_t>(B) * w.cache_dim, 0.0f);
-  if (w.bias) bias.assign(B * groups() * bias_stride, 0.0f);
+  if (w.bias) bias.assign(static_cast<size_t>(B) * groups() * bias_stride, 0.0f);
 }
 
 // [B][head_dim][context] -> [B][context][head_dim], as the keys of a cache lie.
-std::vector<float> ds_run::transposed(const float* from) const {
+Floats ds_run::transposed(const float* from) const {
   const size_t C = buffers.context, D = w.head_dim;
-  std::vector<float> to(B * C * D);
+  Floats to(B * C * D);
   for (size_t i = 0; i < to.size(); i++) to[i] = from[i / (C * D) * C * D + i % D * C + i / D % C];
   return to;
 }
@@ -157,12 +157,14 @@ void ds_run::gather_bias(Worker& worker) {
     const size_t b = chunk / kParts;
     const Share keys_of(static_cast<int>(buffers.lengths[b]), chunk % kParts, kParts);
     const int64_t* coordinates = buffers.key_coordinates + b * buffers.capacity;
-    for (int j = keys_of.first; j < keys_of.last; j++) {
-      const int64_t distance = buffers.query_coordinates[b] - coordinates[j];
-      const int64_t entry = distance < 0 ? 0 : distance >= w.bias_entries ? w.bias_entries - 1 : distance;
-      for (int h = 0; h < w.heads; h++) {
-        float* to = &bias[(b * groups() + h / together) * bias_stride];
-        to[j * together + h % together] = w.bias[static_cast<size_t>(h) * w.bias_entries + entry];
+    for (int g = 0; g < groups(); g++) {
+      const int heads = std::min(together, w.heads - g * together);
+      const float* table = w.bias + static_cast<size_t>(g) * together * w.bias_entries;
+      float* to = &bias[(b * groups() + g) * bias_stride];
+      for (int j = keys_of.first; j < keys_of.last; j++) {
+        const int64_t distance = buffers.query_coordinates[b] - coordinates[j];
+        const int64_t entry = distance < 0 ? 0 : distance >= w.bias_entries ? w.bias_entries - 1 : distance;
+        for (int h = 0; h < heads; h++) to[j * together + h] = table[static_cast<size_t>(h) * w.bias_entries + entry];
       }
     }
   });
