@@ -103,7 +103,7 @@ class DecoderRun:
         """Go on with these rows alone, bool [B], in their order: the others cost nothing any more."""
         self._context = {name: array[rows] for name, array in self._context.items()}
         for name, cache in self._caches.items():
-            kept = _aligned_zeros((np.count_nonzero(rows), *cache.shape[1:]))
+            kept = _aligned_zeros((int(np.count_nonzero(rows)), *cache.shape[1:]))
             self._caches[name] = np.compress(rows, cache, axis=0, out=kept)
         for name in ("_lengths", "_key_coordinates", "_logits", "_seqlens", "_row_ids", "_query_coordinates"):
             setattr(self, name, getattr(self, name)[rows])

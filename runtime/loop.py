@@ -26,13 +26,13 @@ def decode(
 ) -> list[np.ndarray]:
     """Returns the tokens sampled for each row, int64 [n], without its prime and the end token.
 
-    With `guided` the run has two rows per row of the plan: all conditioned ones, then the same without condition. `gumbel(step, rows)` gives
-    the noise of a step for these rows of the plan, int64 [n], as float32 [n, V]. `on_step(done, total)` is called after each token and may
-    raise to stop. A row that has ended is not sampled any more; it leaves the run when half of the run's rows have ended.
+    With `guided` the run has two rows per row of the plan: all conditioned ones, then the same without condition. `gumbel(step, rows)`
+    gives the noise of a step for these rows of the plan, int64 [n], as float32 [n, V]. `on_step(done, total)` is called after each token
+    and may raise to stop. A row that has ended is not sampled any more; when half of the run's rows have ended they leave it.
     """
-    total = int(plan.steps.max(initial=0))
+    at_most, total = plan.steps.tolist(), int(plan.steps.max(initial=0))
     every_step = np.arange(total)[:, None]
-    places = plan.place(every_step, np.zeros((total, len(plan.prompts)), np.int64))  # of token 0: another one's row stands so much further on
+    places = plan.place(every_step, np.zeros((total, len(plan.prompts)), np.int64))  # of token 0; token t's row in the table is t further
     forbidden = plan.forbid_last(every_step)
     tokens: list[list[int]] = [[] for _ in plan.prompts]
     held = np.arange(len(plan.prompts))  # rows of the plan that the run computes
@@ -67,7 +67,7 @@ def decode(
         for row, token in zip(live.tolist(), sampled.tolist(), strict=True):
             if token != plan.end:
                 tokens[row].append(token)
-            goes_on.append(token != plan.end and len(tokens[row]) < plan.steps[row])
+            goes_on.append(token != plan.end and len(tokens[row]) < at_most[row])
         on_step(step + 1, total)
         if not all(goes_on):
             live, sampled = live[goes_on], sampled[goes_on]

@@ -33,8 +33,8 @@ class NoiseSource(Protocol):
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """counter uint32 [..., 4], key of two 32-bit words -> random uint32 [..., 4]."""
-    a, b, c, d = np.moveaxis(counter, -1, 0).astype(np.uint64, order="C")
-    first, second = np.empty((2, *a.shape), np.uint64)
+    a, b, c, d = (counter[..., word].astype(np.uint64) for word in range(4))
+    first, second = np.empty_like(a), np.empty_like(a)
     k0, k1 = key
     for _ in range(_ROUNDS):  # in place: new arrays would take most of the time
         np.multiply(a, _MULTIPLIERS[0], out=first)

@@ -63,7 +63,7 @@ class Plan:
         return ~first_of_a_later_frame | (self.end is not None and not self.end_allowed)
 
     def place(self, step: int | np.ndarray, tokens: np.ndarray) -> Positions:
-        """tokens int64 [rows], sampled at `step` -> where they stand and which rows of the table embed them; or all [steps, rows] at once."""
+        """tokens int64 [rows], sampled at `step` -> where they stand and their rows in the table; or [steps, rows] of steps [steps, 1]."""
         return self._positions(self.primed + step, tokens)
 
     @property
