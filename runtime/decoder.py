@@ -90,7 +90,8 @@ class DecoderRun:
             rows = slice(first, min(first + at_once, len(distinct)))
             longest = self._lengths[rows].max()  # the operator takes no more positions than the longest of its rows has
             own = (np.ascontiguousarray(array[rows, :longest]) for array in (row_ids, query_coordinates, *masks))
-            self._run(self._bind(rows, {name: array[distinct[rows]] for name, array in self._context.items()}, *own), head, rows)
+            context = {name: array[distinct[rows]] for name, array in self._context.items()} if prefix is None else {}
+            self._run(self._bind(rows, context, *own), head, rows)
         for row in reversed(self._every_row):  # from behind: a row's place is never behind the row
             if (place := place_of[row]) != row:
                 n = self._lengths[row] = self._lengths[place]
@@ -101,7 +102,8 @@ class DecoderRun:
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows alone, bool [B], in their order: the others cost nothing any more."""
-        self._context = {name: array[rows] for name, array in self._context.items()}
+        if "prefix_embeddings" not in self._context:  # a prefix stands in the caches by now
+            self._context = {name: array[rows] for name, array in self._context.items()}
         for name, cache in self._caches.items():
             kept = _aligned_zeros((int(np.count_nonzero(rows)), *cache.shape[1:]))
             self._caches[name] = np.compress(rows, cache, axis=0, out=kept)
