@@ -6,6 +6,7 @@ A step is the graph's, or that of a native model (kernels/decoder_step) which wo
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,18 +32,21 @@ class DecoderRun:
         rows: int,
         capacity: int,
         native: decoder_step.Model | None = None,
+        conditions: np.ndarray | None = None,
     ) -> None:
         """context: the outputs of the stage's context graph, one entry per row; a row without condition has only null entries.
 
-        native: what computes the steps after the prefill; None leaves them to the graph.
+        native: what computes the steps after the prefill; None leaves them to the graph. conditions: int64 [rows], the same number for rows
+        whose context is the same; of such rows those that have the same prompt are prefilled once. All differ by default.
         """
         from onnxruntime import OrtValue  # not at the top: without ONNX Runtime, `load` says what to install
 
         self._session, self._decoder, self._context = session, decoder, context
         self._share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
-        self._rows, self._capacity = rows, capacity
+        self._conditions = np.arange(rows) if conditions is None else conditions
+        self._capacity = capacity
         shape = (rows, 1, capacity, decoder.cache_head_size)
-        self._caches = {f"{layer}.{part}": np.zeros(shape, np.float32) for layer in range(decoder.depth) for part in ("key", "value")}
+        self._caches = {f"{layer}.{part}": _aligned_zeros(shape) for layer in range(decoder.depth) for part in ("key", "value")}
         self._lengths = np.zeros(rows, np.int64)
         self._key_coordinates = np.zeros((rows, capacity), np.int64)
         self._logits = np.empty((rows, decoder.vocabulary), np.float32)
@@ -51,6 +55,7 @@ class DecoderRun:
         self._head = np.zeros(1, np.int64)
         self._row_ids = np.zeros((rows, 1), np.int64)
         self._query_coordinates = np.zeros((rows, 1), np.int64)
+        self._every_row = np.arange(rows)
         self._has_head = any(value.name == "head" for value in session.get_inputs())
         self._step_binding: ort.IOBinding | None = None
         self._native, self._native_run = native, None
@@ -61,30 +66,51 @@ class DecoderRun:
         The last `without_prefix` rows leave a conditioning prefix out.
         """
         assert not self._lengths.any(), "prefill comes first, once"
-        prefix = self._context.get("prefix_embeddings")
+        prefix, conditioned = self._context.get("prefix_embeddings"), len(prompts) - without_prefix
         if prefix is not None:
             C = prefix.shape[1]
             before = Positions(np.zeros(C, np.int64), np.zeros(C, np.int64), np.full(C, PREFIX_KEY))
-            conditioned = self._rows - without_prefix
             prompts = [Positions.join(before, prompt) if row < conditioned else prompt for row, prompt in enumerate(prompts)]
+        # rows that differ are computed at the front of the caches, then copied to where they belong
+        distinct, place_of = _distinct(prompts, self._conditions)
         S = max(len(prompt.rows) for prompt in prompts)
-        row_ids, query_coordinates = np.zeros((2, self._rows, S), np.int64)
-        for row, prompt in enumerate(prompts):
-            n = len(prompt.rows)
-            self._advance(row, n)
-            row_ids[row, :n], query_coordinates[row, :n] = prompt.rows, prompt.query
-            self._key_coordinates[row, :n] = prompt.key
+        row_ids, query_coordinates = np.zeros((2, len(distinct), S), np.int64)
+        for place, row in enumerate(distinct):
+            n = len(prompts[row].rows)
+            self._advance(place, n)
+            row_ids[place, :n], query_coordinates[place, :n] = prompts[row].rows, prompts[row].query
+            self._key_coordinates[place, :n] = prompts[row].key
         masks = ()
         if prefix is not None:
-            masks = np.zeros((self._rows, S, 1), bool), np.zeros((self._rows, S, prefix.shape[2]), np.float32)
-            masks[0][:conditioned, :C], masks[1][:conditioned, :C] = True, prefix[:conditioned]
+            masks = np.zeros((len(distinct), S, 1), bool), np.zeros((len(distinct), S, prefix.shape[2]), np.float32)
+            with_prefix = [row for row in distinct if row < conditioned]
+            masks[0][: len(with_prefix), :C], masks[1][: len(with_prefix), :C] = True, prefix[with_prefix]
         at_once = prefill_rows(self._decoder, S)
-        for first in range(0, self._rows, at_once):
-            rows = slice(first, first + at_once)
+        for first in range(0, len(distinct), at_once):
+            rows = slice(first, min(first + at_once, len(distinct)))
             longest = self._lengths[rows].max()  # the operator takes no more positions than the longest of its rows has
             own = (np.ascontiguousarray(array[rows, :longest]) for array in (row_ids, query_coordinates, *masks))
-            self._run(self._bind(rows, *own), head, rows)
+            context = {name: array[distinct[rows]] for name, array in self._context.items()} if prefix is None else {}
+            self._run(self._bind(rows, context, *own), head, rows)
+        for row in reversed(self._every_row):  # from behind: a row's place is never behind the row
+            if (place := place_of[row]) != row:
+                n = self._lengths[row] = self._lengths[place]
+                for array in self._caches.values():
+                    array[row, 0, :n] = array[place, 0, :n]
+                self._key_coordinates[row], self._logits[row] = self._key_coordinates[place], self._logits[place]
         return self._logits
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with these rows alone, bool [B], in their order: the others cost nothing any more."""
+        if "prefix_embeddings" not in self._context:  # a prefix stands in the caches by now
+            self._context = {name: array[rows] for name, array in self._context.items()}
+        for name, cache in self._caches.items():
+            kept = _aligned_zeros((int(np.count_nonzero(rows)), *cache.shape[1:]))
+            self._caches[name] = np.compress(rows, cache, axis=0, out=kept)
+        for name in ("_lengths", "_key_coordinates", "_logits", "_seqlens", "_row_ids", "_query_coordinates"):
+            setattr(self, name, getattr(self, name)[rows])
+        self._every_row = np.arange(len(self._lengths))
+        self._step_binding = self._native_run = None  # they hold the arrays that were
 
     def step(self, positions: Positions, head: int, growing: np.ndarray | None = None) -> np.ndarray:
         """Feed one position per row. Returns logits [B, V], valid until the next call.
@@ -93,7 +119,7 @@ class DecoderRun:
         """
         self._row_ids[:, 0], self._query_coordinates[:, 0] = positions.rows, positions.query
         self._advance(slice(None), 1 if growing is None else growing)
-        self._key_coordinates[np.arange(self._rows), self._lengths - 1] = positions.key
+        self._key_coordinates[self._every_row, self._lengths - 1] = positions.key
         if self._native is not None:
             self._native_run = self._native_run or self._bind_native(self._native)
             self._native_run.step(head)
@@ -101,8 +127,9 @@ class DecoderRun:
         if self._step_binding is None:
             masks = ()
             if "prefix_embeddings" in self._context:
-                masks = np.zeros((self._rows, 1, 1), bool), np.zeros((self._rows, 1, self._decoder.dim), np.float32)
-            self._step_binding = self._bind(slice(None), self._row_ids, self._query_coordinates, *masks)
+                rows = len(self._lengths)
+                masks = np.zeros((rows, 1, 1), bool), np.zeros((rows, 1, self._decoder.dim), np.float32)
+            self._step_binding = self._bind(slice(None), self._context, self._row_ids, self._query_coordinates, *masks)
         self._run(self._step_binding, head, slice(None))
         return self._logits
 
@@ -132,9 +159,15 @@ class DecoderRun:
             raise RuntimeError(f"the cache holds {self._capacity} positions, {self._lengths.max()} were asked for")
 
     def _bind(
-        self, rows: slice, row_ids: np.ndarray, query: np.ndarray, prefix_mask: np.ndarray | None = None, prefix: np.ndarray | None = None
+        self,
+        rows: slice,
+        context: dict[str, np.ndarray],
+        row_ids: np.ndarray,
+        query: np.ndarray,
+        prefix_mask: np.ndarray | None = None,
+        prefix: np.ndarray | None = None,
     ) -> ort.IOBinding:
-        """Bind the positions of these rows, and what else the rows have, once; later calls only write into the arrays."""
+        """Bind the positions and the context of these rows, and what else they have, once; later calls only write into the arrays."""
         binding = self._session.io_binding()
         inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total}
         if self._decoder.bias is not None:
@@ -142,7 +175,7 @@ class DecoderRun:
         if prefix_mask is not None and prefix is not None:
             inputs |= {"prefix_mask": prefix_mask, "prefix_embeddings": prefix}
         else:
-            inputs |= {name: array[rows] for name, array in self._context.items()}
+            inputs |= context
         if self._has_head:
             inputs["head"] = self._head
         for name, array in inputs.items():
@@ -159,3 +192,24 @@ class DecoderRun:
         self._total[0] = self._lengths[rows].max()
         self._head[0] = head
         self._session.run_with_iobinding(binding)
+
+
+def _distinct(prompts: list[Positions], conditions: np.ndarray) -> tuple[list[int], list[int]]:
+    """The first row of each prompt under each condition, and for every row its place among them."""
+    places: dict[tuple[int, bytes], int] = {}
+    distinct, place_of = [], []
+    for row, (prompt, condition) in enumerate(zip(prompts, conditions.tolist(), strict=True)):
+        key = condition, np.stack([prompt.rows, prompt.query, prompt.key]).tobytes()
+        if key not in places:
+            places[key] = len(distinct)
+            distinct.append(row)
+        place_of.append(places[key])
+    return distinct, place_of
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """float32 that begins with a cache line, as numpy's own do not: a wide load across two lines takes twice the time."""
+    count = math.prod(shape)
+    memory = np.zeros(count + 16, np.float32)
+    first = -memory.ctypes.data % 64 // 4
+    return memory[first : first + count].reshape(shape)

@@ -33,16 +33,20 @@ class NoiseSource(Protocol):
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """counter uint32 [..., 4], key of two 32-bit words -> random uint32 [..., 4]."""
-    a, b, c, d = np.moveaxis(counter.astype(np.uint64), -1, 0)
+    a, b, c, d = (counter[..., word].astype(np.uint64) for word in range(4))
+    first, second = np.empty_like(a), np.empty_like(a)
     k0, k1 = key
-    for _ in range(_ROUNDS):
-        first, second = _MULTIPLIERS[0] * a, _MULTIPLIERS[1] * c
-        a, b, c, d = (
-            (second >> np.uint64(32)) ^ b ^ np.uint64(k0),
-            second & _LOW,
-            (first >> np.uint64(32)) ^ d ^ np.uint64(k1),
-            first & _LOW,
-        )
+    for _ in range(_ROUNDS):  # in place: new arrays would take most of the time
+        np.multiply(a, _MULTIPLIERS[0], out=first)
+        np.multiply(c, _MULTIPLIERS[1], out=second)
+        np.right_shift(second, np.uint64(32), out=a)
+        np.right_shift(first, np.uint64(32), out=c)
+        a ^= b
+        a ^= np.uint64(k0)
+        c ^= d
+        c ^= np.uint64(k1)
+        np.bitwise_and(second, _LOW, out=b)
+        np.bitwise_and(first, _LOW, out=d)
         k0, k1 = (k0 + _WEYL[0]) & 0xFFFFFFFF, (k1 + _WEYL[1]) & 0xFFFFFFFF
     return np.stack([a, b, c, d], axis=-1).astype(np.uint32)
 
@@ -62,9 +66,13 @@ class PhiloxNoise:
         """float32 [rows, vocab]: for row r the token number steps[r] of item items[r]."""
         rows = list(zip(items.tolist(), steps.tolist(), strict=True))
         keys = [(stage, item, step // _STEPS_AHEAD, vocab) for item, step in rows]
-        # what this call does not need is dropped, so that the memory is that of the rows, however long the clip
-        self._blocks = {key: self._blocks[key] if key in self._blocks else self._block(key) for key in keys}
-        return np.stack([self._blocks[key][step % _STEPS_AHEAD] for key, (_, step) in zip(keys, rows, strict=True)])
+        if any(key not in self._blocks for key in keys):
+            # what this call does not need is dropped, so that the memory is that of the rows, however long the clip
+            self._blocks = {key: self._blocks[key] if key in self._blocks else self._block(key) for key in keys}
+        noise = np.empty((len(rows), vocab), np.float32)
+        for row, (key, (_, step)) in enumerate(zip(keys, rows, strict=True)):
+            noise[row] = self._blocks[key][step % _STEPS_AHEAD]
+        return noise
 
     def _block(self, key: tuple[str, int, int, int]) -> np.ndarray:
         stage, item, block, vocab = key
@@ -78,7 +86,7 @@ class PhiloxNoise:
         counter[..., 2], counter[..., 3] = STAGE_IDS[stage], item
         bits = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(_STEPS_AHEAD, -1)[:, :vocab]
         uniform = ((bits >> np.uint32(8)) + 0.5) / 2**24
-        return -np.log(-np.log(uniform)).astype(np.float32)
+        return -np.log(-np.log(uniform, out=uniform), out=uniform).astype(np.float32)
 
 
 class GivenNoise:

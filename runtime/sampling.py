@@ -40,12 +40,12 @@ def sample(logits: np.ndarray, gumbel: np.ndarray, temperature: float, filter_th
     equal to the k-th all stay, so that the result does not depend on how a machine orders them.
     """
     V = logits.shape[-1]
-    if np.any(forbid_last):
-        logits = logits.copy()
-        logits[:, -1] = np.where(forbid_last, -np.inf, logits[:, -1])
+    logits = logits.copy()
+    logits[:, -1][forbid_last] = -np.inf
     if temperature == 0:
         return logits.argmax(axis=-1)
-    k = max(int((1 - filter_thres) * V), 1)
-    kth = np.partition(logits, V - k, axis=-1)[:, V - k, None]
-    scores = np.where(logits >= kth, logits / np.float32(temperature) + gumbel, -np.inf)
+    place = V - max(int((1 - filter_thres) * V), 1)
+    ordered = logits.copy()
+    ordered.partition(place, axis=-1)
+    scores = np.where(logits >= ordered[:, place, None], logits / np.float32(temperature) + gumbel, -np.inf)
     return scores.argmax(axis=-1)

@@ -51,19 +51,19 @@ class Plan:
         """Which output projection predicts the tokens of `step`: the same in every row, since a prime holds whole frames."""
         return step % (self._quantizers or 1)
 
-    def forbid_last(self, step: int) -> np.ndarray:
-        """bool [rows]: whether the last entry of the vocabulary is excluded at `step`.
+    def forbid_last(self, step: int | np.ndarray) -> np.ndarray:
+        """bool [rows], or [steps, rows] of steps [steps, 1]: whether the last entry of the vocabulary is excluded at `step`.
 
         Upstream's rule for coarse and fine: excluded but on the first quantizer of a frame after the row's first frame.
         """
-        if self.stage == "semantic":
-            return np.full(len(self.prompts), not self.end_allowed)
         index = self.primed * self.counts_prime + step  # a prime holds whole frames
+        if self.stage == "semantic":
+            return np.full(index.shape, not self.end_allowed)
         first_of_a_later_frame = (index % self.frame_tokens == 0) & (index > 0)
         return ~first_of_a_later_frame | (self.end is not None and not self.end_allowed)
 
-    def place(self, step: int, tokens: np.ndarray) -> Positions:
-        """tokens int64 [rows], sampled at `step` -> where they stand and which rows of the table embed them."""
+    def place(self, step: int | np.ndarray, tokens: np.ndarray) -> Positions:
+        """tokens int64 [rows], sampled at `step` -> where they stand and their rows in the table; or [steps, rows] of steps [steps, 1]."""
         return self._positions(self.primed + step, tokens)
 
     @property

@@ -196,14 +196,16 @@ class TokenStages:
             for name, array in self._conditioning.get(stage, {}).items()
         }
         capacity = plan.capacity + (context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0)
-        first, last = np.array(before), np.maximum(plan.steps - 1, 0)  # a row that has all its tokens asks for no others
+        of_row, first = np.array(items), np.array(before)
 
-        def gumbel(step: int) -> np.ndarray:
-            return self._noise.rows(stage, np.array(items), first + np.minimum(step, last), plan.decoder.vocabulary)
+        def gumbel(step: int, rows: np.ndarray) -> np.ndarray:
+            return self._noise.rows(stage, of_row[rows], first[rows] + step, plan.decoder.vocabulary)
 
+        # a row without condition is like any other
+        conditions = np.concatenate([prompts if context else 0 * prompts, np.full(len(items) * guided, -1)])
         with self._timed(stage):
             session, native = self._model.session(plan.decoder.graph), self._model.native(stage)
-            run = DecoderRun(session, plan.decoder, context, len(items) * (1 + guided), capacity, native)
+            run = DecoderRun(session, plan.decoder, context, len(conditions), capacity, native, conditions)
             return decode(plan, run, guided, sampling, gumbel, lambda step, _: self._report(stage, done + step, total))
 
     def _known(self, prime: Tokens | None, stage: str) -> np.ndarray:

@@ -76,8 +76,8 @@ class Stage:
         run = DecoderRun(self.session, self.decoder, context, len(rows) * (1 + guided), capacity)
         noise = PhiloxNoise([(row, 0) for row in range(ROWS)])
 
-        def gumbel(step: int) -> np.ndarray:
-            return noise.rows(self.name, np.array(rows), plan.primed + step, self.decoder.vocabulary)
+        def gumbel(step: int, of: np.ndarray) -> np.ndarray:
+            return noise.rows(self.name, np.array(rows)[of], plan.primed[of] + step, self.decoder.vocabulary)
 
         return decode(plan, run, guided, SAMPLING, gumbel, lambda done, total: None)
 

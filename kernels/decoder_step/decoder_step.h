@@ -98,7 +98,7 @@ int ds_product(ds_pool *, int path, int bits, int block, int rows, int inputs, i
 /* Reads n floats by all threads with the widest loads of the path, and returns their sum: what memory allows at best. */
 float ds_read(ds_pool *, int path, const float *data, size_t n);
 
-/* The pointers are kept, not copied; model and pool must outlive the run. */
+/* The pointers are kept, not copied, but for the context's keys; model and pool must outlive the run. */
 ds_run *ds_run_create(ds_pool *, const ds_model *, const ds_buffers *, char *error, size_t error_size);
 void ds_run_free(ds_run *);
 

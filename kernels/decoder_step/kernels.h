@@ -10,6 +10,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
+#include <vector>
 
 namespace decoder_step {
 
@@ -17,6 +19,24 @@ constexpr int kPanel = 16;       // outputs of a panel
 constexpr size_t kChunkBytes = 1 << 15;
 constexpr int kMaxStreams = 16;  // more than any checkpoint has; MAX_STREAMS in __init__.py
 constexpr int kMostBlock = 256;  // inputs that share a scale
+constexpr int kMostLanes = 16;
+constexpr int kKeys = 128;  // of a row that are attended together; a row's result depends on it, so it is the same for all
+
+inline size_t up(size_t n) { return (n + 15) / 16 * 16; }
+
+// Memory that begins with a cache line: a load of 64 bytes across two of them takes twice the time.
+template <class T>
+struct Aligned {
+  using value_type = T;
+  Aligned() = default;
+  template <class U>
+  Aligned(const Aligned<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{64})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{64}); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+};
+using Floats = std::vector<float, Aligned<float>>;
 
 struct Matrix {
   int inputs = 0, outputs = 0;
@@ -56,24 +76,18 @@ struct Connection {
   const float *columns, *scale, *offset;
 };
 
-// Some heads of one row against its cache.
+// All heads of one row against some of its keys.
 struct Attention {
   const float *query, *keys, *values;  // [heads][width], [length][width] twice
-  const float* bias;                   // [heads][bias_stride] or nullptr
-  int heads, width, length;
+  const float* bias;                   // [heads / heads_together, rounded up][bias_stride] of [length][heads_together], or nullptr
   size_t bias_stride;
-  float scale;
-  float* scores;  // scratch, [heads][length rounded up to 16]
-  float* out;     // [heads][width]
-};
-
-// Some heads of one row against the context: keys [width][length], scaled already, values [length][width].
-struct CrossAttention {
-  const float *query, *keys, *values;
   int heads, width, length;
-  float* scores;  // scratch, [length]
-  float* out;     // [heads][width]
+  float scale;
+  float* scratch;  // attention_scratch()
+  float* part;     // part_size(): each head's largest score, its sum of weights, both [heads rounded up], and its weighted values [width]
 };
+inline size_t part_size(size_t heads, size_t width) { return 2 * up(heads) + heads * width; }
+inline size_t attention_scratch(size_t width, size_t length) { return kMostLanes / 2 * (up(width) + up(length)); }
 
 struct Kernels {
   void (*norm)(const float* x, const Norm& norm, int n, float* y);
@@ -86,10 +100,12 @@ struct Kernels {
   void (*gate)(const float* x, int inner, float* y);
   void (*quantize)(const float* x, const Matrix& matrix, int8_t* q, float* scale, int32_t* offset);
   void (*attend)(const Attention& attention);
-  void (*attend_context)(const CrossAttention& attention);
+  // `count` parts of one row, `stride` apart -> its heads' outputs [heads][width]; weights: scratch, [count][heads rounded up]
+  void (*join)(const float* parts, int count, size_t stride, int heads, int width, float* weights, float* out);
   float (*read_all)(const float* p, size_t n);  // their sum, as fast as memory gives them
   // panels first to last (exclusive) of y [rows][stride], which has room for whole panels
   void (*product)(const Matrix& matrix, const Activations& a, float* y, size_t stride, int first, int last);
+  int heads_together;  // that `attend` takes at once
 };
 
 enum Path { kPortable, kAvx2, kAvxVnni, kAvx512, kPaths };

@@ -24,12 +24,10 @@ class Arena {
   uint8_t* data_ = nullptr;
 };
 
-inline size_t up(size_t n) { return (n + 15) / 16 * 16; }
-
 // Rows of activations, with room for their quantized form.
 struct Values {
   size_t stride = 0;
-  std::vector<float> x, scale;
+  Floats x, scale;
   std::vector<int8_t> q;
   std::vector<int32_t> offset;
 
@@ -76,6 +74,6 @@ struct ds_model {
   const decoder_step::Kernels* kernels;
   std::vector<decoder_step::Layer> layers;
   std::vector<decoder_step::Matrix> heads;
-  std::vector<float> columns;  // of all connections
+  decoder_step::Floats columns;  // of all connections
   decoder_step::Arena arena;
 };

@@ -1,25 +1,43 @@
-// The end of each form of the code: its products, panel by panel, all rows of a panel while it is in the nearest cache, and its table.
-// The file that includes it has defined panel32, panel8 and panel4 for M rows, and MOST_ROWS, as many as there are registers for.
+// The end of each form of the code: attention, its products, panel by panel, all rows of a panel while it is in the nearest cache, and its
+// table. The file that includes it has defined panel_quantized<BITS, M> for M rows, and MOST_ROWS, as many as there are registers for.
 
-#define DS_PANELS(panel_of)                                                                    \
-  for (int panel = first; panel < last; panel++) {                                             \
-    int row = 0;                                                                               \
-    if constexpr (MOST_ROWS >= 8)                                                              \
-      for (; row + 8 <= a.rows; row += 8) panel_of<MOST_ROWS >= 8 ? 8 : 1>(matrix, a, row, panel, y, stride); \
-    if constexpr (MOST_ROWS >= 4)                                                              \
-      for (; row + 4 <= a.rows; row += 4) panel_of<MOST_ROWS >= 4 ? 4 : 1>(matrix, a, row, panel, y, stride); \
-    for (; row + 2 <= a.rows; row += 2) panel_of<2>(matrix, a, row, panel, y, stride);         \
-    for (; row < a.rows; row++) panel_of<1>(matrix, a, row, panel, y, stride);                 \
+#include "attend.h"
+
+template <int M>
+inline void panel32(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
+  const float* w = reinterpret_cast<const float*>(matrix.data + panel * matrix.panel_bytes());
+  const float* x = a.x + row * a.x_stride;
+  F total[M][kPanel / LANES] = {};
+  for (int k = 0; k < matrix.inputs; k++, w += kPanel) {
+    read_ahead(reinterpret_cast<const char*>(w) + kAhead<32, M>);
+    for (int part = 0; part < kPanel / LANES; part++) {
+      const F weights = load(w + part * LANES);
+      for (int m = 0; m < M; m++) total[m][part] += weights * x[m * a.x_stride + k];
+    }
   }
-
-void product(const Matrix& matrix, const Activations& a, float* y, size_t stride, int first, int last) {
-  if (matrix.bits == 32) {
-    DS_PANELS(panel32)
-  } else if (matrix.bits == 8) {
-    DS_PANELS(panel8)
-  } else {
-    DS_PANELS(panel4)
+  for (int m = 0; m < M; m++) {
+    for (int part = 0; part < kPanel / LANES; part++) store(y + (row + m) * stride + panel * kPanel + part * LANES, total[m][part]);
   }
 }
 
-const Kernels kKernels = {norm, mix_in, mix_out, add, gate, quantize, attend, attend_context, read_all, product};
+// The rows of a panel from `row` on, M at a time, the rest by fewer.
+template <int BITS, int M>
+inline void rows_of_panel(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
+  for (; row + M <= a.rows; row += M) {
+    if constexpr (BITS == 32) panel32<M>(matrix, a, row, panel, y, stride);
+    else panel_quantized<BITS, M>(matrix, a, row, panel, y, stride);
+  }
+  if constexpr (M > 1) rows_of_panel<BITS, M / 2>(matrix, a, row, panel, y, stride);
+}
+
+template <int BITS>
+void panels(const Matrix& matrix, const Activations& a, float* y, size_t stride, int first, int last) {
+  for (int panel = first; panel < last; panel++) rows_of_panel<BITS, MOST_ROWS>(matrix, a, 0, panel, y, stride);
+}
+
+void product(const Matrix& matrix, const Activations& a, float* y, size_t stride, int first, int last) {
+  const auto of_bits = matrix.bits == 32 ? panels<32> : matrix.bits == 8 ? panels<8> : panels<4>;
+  of_bits(matrix, a, y, stride, first, last);
+}
+
+const Kernels kKernels = {norm, mix_in, mix_out, add, gate, quantize, attend, join, read_all, product, kHeads};

@@ -5,8 +5,6 @@
 #define MOST_ROWS 4
 #include "lanes.h"
 
-constexpr int kAhead = 2048;  // bytes, of the prefetch
-
 inline __m256i four(const int8_t* q) {
   int32_t bytes;
   __builtin_memcpy(&bytes, q, 4);
@@ -28,7 +26,7 @@ inline void panel_quantized(const Matrix& matrix, const Activations& a, int row,
     __m256i sum[M][2];
     for (int m = 0; m < M; m++) sum[m][0] = sum[m][1] = _mm256_set1_epi32(offset[m * blocks + b]);
     for (int k = 0; k < matrix.block; k += BITS == 8 ? 4 : 8, w += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(w) + kAhead, _MM_HINT_T0);
+      read_ahead(w + kAhead<BITS, M>);
       for (int half = 0; half < 2; half++) {
         const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w) + half);
         if constexpr (BITS == 8) {
@@ -55,15 +53,6 @@ inline void panel_quantized(const Matrix& matrix, const Activations& a, int row,
   for (int m = 0; m < M; m++) {
     for (int half = 0; half < 2; half++) _mm256_storeu_ps(y + (row + m) * stride + panel * kPanel + half * 8, total[m][half]);
   }
-}
-
-template <int M>
-inline void panel8(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<8, M>(matrix, a, row, panel, y, stride);
-}
-template <int M>
-inline void panel4(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<4, M>(matrix, a, row, panel, y, stride);
 }
 
 #include "product.h"

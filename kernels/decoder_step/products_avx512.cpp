@@ -20,8 +20,6 @@ namespace {
 #define MOST_ROWS 8
 #include "lanes.h"
 
-constexpr int kAhead = 2048;  // bytes, of the prefetch
-
 inline __m512i four(const int8_t* q) {
   int32_t bytes;
   __builtin_memcpy(&bytes, q, 4);
@@ -44,7 +42,7 @@ inline void panel_quantized(const Matrix& matrix, const Activations& a, int row,
     for (int m = 0; m < M; m++) sum[m] = _mm512_set1_epi32(offset[m * blocks + b]);
     for (int k = 0; k < matrix.block; k += BITS == 8 ? 4 : 8, w += 64) {
       const __m512i bytes = _mm512_loadu_si512(w);
-      _mm_prefetch(reinterpret_cast<const char*>(w) + kAhead, _MM_HINT_T0);
+      read_ahead(w + kAhead<BITS, M>);
       if constexpr (BITS == 8) {
         for (int m = 0; m < M; m++) sum[m] = _mm512_dpbusd_epi32(sum[m], bytes, four(q + m * padded + k));
       } else {
@@ -62,15 +60,6 @@ inline void panel_quantized(const Matrix& matrix, const Activations& a, int row,
     }
   }
   for (int m = 0; m < M; m++) _mm512_storeu_ps(y + (row + m) * stride + panel * kPanel, total[m]);
-}
-
-template <int M>
-inline void panel8(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<8, M>(matrix, a, row, panel, y, stride);
-}
-template <int M>
-inline void panel4(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  panel_quantized<4, M>(matrix, a, row, panel, y, stride);
 }
 
 #include "product.h"

@@ -42,13 +42,9 @@ void row_quantized(const Matrix& matrix, const Activations& a, int row, int pane
   for (int n = 0; n < kPanel; n++) y[row * stride + panel * kPanel + n] = total[n];
 }
 
-template <int M>
-void panel8(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  for (int m = 0; m < M; m++) row_quantized<8>(matrix, a, row + m, panel, y, stride);
-}
-template <int M>
-void panel4(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
-  for (int m = 0; m < M; m++) row_quantized<4>(matrix, a, row + m, panel, y, stride);
+template <int BITS, int M>
+void panel_quantized(const Matrix& matrix, const Activations& a, int row, int panel, float* y, size_t stride) {
+  for (int m = 0; m < M; m++) row_quantized<BITS>(matrix, a, row + m, panel, y, stride);
 }
 
 #include "product.h"

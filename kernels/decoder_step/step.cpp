@@ -3,14 +3,14 @@
 //   per layer and branch:  x' = mix_out(x, y);  input, mixing = mix_in(x')                                            a chunk: one row
 //                          normed = norm(input)
 //     self-attention       q = normed W_q;  k, v = input W_kv, v += v_first / 2; appended to the cache                some panels of outputs
-//                          o = softmax(q k^T * scale + bias) v                                                        some heads of a row
+//                          parts of o = softmax(q k^T * scale + bias) v                                               some keys of a row
 //                          y = o W_out                                                                                some panels
-//     cross-attention      q = normed W_q;  o = softmax(q k_context) v_context;  y = o W_out
+//     cross-attention      q = normed W_q;  y = softmax(q k_context) v_context W_out
 //     feed-forward         u = normed W_in;  y = norm(gelu(gate) * value) W_out
 //   logits = norm(sum of streams) W_head + bias
 //
-// A step reads every packed weight once (README size: 259 MB at 32 bits, 72 at 8, 40 at 4) and each row's cache once for every four heads;
-// all else is small and stays in the nearest caches.
+// A step reads every packed weight once (README size: 259 MB at 32 bits, 72 at 8, 40 at 4) and each row's cache once; all else is small
+// and stays in the nearest caches.
 #include "model.h"
 
 #include <algorithm>
@@ -20,12 +20,6 @@
 #include <new>
 
 using namespace decoder_step;
-
-namespace {
-
-constexpr int kMostHeads = 4;  // of a row that one thread attends together: a key or value loaded once serves all of them
-
-}  // namespace
 
 struct ds_run {
   ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers_);
@@ -37,7 +31,7 @@ struct ds_run {
   const Kernels& kernels;
   ds_buffers buffers;
   std::vector<float*> keys, values;
-  std::vector<const float*> context_keys, context_values;
+  std::vector<const float*> context_values;
   int head = 0;
 
  private:
@@ -47,9 +41,9 @@ struct ds_run {
   void enter(int layer, int branch, bool first, Worker& worker);
   void leave(size_t b);
   void self_attention(int layer, Worker& worker);
-  void attend(int layer, size_t b, size_t h, int thread);
+  void attend(int layer, size_t b, int part, int thread);
   void cross_attention(int layer, Worker& worker);
-  void attend_context(int layer, size_t b, size_t h, int thread);
+  void attend_context(int layer, size_t b, int thread, float* to);
   void feed_forward(int layer, Worker& worker);
   void predict(Worker& worker);
   void append(int layer, int first, int last);
@@ -57,14 +51,21 @@ struct ds_run {
   void product_chunk(const Matrix& matrix, const Activations& a, Values& out, int chunk);
   // Quantizes one row where the matrix wants it, into `into`, the same Values or a thread's own.
   void quantize(const Matrix& matrix, size_t b, const float* x, Values& into);
-  void output_product(const Matrix& matrix, Worker& worker);
+  template <class Attend>
+  void output_product(const Matrix& matrix, Worker& worker, Attend attend_row);
+  Floats transposed(const float* context_keys) const;
+  int groups() const { return (w.heads + kernels.heads_together - 1) / kernels.heads_together; }  // of heads attended together
+  int parts_of(size_t b) const { return static_cast<int>((buffers.lengths[b] + kKeys - 1) / kKeys); }
+  const float* part_of(size_t b) const { return &parts[b * most_parts * part_stride]; }
 
-  const int B, threads, group;
-  const size_t bias_stride;
-  Values input, normed, query, key_value, attended, unfolded, gated, branch_output, prediction;
-  std::vector<Values> own;              // one per thread: the attention's output, quantized by each for itself, which saves a barrier
-  std::vector<std::vector<float>> scores;  // one per thread
-  std::vector<float> streams, mixing, first_values, bias;
+  const int B, threads;
+  const size_t most_parts, part_stride;   // of a row's keys; floats of one
+  const size_t bias_stride;               // floats of a row's heads that are attended together
+  Values input, normed, query, key_value, unfolded, gated, branch_output, prediction;
+  std::vector<Values> own;                // one per thread: the attention's output, joined by each for itself, which saves a phase
+  std::vector<Floats> scratch;            // one per thread
+  Floats streams, mixing, first_values, bias, parts;
+  std::vector<Floats> context_keys;  // [B][context][head_dim] of each layer
 };
 
 ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers_)
@@ -77,35 +78,48 @@ ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers
       values(buffers.values, buffers.values + w.depth),
       B(buffers.rows),
       threads(ds_model_bytes(model_) * B < pool_->least_bytes ? 1 : pool.threads()),
-      group(std::max(1, std::min(kMostHeads, (B * w.heads + threads - 1) / threads))),
-      bias_stride(up(buffers.capacity)) {
-  const bool cross = model.layers[0].cross_q.data != nullptr;
-  if (cross) {
-    context_keys.assign(buffers.context_keys, buffers.context_keys + w.depth);
+      most_parts((buffers.capacity + kKeys - 1) / kKeys),
+      part_stride(part_size(w.heads, w.cache_dim)),
+      bias_stride(up(buffers.capacity) * kernels.heads_together) {
+  if (model.layers[0].cross_q.data) {
     context_values.assign(buffers.context_values, buffers.context_values + w.depth);
+    for (int l = 0; l < w.depth; l++) context_keys.push_back(transposed(buffers.context_keys[l]));
   }
   const Layer& layer = model.layers[0];
   for (Values* rows : {&input, &normed, &branch_output}) rows->resize(B, w.dim);
   input.resize_quantized(B, layer.kv);
   normed.resize_quantized(B, layer.q);
   query.resize(B, static_cast<size_t>(w.heads) * w.cache_dim);
-  attended.resize(B, static_cast<size_t>(w.heads) * w.cache_dim);
   key_value.resize(B, 2 * static_cast<size_t>(w.cache_dim));
   unfolded.resize(B, 2 * static_cast<size_t>(w.inner));
   gated.resize(B, w.inner);
   prediction.resize(B, w.vocabulary);
   gated.resize_quantized(B, layer.feed_out);
   own.resize(threads);
-  for (Values& rows : own) rows.resize_quantized(B, layer.out);
-  scores.assign(threads, std::vector<float>(kMostHeads * up(std::max(buffers.capacity, buffers.context))));
+  for (Values& rows : own) {
+    rows.resize(B, static_cast<size_t>(w.heads) * w.cache_dim);
+    rows.resize_quantized(B, layer.out);
+  }
+  const size_t attending = attention_scratch(w.cache_dim, std::max(kKeys, buffers.context)), joining = most_parts * up(w.heads);
+  // with a part of its own for the context, which has but one
+  scratch.assign(threads, Floats(part_size(w.heads, w.head_dim) + std::max(attending, joining)));
+  parts.assign(B * most_parts * part_stride, 0.0f);
   streams.assign(static_cast<size_t>(B) * w.streams * w.dim, 0.0f);
   mixing.assign(static_cast<size_t>(B) * w.streams * (w.streams + 2), 0.0f);
   first_values.assign(static_cast<size_t>(B) * w.cache_dim, 0.0f);
-  if (w.bias) bias.assign(static_cast<size_t>(B) * w.heads * bias_stride, 0.0f);
+  if (w.bias) bias.assign(static_cast<size_t>(B) * groups() * bias_stride, 0.0f);
+}
+
+// [B][head_dim][context] -> [B][context][head_dim], as the keys of a cache lie.
+Floats ds_run::transposed(const float* from) const {
+  const size_t C = buffers.context, D = w.head_dim;
+  Floats to(B * C * D);
+  for (size_t i = 0; i < to.size(); i++) to[i] = from[i / (C * D) * C * D + i % D * C + i / D % C];
+  return to;
 }
 
 void ds_run::run(int output) {
-  constexpr int kPhasesOfLayer = 12, kOtherPhases = 3;  // calls of `each` below, at most
+  constexpr int kPhasesOfLayer = 11, kOtherPhases = 3;  // calls of `each` below, at most
   head = output;
   if (threads > 1) {
     pool.run([](void* context, Worker& worker) { static_cast<ds_run*>(context)->work(worker); }, this, kPhasesOfLayer * w.depth + kOtherPhases);
@@ -135,18 +149,23 @@ void ds_run::embed(size_t b) {
   for (int s = 0; s < w.streams; s++) std::memcpy(&streams[(b * w.streams + s) * w.dim], row, w.dim * sizeof(float));
 }
 
-// bias[b][h][j] = table[h][clip(cq[b] - ck[b, j], 0, entries - 1)], once for all layers; a chunk is a quarter of a row's keys.
+// bias[b][g][j][h] = table[g * together + h][clip(cq[b] - ck[b, j], 0, entries - 1)], once for all layers; a chunk is a quarter of a row's keys.
 void ds_run::gather_bias(Worker& worker) {
   constexpr int kParts = 4;
+  const int together = kernels.heads_together;
   worker.each(B * kParts, [&](int chunk) {
     const size_t b = chunk / kParts;
     const Share keys_of(static_cast<int>(buffers.lengths[b]), chunk % kParts, kParts);
     const int64_t* coordinates = buffers.key_coordinates + b * buffers.capacity;
-    float* to = &bias[b * w.heads * bias_stride];
-    for (int j = keys_of.first; j < keys_of.last; j++) {
-      const int64_t distance = buffers.query_coordinates[b] - coordinates[j];
-      const int64_t entry = distance < 0 ? 0 : distance >= w.bias_entries ? w.bias_entries - 1 : distance;
-      for (int h = 0; h < w.heads; h++) to[h * bias_stride + j] = w.bias[static_cast<size_t>(h) * w.bias_entries + entry];
+    for (int g = 0; g < groups(); g++) {
+      const int heads = std::min(together, w.heads - g * together);
+      const float* table = w.bias + static_cast<size_t>(g) * together * w.bias_entries;
+      float* to = &bias[(b * groups() + g) * bias_stride];
+      for (int j = keys_of.first; j < keys_of.last; j++) {
+        const int64_t distance = buffers.query_coordinates[b] - coordinates[j];
+        const int64_t entry = distance < 0 ? 0 : distance >= w.bias_entries ? w.bias_entries - 1 : distance;
+        for (int h = 0; h < heads; h++) to[j * together + h] = table[static_cast<size_t>(h) * w.bias_entries + entry];
+      }
     }
   });
 }
@@ -215,60 +234,68 @@ void ds_run::self_attention(int l, Worker& worker) {
     product_chunk(layer.kv, input.activations(B), key_value, chunk);
     append(l, chunk * layer.kv.grain() * kPanel, (chunk + 1) * layer.kv.grain() * kPanel);
   });
-  const int groups = (w.heads + group - 1) / group;
-  worker.each(B * groups, [&](int item) { attend(l, item / groups, static_cast<size_t>(item % groups) * group, worker.thread); });
-  output_product(layer.out, worker);
+  int most = 0;
+  for (int b = 0; b < B; b++) most = std::max(most, parts_of(b));
+  worker.each(B * most, [&](int chunk) {
+    if (chunk % most < parts_of(chunk / most)) attend(l, chunk / most, chunk % most, worker.thread);
+  });
+  output_product(layer.out, worker, [&](size_t b, float* to) {
+    kernels.join(part_of(b), parts_of(b), part_stride, w.heads, w.cache_dim, scratch[worker.thread].data(), to);
+  });
 }
 
-// Heads h to h + group of row b.
-void ds_run::attend(int l, size_t b, size_t h, int thread) {
-  const size_t D = w.cache_dim, cache = b * buffers.capacity * D;
+void ds_run::attend(int l, size_t b, int part, int thread) {
+  const size_t first = static_cast<size_t>(part) * kKeys, at = (b * buffers.capacity + first) * w.cache_dim;
   Attention attention = {};
-  attention.query = query.row(b) + h * D;
-  attention.keys = keys[l] + cache;
-  attention.values = values[l] + cache;
-  attention.bias = w.bias ? &bias[(b * w.heads + h) * bias_stride] : nullptr;
+  attention.query = query.row(b);
+  attention.keys = keys[l] + at;
+  attention.values = values[l] + at;
+  attention.bias = w.bias ? &bias[b * groups() * bias_stride + first * kernels.heads_together] : nullptr;
   attention.bias_stride = bias_stride;
-  attention.heads = std::min(group, w.heads - static_cast<int>(h));
+  attention.heads = w.heads;
   attention.width = w.cache_dim;
-  attention.length = static_cast<int>(buffers.lengths[b]);
+  attention.length = static_cast<int>(std::min<int64_t>(kKeys, buffers.lengths[b] - first));
   attention.scale = 1.0f / std::sqrt(static_cast<float>(w.head_dim));
-  attention.scores = scores[thread].data();
-  attention.out = attended.row(b) + h * D;
+  attention.scratch = scratch[thread].data();
+  attention.part = &parts[(b * most_parts + part) * part_stride];
   kernels.attend(attention);
 }
 
 void ds_run::cross_attention(int l, Worker& worker) {
   const Layer& layer = model.layers[l];
   product(layer.cross_q, normed, query, worker);
-  const int groups = (w.heads + group - 1) / group;
-  worker.each(B * groups, [&](int item) { attend_context(l, item / groups, static_cast<size_t>(item % groups) * group, worker.thread); });
-  output_product(layer.cross_out, worker);
+  output_product(layer.cross_out, worker, [&](size_t b, float* to) { attend_context(l, b, worker.thread, to); });
 }
 
-void ds_run::attend_context(int l, size_t b, size_t h, int thread) {
-  const size_t D = w.head_dim, context = b * buffers.context * D;
-  CrossAttention attention = {};
-  attention.query = query.row(b) + h * D;
-  attention.keys = context_keys[l] + context;
-  attention.values = context_values[l] + context;
-  attention.heads = std::min(group, w.heads - static_cast<int>(h));
+// A few keys, those of the conditioning: less work than a phase.
+void ds_run::attend_context(int l, size_t b, int thread, float* to) {
+  const size_t at = b * buffers.context * w.head_dim;
+  Attention attention = {};
+  attention.query = query.row(b);
+  attention.keys = &context_keys[l][at];
+  attention.values = context_values[l] + at;
+  attention.heads = w.heads;
   attention.width = w.head_dim;
   attention.length = buffers.context;
-  attention.scores = scores[thread].data();
-  attention.out = attended.row(b) + h * D;
-  kernels.attend_context(attention);
+  attention.scale = 1.0f;
+  attention.part = scratch[thread].data();
+  attention.scratch = attention.part + part_size(w.heads, w.head_dim);
+  kernels.attend(attention);
+  kernels.join(attention.part, 1, 0, w.heads, w.head_dim, attention.scratch, to);
 }
 
 // y = attended @ W_out
-void ds_run::output_product(const Matrix& matrix, Worker& worker) {
+template <class Attend>
+void ds_run::output_product(const Matrix& matrix, Worker& worker, Attend attend_row) {
   Values& mine = own[worker.thread];
-  bool quantized = false;
+  bool attended = false;
   worker.each(matrix.chunks(), [&](int chunk) {
-    for (int b = 0; b < B && !quantized; b++) quantize(matrix, b, attended.row(b), mine);
-    quantized = true;
-    const Activations a = {B, attended.x.data(), attended.stride, mine.q.data(), mine.scale.data(), mine.offset.data()};
-    product_chunk(matrix, a, branch_output, chunk);
+    for (int b = 0; b < B && !attended; b++) {
+      attend_row(b, mine.row(b));
+      quantize(matrix, b, mine.row(b), mine);
+    }
+    attended = true;
+    product_chunk(matrix, mine.activations(B), branch_output, chunk);
   });
 }
 
