@@ -38,7 +38,7 @@ class Sizes:
     codebook_dim: int = 128
     codebook_size: int = 512
     coarse_quantizers: int = 2
-    fine_quantizers: int = 4
+    fine_quantizers: int = 6
     # semantic tokens
     semantic_tokens: int = 256
     tokens_per_second: int = 20
@@ -56,7 +56,7 @@ class Sizes:
     depths: tuple[int, int, int] = (4, 4, 3)
     heads: int = 4
     text_share: float = 0.5  # of the rows that are trained on the latent of a caption instead of the clip's own
-    codec_schedule: Schedule = Schedule(steps=4000, batch=6, lr=6e-4, seconds=1.28, decay=0.8)
+    codec_schedule: Schedule = Schedule(steps=7500, batch=6, lr=6e-4, seconds=1.28, decay=0.8)
     mulan_schedule: Schedule = Schedule(steps=1000, batch=40, lr=7e-4, seconds=4.0)
     semantic_schedule: Schedule = Schedule(steps=4000, batch=16, lr=1e-3, seconds=4.0)
     coarse_schedule: Schedule = Schedule(steps=3500, batch=10, lr=1e-3, seconds=4.0)
@@ -102,8 +102,9 @@ def codec(sizes: Sizes) -> Any:
         discr_multi_scales=(),
         complex_stft_discr_kwargs={"channels": 1},
     )
-    layers: Any = model.rq.rvqs[0].layers
-    for layer in layers:
+    residual: Any = model.rq.rvqs[0]
+    residual.quantize_dropout = False  # all quantizers are always used here, and what is learnt for fewer of them is lost to all of them
+    for layer in residual.layers:
         # Upstream replaces an entry that is drawn less than twice a step. A step here has fewer frames than the codebook entries, so that
         # all of them would be replaced all the time.
         layer._codebook.threshold_ema_dead_code = 0.03
