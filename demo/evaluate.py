@@ -123,7 +123,7 @@ def _compare(arguments: argparse.Namespace, test: Clips, real: np.ndarray, judge
     default = Sampling().cond_scale
     ways: dict[str, tuple[Path, dict[str, Any]]] = {arguments.bundles[0].name: (arguments.bundles[0], {})}
     ways |= {bundle.name: (bundle, {}) for bundle in arguments.bundles[1:]}
-    ways["upstream's conditioning"] = (arguments.bundles[0], {"compat": "upstream"})
+    ways["upstream's conditioning"] = (arguments.bundles[0], {"compat": "upstream", "seconds": None})  # its window, a little shorter
     for scale in arguments.guidance:
         if scale != default:
             ways[f"guidance {scale:g}"] = (arguments.bundles[0], {"sampling": {"coarse": md.SamplingConfig(cond_scale=scale)}})
@@ -145,7 +145,7 @@ def _generated(
     songs, started = [], time.perf_counter()
     for first in tqdm(range(0, len(pieces), _BATCH), desc=name, unit="batch"):
         part = slice(first, first + _BATCH)
-        songs += model.generate(prompts[part], seconds=SIZES.window_seconds, seed=pieces[part], **options)
+        songs += model.generate(prompts[part], seed=pieces[part], **({"seconds": SIZES.window_seconds} | options))
     took = time.perf_counter() - started
     waves = np.stack([song.audio for song in songs])
     found = judge.name(waves)
@@ -162,7 +162,7 @@ def _generated(
         "Fréchet": f"{judge.frechet(waves, real):.2f}",
         "silent": f"{quiet.mean():.1%}",
         "clipped": f"{(np.abs(waves).max(axis=1) >= 1).mean():.1%}",
-        "s per s": f"{took / (len(pieces) * SIZES.window_seconds):.2f}",
+        "s per s": f"{took * SIZES.sample_hz / waves.size:.2f}",
         "confusion": confusion(found, styles),
     }, found
 
@@ -174,10 +174,10 @@ def _tables(parts: Rows, generated: dict[str, dict[str, Any]], circumstances: Ro
     lines += [f"| generated | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(row[column] for column in columns)} |" for name, row in generated.items()]
     notes = (
-        "Shares with Wilson's interval of 95 %. Named as prompted: by the judge, chance 12.5 %; against the first: the difference to the first",
-        "row in points, clip by clip on the same noise, with its interval of 95 %. MuLaN: cosine of prompt and clip. Fréchet: distance to the",
-        "real test clips in the judge's features. Silent: half a second of silence; clipped: a sample at full scale. s per s: seconds of",
-        f"computing per second of music, {_BATCH} prompts at a time. Guidance is {Sampling().cond_scale:g} where no other is named.",
+        "Shares with Wilson's interval of 95 %. Named as prompted: by the judge, chance 12.5 %; against the first: the difference to the",
+        "first row in points, clip by clip on the same noise, with its interval of 95 %. MuLaN: cosine of prompt and clip. Fréchet: distance",
+        "to the real test clips in the judge's features. Silent: half a second of silence; clipped: a sample at full scale. s per s: seconds",
+        f"of computing per second of music, {_BATCH} prompts at a time. Guidance is {Sampling().cond_scale:g} where no other is named.",
         f"Commit {circumstances['commit']}, {circumstances['machine']}: `{circumstances['command']}`.",
     )
     return "\n".join([*lines, "", *notes]) + "\n"
