@@ -53,14 +53,15 @@ class Sizes:
     conditioning_codebook: int = 64
     # the three transformers
     dims: tuple[int, int, int] = (192, 192, 128)
-    depths: tuple[int, int, int] = (4, 4, 3)
+    depths: tuple[int, int, int] = (4, 4, 2)
+    condition_dim: int = 192  # the same for all, so that they can be given one stage's conditioning, as upstream's MusicLM does
     heads: int = 4
     text_share: float = 0.5  # of the rows that are trained on the latent of a caption instead of the clip's own
-    codec_schedule: Schedule = Schedule(steps=7500, batch=6, lr=6e-4, seconds=1.28, decay=0.8)
+    codec_schedule: Schedule = Schedule(steps=6500, batch=6, lr=6e-4, seconds=1.28, decay=0.8)
     mulan_schedule: Schedule = Schedule(steps=1000, batch=40, lr=7e-4, seconds=4.0)
     semantic_schedule: Schedule = Schedule(steps=4000, batch=16, lr=1e-3, seconds=4.0)
-    coarse_schedule: Schedule = Schedule(steps=3500, batch=10, lr=1e-3, seconds=4.0)
-    fine_schedule: Schedule = Schedule(steps=2500, batch=6, lr=1e-3, seconds=4.0)
+    coarse_schedule: Schedule = Schedule(steps=2400, batch=10, lr=1e-3, seconds=4.0)
+    fine_schedule: Schedule = Schedule(steps=1500, batch=6, lr=1e-3, seconds=4.0)
 
     @property
     def hop(self) -> int:
@@ -121,7 +122,7 @@ def mulan(sizes: Sizes) -> MuLaN:
 def quantizer(sizes: Sizes, trained_mulan: MuLaN) -> MuLaNEmbedQuantizer:
     return MuLaNEmbedQuantizer(
         trained_mulan,
-        conditioning_dims=sizes.dims,
+        conditioning_dims=(sizes.condition_dim,) * len(STAGES),
         rq_num_quantizers=sizes.conditioning_quantizers,
         codebook_size=sizes.conditioning_codebook,
         namespaces=STAGES,
@@ -144,6 +145,7 @@ def transformer(sizes: Sizes, stage: str) -> Any:
         "heads": sizes.heads,
         "dim_head": sizes.dims[place] // sizes.heads,
         "audio_text_condition": True,
+        "cond_dim": sizes.condition_dim,
         "num_residual_streams": 1,
         "grad_shrink_alpha": 1.0,  # models of this size do not need it, and their embeddings learn ten times slower with upstream's 0.1
     }
