@@ -177,7 +177,7 @@ def _tables(parts: Rows, generated: dict[str, dict[str, Any]], circumstances: Ro
         "Shares with Wilson's interval of 95 %. Named as prompted: by the judge, chance 12.5 %; against the first: the difference to the",
         "first row in points, clip by clip on the same noise, with its interval of 95 %. MuLaN: cosine of prompt and clip. Fréchet:",
         "distance to the real test clips in the judge's features. Silent: half a second of silence; clipped: a sample at full scale.",
-        f"s per s: seconds of computing per second of music, {_BATCH} prompts at a time. Guidance {Sampling().cond_scale:g} where not said.",
+        f"s per s: seconds of computing per second of music, {_BATCH} prompts at once. Guidance is {Sampling().cond_scale:g} by default.",
         f"Commit {circumstances['commit']}, {circumstances['machine']}: `{circumstances['command']}`.",
     )
     return "\n".join([*lines, "", *notes]) + "\n"
