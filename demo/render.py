@@ -4,7 +4,7 @@ In: a folder, the numbers of pieces per split, the rate. Out: `<folder>/<split>-
 SECONDS long and as loud as the others. What a piece is called follows from its seed, so there is no table beside them.
 It needs Debian's packages fluidsynth and fluid-soundfont-gm; it does not know captions or models.
 
-    python -m demo.render FOLDER [--pieces 1600 80 160]
+    python -m demo.render FOLDER [--pieces 2400 80 160]
 """
 
 import argparse
@@ -99,7 +99,7 @@ def render_shards(folder: Path, pieces: dict[str, int], workers: int = 2) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description="Pieces to sound.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pieces", type=int, nargs=3, default=(1600, 80, 160), metavar=("TRAIN", "VALID", "TEST"))
+    parser.add_argument("--pieces", type=int, nargs=3, default=(2400, 80, 160), metavar=("TRAIN", "VALID", "TEST"))
     arguments = parser.parse_args()
     render_shards(arguments.folder, dict(zip(SPLITS, arguments.pieces, strict=True)))
 

@@ -38,7 +38,7 @@ class Sizes:
     codebook_dim: int = 128
     codebook_size: int = 512
     coarse_quantizers: int = 2
-    fine_quantizers: int = 4
+    fine_quantizers: int = 6
     # semantic tokens
     semantic_tokens: int = 256
     tokens_per_second: int = 20
@@ -53,14 +53,15 @@ class Sizes:
     conditioning_codebook: int = 64
     # the three transformers
     dims: tuple[int, int, int] = (192, 192, 128)
-    depths: tuple[int, int, int] = (4, 4, 3)
+    depths: tuple[int, int, int] = (4, 4, 2)
+    condition_dim: int = 192  # the same for all, so that they can be given one stage's conditioning, as upstream's MusicLM does
     heads: int = 4
     text_share: float = 0.5  # of the rows that are trained on the latent of a caption instead of the clip's own
-    codec_schedule: Schedule = Schedule(steps=4000, batch=6, lr=6e-4, seconds=1.28, decay=0.8)
+    codec_schedule: Schedule = Schedule(steps=6500, batch=6, lr=6e-4, seconds=1.28, decay=0.8)
     mulan_schedule: Schedule = Schedule(steps=1000, batch=40, lr=7e-4, seconds=4.0)
     semantic_schedule: Schedule = Schedule(steps=4000, batch=16, lr=1e-3, seconds=4.0)
-    coarse_schedule: Schedule = Schedule(steps=3500, batch=10, lr=1e-3, seconds=4.0)
-    fine_schedule: Schedule = Schedule(steps=2500, batch=6, lr=1e-3, seconds=4.0)
+    coarse_schedule: Schedule = Schedule(steps=2400, batch=10, lr=1e-3, seconds=4.0)
+    fine_schedule: Schedule = Schedule(steps=1500, batch=6, lr=1e-3, seconds=4.0)
 
     @property
     def hop(self) -> int:
@@ -102,8 +103,9 @@ def codec(sizes: Sizes) -> Any:
         discr_multi_scales=(),
         complex_stft_discr_kwargs={"channels": 1},
     )
-    layers: Any = model.rq.rvqs[0].layers
-    for layer in layers:
+    residual: Any = model.rq.rvqs[0]
+    residual.quantize_dropout = False  # all quantizers are always used here, and what is learnt for fewer of them is lost to all of them
+    for layer in residual.layers:
         # Upstream replaces an entry that is drawn less than twice a step. A step here has fewer frames than the codebook entries, so that
         # all of them would be replaced all the time.
         layer._codebook.threshold_ema_dead_code = 0.03
@@ -120,7 +122,7 @@ def mulan(sizes: Sizes) -> MuLaN:
 def quantizer(sizes: Sizes, trained_mulan: MuLaN) -> MuLaNEmbedQuantizer:
     return MuLaNEmbedQuantizer(
         trained_mulan,
-        conditioning_dims=sizes.dims,
+        conditioning_dims=(sizes.condition_dim,) * len(STAGES),
         rq_num_quantizers=sizes.conditioning_quantizers,
         codebook_size=sizes.conditioning_codebook,
         namespaces=STAGES,
@@ -143,6 +145,7 @@ def transformer(sizes: Sizes, stage: str) -> Any:
         "heads": sizes.heads,
         "dim_head": sizes.dims[place] // sizes.heads,
         "audio_text_condition": True,
+        "cond_dim": sizes.condition_dim,
         "num_residual_streams": 1,
         "grad_shrink_alpha": 1.0,  # models of this size do not need it, and their embeddings learn ten times slower with upstream's 0.1
     }

@@ -96,10 +96,7 @@ def train_codec(sizes: Sizes, clips: Clips, valid: Clips, folder: Path) -> None:
 @torch.no_grad()
 def _initialise(model: Any, waves: Tensor) -> None:
     """k-means on all frames of `waves` for every quantizer; upstream clusters the first batch that happens to reach it."""
-    quantizer = model.rq.rvqs[0]
-    quantizer.quantize_dropout = False
     model.rq(torch.cat([encode(model, part) for part in waves.split(_PART)]))
-    quantizer.quantize_dropout = True
 
 
 @contextmanager

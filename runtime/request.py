@@ -83,6 +83,12 @@ def make_request(
     upstream = compat == "upstream"
     if upstream and windows is not None:
         raise ValueError("compat='upstream' knows no windows. Leave one of the two out.")
+    widths = manifest.conditioner.namespaces
+    if upstream and "semantic" in widths and len(set(widths.values())) > 1:
+        named = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ValueError(
+            f"compat='upstream' feeds the semantic conditioning to all stages, but theirs have other widths ({named}): leave it out."
+        )
     windows = {} if windows is None else windows
     primes = make_primes(prime, len(prompts), manifest)
     lengths = [one.frames if one else 0 for one in primes]

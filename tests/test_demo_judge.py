@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from demo.judge import Judge, confusion, features, interval, share
+from demo.judge import Judge, confusion, features, in_noise, interval, paired, share
 
 HZ = 16000
 
@@ -53,3 +53,22 @@ def test_frechet_distance_grows_with_what_differs(judge: Judge) -> None:
     assert abs(judge.frechet(one, one)) < 1e-6
     assert judge.frechet(one, same) < 0.5 * judge.frechet(one, other)
     np.testing.assert_allclose(judge.frechet(one, other), judge.frechet(other, one), rtol=1e-6)
+
+
+def test_the_judge_hears_through_noise(judge: Judge) -> None:
+    """A judge that goes by what lies far below the music: clips in noise are still what they are, and the noise has the level it says."""
+    rng = np.random.default_rng(9)
+    new = np.concatenate([sounds(20, "groove", 10), sounds(20, "piano", 11)])
+    noisy = in_noise(new, rng)
+    right = sum(a == b for a, b in zip(judge.name(noisy), ["groove"] * 20 + ["piano"] * 20, strict=True))
+    assert right >= 36
+    above = 10 * np.log10(np.square(new).mean(1) / np.square(noisy - new).mean(1))
+    assert above.min() > -0.1 and above.max() < 25.1 and np.ptp(above) > 10
+
+
+def test_pairs_count_what_differs() -> None:
+    """A comparison of pairs with the wrong sign, or one that counts pairs that agree."""
+    wanted = ["piano"] * 10
+    assert paired(wanted, wanted, wanted).startswith("+0.0 (+0.0 to +0.0)")
+    assert paired(["organ"] * 2 + wanted[2:], wanted, wanted).startswith("-20.0 (-44.8 to +4.8)")
+    assert paired(wanted, ["organ"] * 2 + wanted[2:], wanted).startswith("+20.0")

@@ -184,6 +184,14 @@ def test_bad_stop_and_compat(manifest, value):
     refused(manifest, "stop must be 'exact' or 'eos', got None.", stop=None)
 
 
+def test_compat_with_conditioning_of_other_widths(manifest):
+    """The semantic conditioning fed to a stage that has another width: an error of ONNX Runtime deep in the request."""
+    conditioner = replace(manifest.conditioner, namespaces=manifest.conditioner.namespaces | {"fine": 999})
+    message = "compat='upstream' feeds the semantic conditioning to all stages, but theirs have other widths (semantic "
+    refused(replace(manifest, conditioner=conditioner), message, compat="upstream")
+    assert ask(replace(manifest, conditioner=conditioner)).items == 1
+
+
 @pytest.mark.parametrize("value", [-1, 2049, 1.5, "5", True])
 def test_bad_max_semantic_tokens(manifest, value):
     """No more than the semantic window."""
