@@ -4,6 +4,8 @@ In: waves [B, t]. Out: names of styles, distances, intervals. Its features are i
 codec, MuLaN or transformers, whose output it judges, is in it.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from demo.compose import STYLES
@@ -16,11 +18,12 @@ _LOWEST, _FOLLOWED = 50, 800  # bins below which noise has no slope; samples ove
 _COMPONENTS = 24  # principal components that the Fréchet distance is taken over
 
 
-def features(waves: np.ndarray, sample_hz: int) -> np.ndarray:
-    """float32 [B, t] -> float64 [B, 5 * bands]: of each log-mel band, loudness removed, the mean, the deviation, the mean rise from frame
-    to frame, and the tenth and ninetieth percentile."""
+def features(waves: Iterable[np.ndarray], sample_hz: int) -> np.ndarray:
+    """B waves, float32 [t] of at least 0.1 s -> float64 [B, 5 * bands]: of each log-mel band, loudness removed, mean, deviation, the
+    mean rise from frame to frame, and the tenth and ninetieth percentile."""
     rows, matrix, window = [], mel_filters(_BANDS, _WINDOW, sample_hz).numpy(), np.hanning(_WINDOW) / (_WINDOW / 4)
-    for wave in waves.astype(np.float64):
+    for wave in waves:
+        wave = wave.astype(np.float64)
         wave = wave / max(np.sqrt(np.square(wave).mean()), 1e-6) * 0.1
         frames = np.lib.stride_tricks.sliding_window_view(wave, _WINDOW)[::_HOP]
         bands = np.log(np.maximum(np.abs(np.fft.rfft(frames * window)) @ matrix.T, _FLOOR))
@@ -62,11 +65,11 @@ class Judge:
         self.classifier = regression.fit(np.concatenate((found, noisy)), styles + styles)
         self.space = make_pipeline(StandardScaler(), PCA(_COMPONENTS, whiten=True, random_state=0)).fit(found)
 
-    def name(self, waves: np.ndarray) -> list[str]:
-        """The style of each of [B, t]."""
+    def name(self, waves: Iterable[np.ndarray]) -> list[str]:
+        """The style of each wave [t]."""
         return [str(style) for style in self.classifier.predict(features(waves, self.sample_hz))]
 
-    def frechet(self, waves: np.ndarray, others: np.ndarray) -> float:
+    def frechet(self, waves: Iterable[np.ndarray], others: Iterable[np.ndarray]) -> float:
         """Fréchet distance of two sets of clips, as of normal distributions over the whitened principal components of the features (Heusel
         et al. 2017, arxiv.org/abs/1706.08500, with these in place of Inception's): halves of one set are near 0."""
         first, second = (self.space.transform(features(one, self.sample_hz)) for one in (waves, others))
