@@ -30,7 +30,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 3  # rises when the layout changes
+FORMAT = 4  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -86,8 +86,9 @@ class Step:
     inner: int  # width of the feed-forward
     streams: int
     value_residual: bool  # values of layer 0 are averaged into the later layers
-    precision: str  # of the weights: "fp32"
-    weights: dict[str, list[Any]]  # name -> byte offset in `<graph>.data`, then the dimensions; float32
+    precision: str  # of the layers' matrices: "fp32", "int8" or "int4" (kernels/quantized_product); all else is float32
+    block: int  # inputs that share a scale, at 8 and 4 bits
+    weights: dict[str, list[Any]]  # name -> type, byte offset in `<graph>.data`, then the dimensions
 
 
 @dataclass(frozen=True)

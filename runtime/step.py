@@ -20,6 +20,7 @@ from .bundle import BundleError, Decoder
 
 STEPS = ("auto", "native", "graph")
 _BITS = {"fp32": 32, "int8": 8, "int4": 4}
+_TYPES = {"float32": np.float32, "uint8": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,10 @@ def open_pool(threads: int | None) -> decoder_step.Pool:
         raise BackendError(f"{error}. Ask for fewer.") from error
 
 
-def open_native(
-    folder: Path, decoder: Decoder, pool: decoder_step.Pool, bits: int | None = None, block: int = 32, path: str | None = None
-) -> decoder_step.Model:
+def open_native(folder: Path, decoder: Decoder, pool: decoder_step.Pool, path: str | None = None) -> decoder_step.Model:
     """The native model of a stage of the bundle in `folder`. BundleError for weights that the file does not have.
 
-    bits: 32, 8 or 4 in place of what the manifest says; block: inputs that share a scale; path: one of `decoder_step.paths()`.
+    path: one of `decoder_step.paths()`, the best by default.
     """
     data = folder / f"{decoder.graph}.data"
     step = decoder.step
@@ -87,8 +86,10 @@ def open_native(
             bias_entries=decoder.bias.entries if decoder.bias else 0,
             value_residual=step.value_residual,
             cross_attention=decoder.conditioning == "cross_attention",
+            bits=_BITS[step.precision],
+            block=step.block,
         )
-        return decoder_step.Model(pool, sizes, weights, bits or _BITS[step.precision], block, path)
+        return decoder_step.Model(pool, sizes, weights, path)
     except (OSError, ValueError) as error:
         raise BundleError(f"{data}: {error}") from error
 
@@ -98,11 +99,12 @@ def _map(data: Path, places: dict[str, list]) -> dict[str, np.ndarray]:
     mapped = np.memmap(data, np.uint8, "r")
     weights = {}
     for name, place in places.items():
-        if not (len(place) >= 2 and all(type(number) is int and number >= 0 for number in place)):
-            raise ValueError(f"the weight {name!r} has the place {place}, expected a byte offset and dimensions")
-        offset, *shape = place
-        end = offset + 4 * math.prod(shape)
-        if offset % 4 or end > len(mapped):
+        numbers = place[1:]
+        if not numbers or place[0] not in list(_TYPES) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"the weight {name!r} has the place {place}, expected a type, a byte offset and dimensions")
+        dtype, (offset, *shape) = np.dtype(_TYPES[place[0]]), numbers
+        end = offset + dtype.itemsize * math.prod(shape)
+        if offset % dtype.itemsize or end > len(mapped):
             raise ValueError(f"the weight {name!r} would lie at bytes {offset} to {end} of {len(mapped)}")
-        weights[name] = mapped[offset:end].view(np.float32).reshape(shape)
+        weights[name] = mapped[offset:end].view(dtype).reshape(shape)
     return weights
