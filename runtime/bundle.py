@@ -161,7 +161,8 @@ class Manifest:
     made_by: dict[str, str]  # tool -> version, precision, opset
     sources: dict[str, dict[str, str]]  # checkpoint -> file, sha256, version
     settings: dict[str, dict[str, list[Any]]]  # stage -> name -> [value, where it came from]
-    errors: dict[str, float]  # measured against PyTorch at export
+    errors: dict[str, float]  # measured against PyTorch at export, the transformers before they were quantized
+    quality: dict[str, dict[str, Any]]  # stage -> measure -> value; of a transformer what its precision loses (export/quality.py)
     files: dict[str, FileRecord]
     format: int = FORMAT
 
