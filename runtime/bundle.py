@@ -25,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
@@ -248,15 +249,19 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
     named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
-    for name, record in manifest.files.items():
-        try:
-            fault = _fault_of_file(root, name, record)
-        except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no permission
-            fault = str(error)
-        faults += [f"{name!r}: {fault}"] if fault else []
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
+        found = pool.map(lambda item: _fault_of_file(root, *item), manifest.files.items())
+        faults += [f"{name!r}: {fault}" for name, fault in zip(manifest.files, found, strict=True) if fault]
 
 
 def _fault_of_file(root: Path, name: str, record: FileRecord) -> str | None:
+    try:
+        return _fault_of_path(root, name, record)
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no permission
+        return str(error)
+
+
+def _fault_of_path(root: Path, name: str, record: FileRecord) -> str | None:
     path = (root / name).resolve()
     if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
         return "this path leaves the bundle"

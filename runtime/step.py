@@ -7,6 +7,7 @@ A form that was named and cannot be had is an error; only "auto" chooses.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ def open_native(folder: Path, decoder: Decoder, pool: decoder_step.Pool, path: s
     if step.precision not in _BITS:
         raise BundleError(f"{decoder.graph}: precision {step.precision!r}, expected one of {', '.join(_BITS)}: update musiclm-deploy")
     try:
-        weights = _map(data, step.weights)
+        with data.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # nothing is read before it is used
+        weights = _weights(mapped, step.weights)
         if decoder.depth > len(weights):
             raise ValueError(f"{len(weights)} weights are too few for {decoder.depth} layers")
         sizes = decoder_step.Sizes(
@@ -89,15 +92,17 @@ def open_native(folder: Path, decoder: Decoder, pool: decoder_step.Pool, path: s
             bits=_BITS[step.precision],
             block=step.block,
         )
-        return decoder_step.Model(pool, sizes, weights, path)
+        model = decoder_step.Model(pool, sizes, weights, path)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was packed is not read again; tables and norms come back when they are used
+        return model
     except (OSError, ValueError) as error:
         raise BundleError(f"{data}: {error}") from error
 
 
-def _map(data: Path, places: dict[str, list]) -> dict[str, np.ndarray]:
-    """The weights of a graph, mapped from its data: nothing is read before it is used. ValueError for one that lies outside."""
-    mapped = np.memmap(data, np.uint8, "r")
-    weights = {}
+def _weights(data: mmap.mmap, places: dict[str, list]) -> dict[str, np.ndarray]:
+    """The weights of a graph, where they lie in its data. ValueError for one that lies outside."""
+    mapped, weights = np.frombuffer(data, np.uint8), {}
     for name, place in places.items():
         numbers = place[1:]
         if not numbers or place[0] not in list(_TYPES) or not all(type(number) is int and number >= 0 for number in numbers):
