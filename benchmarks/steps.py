@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.bundle import BUILD, SIZES, bundle, checkpoints, models, precisions
+from benchmarks.bundle import BUILD, SIZES, bundle, checkpoints, models
 from benchmarks.peers.static_cache import StaticCacheCoarse
 from benchmarks.peers.upstream import UpstreamCoarse
 from musiclm_deploy.kernels.decoder_step import Model, Pool
+from musiclm_deploy.kernels.quantized_product import PRECISIONS
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bench.record import Memory, Row, append, circumstances, processors, say
 from musiclm_deploy.runtime.bench.steps import (
@@ -42,9 +43,8 @@ from musiclm_deploy.runtime.step import open_native, open_pool
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STAGE = "coarse"  # all three transformers are one design; this one has all of it: two segments, several heads, guidance
-_BITS = {"fp32": 32, "int8": 8, "int4": 4}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FORMS = ("graph", *(f"native-{name}" for name in _BITS), *(f"{kind}-{name}" for kind in ("eager", "compiled") for name in _DTYPES))
+FORMS = ("graph", *(f"native-{name}" for name in PRECISIONS), *(f"{kind}-{name}" for kind in ("eager", "compiled") for name in _DTYPES))
 EVERY_FORM = (*FORMS, "upstream-fp32")
 
 
@@ -67,9 +67,7 @@ class Bench:
         self._size, self._upstream = size, None
 
     def _native(self, size: str, precision: str, pool: Pool, build: Path) -> Model:
-        """Of the bundle of that precision, where the export writes one; else packed from the float32 weights."""
-        if precision not in precisions():
-            return open_native(self.bundle.root, self.decoder, pool, bits=_BITS[precision])
+        """Of the bundle of that precision."""
         own = Bundle.open(bundle(size, precision, build))
         return open_native(own.root, getattr(own.manifest, STAGE), pool)
 

@@ -14,6 +14,8 @@ from ..kernels.geglu.onnx_form import feed_forward, layer_norm
 from ..kernels.geglu.reference import FeedForward
 from ..kernels.hyper_connection.onnx_form import hyper_connection, residual
 from ..kernels.hyper_connection.reference import HyperConnection
+from ..kernels.quantized_product import Form
+from ..kernels.quantized_product.onnx_form import product
 from .checkpoint import Checkpoint
 from .graph import BOOL, FLOAT, INT32, INT64, Graph
 from .settings import Settings
@@ -30,8 +32,9 @@ def cache_head_size(settings: Settings) -> int:
 class DecoderBuilder:
     """Places the nodes of one transformer; the checkpoint notes each tensor it reads."""
 
-    def __init__(self, stage: str, checkpoint: Checkpoint, settings: Settings) -> None:
-        self.stage, self.checkpoint, self.settings = stage, checkpoint, settings
+    def __init__(self, stage: str, checkpoint: Checkpoint, settings: Settings, form: Form) -> None:
+        """form: of the matrices of the layers; output projections, norms, mixing weights and tables stay as they are."""
+        self.stage, self.checkpoint, self.settings, self.form = stage, checkpoint, settings, form
         self.streams: int = settings["num_residual_streams"]
         self.wrapped = branch(0, 0, True) + "to_q.weight" in checkpoint.state
         self.prefix: bool = settings["cond_as_self_attn_prefix"]
@@ -107,10 +110,10 @@ class DecoderBuilder:
         if averaged:
             w_kv[:, 1] *= 0.5  # exact, and saves a node in every layer: v = v_layer / 2 + v_first / 2
 
-        query = g.op("MatMul", layer_norm(g, f"{name}.norm", x, *self._norm(at + "norm")), g.weight(f"{name}.w_q", w_q))
+        query = self._product(f"{name}.w_q", layer_norm(g, f"{name}.norm", x, *self._norm(at + "norm")), w_q)
         source = g.op("Where", "prefix_mask", "prefix_embeddings", x) if self.prefix else x
-        product = g.op("MatMul", source, g.weight(f"{name}.w_kv", w_kv.reshape(dim, 2 * padded)))
-        key, value = g.op("Split", product, g.constant([padded, padded]), outputs=2, axis=-1)
+        both = self._product(f"{name}.w_kv", source, w_kv.reshape(dim, 2 * padded))
+        key, value = g.op("Split", both, g.constant([padded, padded]), outputs=2, axis=-1)
         if averaged:
             if self._first_values is None:
                 raise AssertionError("layer 0 comes first")
@@ -118,23 +121,26 @@ class DecoderBuilder:
         elif self.settings["add_value_residual"] and self.settings["depth"] > 1:
             self._first_values = g.op("Mul", value, g.constant(0.5, np.float32))
         output = cached_attention(g, query, key, value, layer, bias, H, D**-0.5)
-        return g.op("MatMul", output, g.weight(f"{name}.w_out", w_out))
+        return self._product(f"{name}.w_out", output, w_out)
 
     def _cross_attention(self, x: str, layer: int) -> str:
         g, name, at = self.g, f"layers.{layer}.cross_attention", branch(layer, 1, self.wrapped)
         dim, inner = self.settings["dim"], self.settings["heads"] * self.settings["dim_head"]
         normed = layer_norm(g, f"{name}.norm", x, *self._norm(at + "norm"))
-        query = g.op("MatMul", normed, g.weight(f"{name}.w_q", self._weight(at + "to_q", dim, inner)))
+        query = self._product(f"{name}.w_q", normed, self._weight(at + "to_q", dim, inner))
         context = f"context.{layer}.key", f"context.{layer}.value"
         output = cross_attention(g, query, *context, self.settings["heads"], self.settings["dim_head"])
-        return g.op("MatMul", output, g.weight(f"{name}.w_out", self._weight(at + "to_out.0", inner, dim)))
+        return self._product(f"{name}.w_out", output, self._weight(at + "to_out.0", inner, dim))
 
     def _feed_forward(self, x: str, layer: int) -> str:
         at = branch(layer, 2, self.wrapped)
         dim, inner = self.settings["dim"], self.inner
         w_in, w_out = self._weight(at + "1", dim, 2 * inner), self._weight(at + "5", inner, dim)
         weights = FeedForward(*self._norm(at + "0"), w_in, *self._norm(at + "3", inner), w_out)
-        return feed_forward(self.g, f"layers.{layer}.feed_forward", weights, x)
+        return feed_forward(self.g, f"layers.{layer}.feed_forward", weights, x, self.form)
+
+    def _product(self, name: str, x: str, w: np.ndarray) -> str:
+        return product(self.g, name, x, w, self.form)
 
     def _last_position(self, x: str, row_ids: str, seqlens: str) -> str:
         """x [B, S, ...] -> [B, ...] at each row's last valid position: seqlens_k in a prefill from an empty cache, S - 1 after it."""

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import file_digest
 from importlib.metadata import version
 from pathlib import Path
@@ -24,13 +24,14 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..model.text_transformer import clip_merges_path
-from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan
+from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step
 from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
+from .precision import Chosen, candidates, choose, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
 from .transformers import STAGES
@@ -52,6 +53,8 @@ def export_checkpoints(
     hubert: str | os.PathLike | None = None,
     kmeans: str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
+    precision: str | Mapping[str, str] = "fp32",
+    force: bool = False,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -61,6 +64,8 @@ def export_checkpoints(
     semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
     upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
+    precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
+    these}. force: take a precision that loses more than it may.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
@@ -69,15 +74,21 @@ def export_checkpoints(
     quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
     sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
 
-    out = Path(out)
+    out, asked = Path(out), wanted(precision)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, _aside(out) as folder:
         manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet)
+        narrow = _write_narrow(sources, dict(config or {}), asked, folder)
         _step(bar, "validate")
-        errors = _validate(folder, sources, dict(config or {}))
+        measured = _validate(folder, sources, dict(config or {}), narrow)
+        chosen = choose(asked, measured["narrow"], force)
+        if narrow and not quiet:
+            bar.write("\n".join(f"{stage}: {item}" for stage, item in chosen.items()), file=sys.stderr)
         _step(bar, "write")
-        (folder / MANIFEST).write_text(replace(manifest, errors=errors).to_json(), encoding="utf-8")
+        manifest = _take(manifest, chosen, narrow, folder)
+        quality = {stage: item.record() for stage, item in chosen.items()} | measured["quality"]
+        (folder / MANIFEST).write_text(replace(manifest, errors=measured["errors"], quality=quality).to_json(), encoding="utf-8")
         _check_out(out, overwrite)  # once more: something may have been put there meanwhile
         _replace(folder, out)
         bar.update()
@@ -85,7 +96,7 @@ def export_checkpoints(
 
 
 def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool) -> Manifest:
-    """Every graph, the tokenizer and a manifest without measured errors."""
+    """Every graph in fp32, the tokenizer and a manifest without measurements."""
     _step(bar, "read", first=True)
     collected = collect(sources, overrides)
     if not quiet:
@@ -138,16 +149,46 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
             "musiclm-deploy": __version__,
             **{name: version(name) for name in ("torch", "onnx", "onnxscript")},
             "opset": f"{graph.OPSET} (transformers), {trace.OPSET} (other stages)",
-            "precision": "fp32",
         },
         sources={
             name: {"file": item.name, "sha256": item.sha256 or "", "version": item.version or ""} for name, item in checkpoints.items()
         },
         settings={name: {key: [item.value, item.source] for key, item in part.items()} for name, part in settings.items()},
         errors={},
+        quality={},
         files=_records(folder),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def _write_narrow(
+    sources: Mapping[str, Path], overrides: Mapping[str, Any], asked: Mapping[str, str], folder: Path
+) -> dict[str, dict[str, Step]]:
+    """The transformers in the 8 and 4 bits that may be taken, in folders of that name beside `folder`: stage -> precision -> record."""
+    if not any(candidates(asked[stage]) for stage in STAGES):
+        return {}
+    collected = collect(sources, overrides)
+    settings, written = collected.settings, {}
+    sizes = settings["semantic"]["max_length"], settings["codec"]["rq_groups"]
+    for stage in STAGES:
+        for precision in candidates(asked[stage]):
+            beside = folder.with_name(precision)
+            beside.mkdir(exist_ok=True)
+            record = export_stage(stage, collected.checkpoints[stage], settings[stage], beside, *sizes, precision)
+            written.setdefault(stage, {})[precision] = record.step
+    return written
+
+
+def _take(manifest: Manifest, chosen: Mapping[str, Chosen], narrow: Mapping[str, Mapping[str, Step]], folder: Path) -> Manifest:
+    """Put the graphs that were chosen in the place of those in fp32."""
+    for stage, item in chosen.items():
+        if item.precision in narrow.get(stage, {}):
+            decoder = getattr(manifest, stage)
+            for name in (decoder.graph, f"{decoder.graph}.data"):
+                (folder.with_name(item.precision) / name).replace(folder / name)
+                manifest.files[name] = _record(folder / name)
+            manifest = replace(manifest, **{stage: replace(decoder, step=narrow[stage][item.precision])})
     return manifest
 
 
@@ -159,9 +200,16 @@ def _export_conditioner(collected: Collected, folder: Path) -> Conditioner:
     return Conditioner("conditioner.onnx", last["rq_num_quantizers"], last["codebook_size"], dims)
 
 
-def _validate(folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, float]:
+def _validate(
+    folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any], narrow: Mapping[str, Mapping[str, Step]]
+) -> dict[str, Any]:
     """Run `export.validate` in a process of its own: what it loads is what a user would load, from disk and from scratch."""
-    task = {"bundle": str(folder), "sources": {name: str(path) for name, path in sources.items()}, "overrides": dict(overrides)}
+    task: dict[str, Any] = {
+        "bundle": str(folder),
+        "sources": {name: str(path) for name, path in sources.items()},
+        "overrides": dict(overrides),
+    }
+    task["candidates"] = {stage: {name: asdict(step) for name, step in steps.items()} for stage, steps in narrow.items()}
     result = subprocess.run(
         [sys.executable, "-m", "musiclm_deploy.export.validate"],
         input=json.dumps(task),
@@ -175,11 +223,12 @@ def _validate(folder: Path, sources: Mapping[str, Path], overrides: Mapping[str,
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:
-    records = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            records[path.name] = FileRecord(path.stat().st_size, file_digest(file, "sha256").hexdigest())
-    return records
+    return {path.name: _record(path) for path in sorted(folder.iterdir())}
+
+
+def _record(path: Path) -> FileRecord:
+    with path.open("rb") as file:
+        return FileRecord(path.stat().st_size, file_digest(file, "sha256").hexdigest())
 
 
 def _check_out(out: Path, overwrite: bool) -> None:

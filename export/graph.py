@@ -71,11 +71,11 @@ class Graph:
         """A subgraph for an `If` node: it sees this graph's values, has no inputs, and gets one output."""
         return Graph(name, parent=self)
 
-    def layout(self) -> dict[str, list[int]]:
-        """Where each weight lies in the data: name -> [byte offset, dimension, dimension, ...]."""
+    def layout(self) -> dict[str, list]:
+        """Where each weight lies in the data: name -> [type, byte offset, dimension, dimension, ...]."""
         places, end = {}, 0
         for name, array in self._weights.items():
-            places[name] = [end, *array.shape]
+            places[name] = [array.dtype.name, end, *array.shape]
             end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         return places
 
@@ -93,7 +93,7 @@ class Graph:
         graph = self.proto()
         for tensor in graph.initializer:
             if tensor.name in places:
-                set_external_data(tensor, data.name, places[tensor.name][0], length=len(tensor.raw_data))
+                set_external_data(tensor, data.name, places[tensor.name][1], length=len(tensor.raw_data))
                 tensor.ClearField("raw_data")
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="musiclm-deploy")
@@ -102,7 +102,7 @@ class Graph:
         if places:
             with data.open("wb") as file:
                 for name, array in self._weights.items():
-                    file.write(bytes(places[name][0] - file.tell()))
+                    file.write(bytes(places[name][1] - file.tell()))
                     array.tofile(file)
         onnx.checker.check_model(path)
 

@@ -10,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -20,10 +20,16 @@ from ..model import HubertKmeans, MelKmeans
 from .export import export_checkpoints
 
 
-def export_musiclm(
-    musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, overwrite: bool = False, quiet: bool = False
-) -> Path:
-    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config: as for `export_checkpoints`.
+class Options(TypedDict, total=False):
+    precision: str | Mapping[str, str]
+    force: bool
+    overwrite: bool
+    quiet: bool
+
+
+def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Path:
+    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (precision, force,
+    overwrite, quiet): as for `export_checkpoints`.
 
     Its `wav2vec` goes into the bundle if it is a `MelKmeans` or a `HubertKmeans`; a UserWarning says what to do if it is another.
     """
@@ -47,7 +53,7 @@ def export_musiclm(
         told = _save_wav2vec(audio_lm.semantic.wav2vec, Path(folder), paths)
         if told:
             overrides["wav2vec"] = told | overrides.get("wav2vec", {})
-        return export_checkpoints(**paths, out=out, config=overrides, overwrite=overwrite, quiet=quiet)  # type: ignore[arg-type]
+        return export_checkpoints(**paths, out=out, config=overrides, **options)  # type: ignore[arg-type]
 
 
 def _save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str, Any]:

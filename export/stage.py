@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..kernels.quantized_product import PRECISIONS
 from ..runtime.bundle import Bias, Decoder, Sampling, Step
 from .checkpoint import Checkpoint
 from .decoder import DecoderBuilder, build_context, cache_head_size
@@ -15,9 +16,11 @@ from .tables import build_bias, build_rows
 _TRAINING_HEADS = {"semantic": (), "coarse": ("to_semantic_logits.",), "fine": ("coarse_logit_weights",)}
 
 
-def export_stage(stage: str, checkpoint: Checkpoint, settings: Settings, folder: Path, semantic_length: int, groups: int) -> Decoder:
+def export_stage(
+    stage: str, checkpoint: Checkpoint, settings: Settings, folder: Path, semantic_length: int, groups: int, precision: str = "fp32"
+) -> Decoder:
     """Write `<stage>.onnx` (and `<stage>_context.onnx`) into `folder`; arguments as of `build_stage`."""
-    built = build_stage(stage, checkpoint, settings, semantic_length, groups)
+    built = build_stage(stage, checkpoint, settings, semantic_length, groups, precision)
     built.graph.save(folder / built.record.graph)
     if built.context is not None and built.record.context is not None:
         built.context.save(folder / built.record.context)
@@ -31,17 +34,20 @@ class Built:
     record: Decoder
 
 
-def build_stage(stage: str, checkpoint: Checkpoint, settings: Settings, semantic_length: int, groups: int) -> Built:
+def build_stage(
+    stage: str, checkpoint: Checkpoint, settings: Settings, semantic_length: int, groups: int, precision: str = "fp32"
+) -> Built:
     """The graphs of a stage in memory, for which every tensor is looked at.
 
-    semantic_length: the longest semantic sequence; groups: residual groups of the codec.
+    semantic_length: the longest semantic sequence; groups: residual groups of the codec; precision: of the decoder's large matrices.
     """
+    form = PRECISIONS[precision]
     length = settings["max_length"] if stage == "semantic" else settings["max_time_steps"]
     if not isinstance(length, int) or length < 1:
         raise ExportError(f"{stage}: the trained window must be a whole number of at least 1, got {length!r}.")
     rows, first_rows = build_rows(stage, checkpoint, settings)
     bias = build_bias(stage, checkpoint, settings, _positions(stage, settings, length, semantic_length, groups))
-    builder = DecoderBuilder(stage, checkpoint, settings)
+    builder = DecoderBuilder(stage, checkpoint, settings, form)
     graph = builder.decoder(rows, bias)
     context = build_context(stage, checkpoint, settings) if settings["audio_text_condition"] else None
     checkpoint.refuse_unread(ignored=(*_TRAINING_HEADS[stage], *([] if context else ["proj_text_embed."])))
@@ -74,7 +80,8 @@ def build_stage(stage: str, checkpoint: Checkpoint, settings: Settings, semantic
             inner=builder.inner,
             streams=settings["num_residual_streams"],
             value_residual=settings["add_value_residual"],
-            precision="fp32",
+            precision=precision,
+            block=form.block,
             weights=graph.layout(),
         ),
         sampling=Sampling(),

@@ -1,7 +1,8 @@
 """The fresh process that runs a new bundle as a user would and compares every stage with PyTorch.
 
-In, on standard input: the bundle's folder, the checkpoints, the overrides. Out: one line of JSON, stage -> largest error, or exit status 1
-and a sentence. Sizes here differ from those that any graph was traced with. The transformers are compared with audiolm-pytorch's own.
+In, on standard input: the bundle's folder, the checkpoints, the overrides, narrower graphs of the transformers. Out: one line of JSON with
+the largest error of each stage and what else was measured, or exit status 1 and a sentence. Sizes here differ from those that any graph was
+traced with. The transformers are compared with audiolm-pytorch's own.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_seman
 from .collect import Collected, collect
 from .errors import ExportError
 from .mulan import build_mulan
+from .quality import measure
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .transformers import STAGES
@@ -35,25 +37,30 @@ TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, **dict.fromkeys(("codec_d
 _ROWS, _STEPS = 2, 9
 
 
-def validate(bundle: Path, sources: dict[str, Path], overrides: dict[str, Any]) -> dict[str, float]:
-    """Largest error of each stage; ExportError if one misses its tolerance."""
+def validate(bundle: Path, sources: dict[str, Path], overrides: dict[str, Any], candidates: dict[str, Any]) -> dict[str, Any]:
+    """ "errors": the largest of each stage; "quality": of the stages that have another measure as well; "narrow": of `export.quality`.
+
+    Raises ExportError if a stage misses its tolerance.
+    """
     collected = collect(sources, overrides)
     torch.manual_seed(0)
     with load(bundle, device="cpu") as model, torch.inference_mode():
-        errors = _mulan(model, collected) | _codec(model, collected)
+        quality: dict[str, dict[str, float]] = {}
+        errors = _mulan(model, collected, quality) | _codec(model, collected, quality)
         if model.bundle.manifest.wav2vec is not None:
             errors["wav2vec"] = _semantic_tokens(model, collected)
         for stage in STAGES:
             errors[stage] = _transformer(stage, model, collected)
+        narrow = measure(model, candidates) if candidates else {}
     faults = [
         f"{stage}: error {error:.2e}, allowed {TOLERANCES[stage]:.0e}" for stage, error in errors.items() if not error <= TOLERANCES[stage]
     ]
     if faults:
         raise ExportError("the exported graphs differ from PyTorch:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    return errors
+    return {"errors": errors, "quality": quality, "narrow": narrow}
 
 
-def _mulan(model: MusicLM, collected: Collected) -> dict[str, float]:
+def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, float]]) -> dict[str, float]:
     mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)
     manifest = model.bundle.manifest.mulan
     ids = torch.randint(1, mulan.text.token_emb.num_embeddings, (3, min(11, manifest.max_tokens)))
@@ -61,19 +68,20 @@ def _mulan(model: MusicLM, collected: Collected) -> dict[str, float]:
     text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != 0).long().numpy())["latent"]
     wave = torch.randn(3, manifest.min_samples + 1777)
     audio = model.run(manifest.audio, wave=wave.numpy())["latent"]
-    return {
-        "mulan_text": float(np.abs(text - mulan.get_text_latents(ids).numpy()).max()),
-        "mulan_audio": float(np.abs(audio - mulan.get_audio_latents(wave).numpy()).max()),
-    }
+    pairs = {"mulan_text": (text, mulan.get_text_latents(ids).numpy()), "mulan_audio": (audio, mulan.get_audio_latents(wave).numpy())}
+    quality |= {name: {"similarity": float((found * expected).sum(-1).min())} for name, (found, expected) in pairs.items()}
+    return {name: float(np.abs(found - expected).max()) for name, (found, expected) in pairs.items()}
 
 
-def _codec(model: MusicLM, collected: Collected) -> dict[str, float]:
+def _codec(model: MusicLM, collected: Collected, quality: dict[str, dict[str, float]]) -> dict[str, float]:
     """Both graphs against the codec's own package."""
     codec = model.bundle.manifest.codec
     upstream = upstream_codec(collected.settings["codec"], collected.checkpoints["codec"].state)
     codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
-    wave = model.run(codec.decode, codes=codes.numpy())["wave"]
-    errors = {"codec_decode": max(_relative(wave, upstream.decode(codes)), _codec_in_chunks(model, upstream))}
+    wave, expected = model.run(codec.decode, codes=codes.numpy())["wave"], upstream.decode(codes)
+    errors = {"codec_decode": max(_relative(wave, expected), _codec_in_chunks(model, upstream))}
+    noise, signal = np.square(wave - expected.numpy()).mean(), np.square(wave).mean()
+    quality["codec_decode"] = {"snr_db": float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))}
     if codec.encode:
         wave = 0.3 * torch.randn(2, (codec.min_encode_frames + 18) * codec.samples_per_frame)
         found = torch.from_numpy(model.run(codec.encode, wave=wave.numpy())["codes"])
@@ -203,11 +211,12 @@ def main() -> int:
     task = json.load(sys.stdin)
     warnings.simplefilter("ignore")  # standard error is for the reason of a failure
     try:
-        errors = validate(Path(task["bundle"]), {name: Path(path) for name, path in task["sources"].items()}, task["overrides"])
+        sources = {name: Path(path) for name, path in task["sources"].items()}
+        measured = validate(Path(task["bundle"]), sources, task["overrides"], task["candidates"])
     except Exception as error:  # whatever it is, the export passes on one sentence and leaves nothing behind
         print(error if isinstance(error, ExportError) else f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(errors))
+    print(json.dumps(measured))
     return 0
 
 

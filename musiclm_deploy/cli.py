@@ -157,6 +157,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'
     )
+    export.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        metavar="[STAGE=]P",
+        help="of the transformers' weights: fp32 (default), int8, int4, or auto, the narrowest that loses little; for one stage or all",
+    )
+    export.add_argument("--force", action="store_true", help="take a precision that loses more than it may")
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to make")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     export.add_argument("--quiet", action="store_true", help="no progress bar, no table of settings")
@@ -302,40 +310,11 @@ def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .runtime.bundle import STAGES, Bundle
-    from .runtime.step import choose_step
+    from .runtime.bundle import Bundle
+    from .runtime.description import describe
 
     bundle = Bundle.open(options.bundle)
-    manifest = bundle.manifest
-    if options.json:
-        print(manifest.to_json(), end="")
-        return 0
-    codec = manifest.codec
-    megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
-    window = min(manifest.coarse.max_length, manifest.fine.max_length) * codec.samples_per_frame / codec.sample_hz
-    print(f"{options.bundle}: {megabytes:.1f} MB in {len(manifest.files)} files, windows of {window:.2f} s at {codec.sample_hz} Hz")
-    print(f"  made by   {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}")
-    print(f"  SHA-256   {bundle.sha256}")
-    for stage in STAGES:
-        decoder = getattr(manifest, stage)
-        print(
-            f"  {stage:9} dim {decoder.dim}, depth {decoder.depth}, heads {decoder.heads}, vocabulary {decoder.vocabulary}, "
-            f"condition: {decoder.conditioning.replace('_', '-')}, window {decoder.max_length}"
-        )
-    print(
-        f"  codec     {codec.quantizers} quantizers of {codec.codebook_size}, {codec.sample_hz / codec.samples_per_frame:g} frames a second"
-    )
-    choice = choose_step("auto", [getattr(manifest, stage) for stage in STAGES])
-    print(f"  steps     {'native' if choice.native else 'graph'}: {choice.reason}")
-    mulan = manifest.mulan
-    print(f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz")
-    if manifest.wav2vec:
-        wav2vec = manifest.wav2vec
-        rate = wav2vec.sample_hz / wav2vec.samples_per_token
-        print(f"  wav2vec   {wav2vec.kind}, {wav2vec.codebook_size} tokens, {rate:g} a second of audio at {wav2vec.sample_hz} Hz")
-    print("  largest error against PyTorch, measured at export:")
-    for stage, error in manifest.errors.items():
-        print(f"    {stage:13} {error:.1e}")
+    print(bundle.manifest.to_json() if options.json else describe(bundle), end="")
     return 0
 
 
@@ -350,26 +329,40 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from . import export_checkpoints
-    from .export.errors import ExportError
-    from .runtime.bundle import STAGES
 
     config = _read_config(options.config)
-    quantizers = {}
-    for item in options.quantizer:
-        stage, _, path = item.partition("=")
-        stage, path = (stage, path) if stage in STAGES else ("", item)  # a path may hold "=" as well
-        if stage in quantizers:
-            raise ExportError(
-                f"--quantizer {item}: {stage or 'one for all stages'} was given already. Repeat it with STAGE= for each stage."
-            )
-        quantizers[stage] = path
+    quantizers, precisions = _by_stage("quantizer", options.quantizer), _by_stage("precision", options.precision)
     names = ("semantic", "coarse", "fine", "codec", "mulan", "semantic_features", "hubert", "kmeans")
     checkpoints = {name: getattr(options, name) for name in names}
     out = export_checkpoints(
-        **checkpoints, quantizer=quantizers, out=options.out, config=config, overwrite=options.overwrite, quiet=options.quiet
+        **checkpoints,
+        quantizer=quantizers,
+        out=options.out,
+        config=config,
+        precision=precisions,
+        force=options.force,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
     )
     print(f'{out}: done. Try: musiclm generate {out} "calm piano in a ballroom" -o out.wav')
     return 0
+
+
+def _by_stage(option: str, items: Sequence[str]) -> dict[str, str]:
+    """`{stage: value}` of an option that is given once, or with STAGE= for each stage; "" is the value for all."""
+    from .export.errors import ExportError
+    from .runtime.bundle import STAGES
+
+    values: dict[str, str] = {}
+    for item in items:
+        stage, _, value = item.partition("=")
+        stage, value = (stage, value) if stage in STAGES else ("", item)  # a path may hold "=" as well
+        if stage in values:
+            raise ExportError(
+                f"--{option} {item}: {stage or 'one for all stages'} was given already. Repeat it with STAGE= for each stage."
+            )
+        values[stage] = value
+    return values
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -25,12 +25,13 @@ from __future__ import annotations
 import hashlib
 import json
 import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 3  # rises when the layout changes
+FORMAT = 4  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -86,8 +87,9 @@ class Step:
     inner: int  # width of the feed-forward
     streams: int
     value_residual: bool  # values of layer 0 are averaged into the later layers
-    precision: str  # of the weights: "fp32"
-    weights: dict[str, list[Any]]  # name -> byte offset in `<graph>.data`, then the dimensions; float32
+    precision: str  # of the layers' matrices: "fp32", "int8" or "int4" (kernels/quantized_product); all else is float32
+    block: int  # inputs that share a scale, at 8 and 4 bits
+    weights: dict[str, list[Any]]  # name -> type, byte offset in `<graph>.data`, then the dimensions
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ class Manifest:
     made_by: dict[str, str]  # tool -> version, precision, opset
     sources: dict[str, dict[str, str]]  # checkpoint -> file, sha256, version
     settings: dict[str, dict[str, list[Any]]]  # stage -> name -> [value, where it came from]
-    errors: dict[str, float]  # measured against PyTorch at export
+    errors: dict[str, float]  # measured against PyTorch at export, the transformers before they were quantized
+    quality: dict[str, dict[str, Any]]  # stage -> measure -> value; of a transformer what its precision loses (export/quality.py)
     files: dict[str, FileRecord]
     format: int = FORMAT
 
@@ -246,15 +249,19 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
     named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
-    for name, record in manifest.files.items():
-        try:
-            fault = _fault_of_file(root, name, record)
-        except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no permission
-            fault = str(error)
-        faults += [f"{name!r}: {fault}"] if fault else []
+    with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
+        found = pool.map(lambda item: _fault_of_file(root, *item), manifest.files.items())
+        faults += [f"{name!r}: {fault}" for name, fault in zip(manifest.files, found, strict=True) if fault]
 
 
 def _fault_of_file(root: Path, name: str, record: FileRecord) -> str | None:
+    try:
+        return _fault_of_path(root, name, record)
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no permission
+        return str(error)
+
+
+def _fault_of_path(root: Path, name: str, record: FileRecord) -> str | None:
     path = (root / name).resolve()
     if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
         return "this path leaves the bundle"

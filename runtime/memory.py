@@ -52,8 +52,11 @@ def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, i
 
 def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> int:
     """What one stage of a request takes beside the weights: caches, and the bias and scores of the prefill."""
-    caches = 2 * decoder.depth * rows * capacity * decoder.cache_head_size * 4
-    return caches + min(rows, prefill_rows(decoder, prompt)) * _scores_bytes(decoder, prompt)
+    return cache_bytes(decoder, rows, capacity) + min(rows, prefill_rows(decoder, prompt)) * _scores_bytes(decoder, prompt)
+
+
+def cache_bytes(decoder: Decoder, rows: int, capacity: int) -> int:
+    return 2 * decoder.depth * rows * capacity * decoder.cache_head_size * 4
 
 
 def prefill_rows(decoder: Decoder, prompt: int) -> int:

@@ -40,7 +40,8 @@ def load(bundle: str | os.PathLike, device: str = "auto", *, threads: int | None
 
     step: "native" or "graph", what computes a token after the first; "auto" is native where it was built.
 
-    Raises BundleError with every fault of the bundle, BackendError when the device cannot be had.
+    Raises BundleError with every fault of the bundle, BackendError when the device cannot be had. A graph is opened when it is first
+    used; one that ONNX Runtime refuses, though its hash is right, is a BundleError then.
     """
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
@@ -53,19 +54,12 @@ class MusicLM:
 
     def __init__(self, bundle: Bundle, device: str, threads: int | None, step: Choice) -> None:
         self.bundle, self.device, self.step = bundle, device, step
-        manifest = bundle.manifest
-        self.tokenizer = ClipTokenizer.from_file(bundle.path(manifest.mulan.tokenizer))
-        graphs = [manifest.mulan.text, manifest.mulan.audio, manifest.conditioner.graph, manifest.codec.decode]
-        graphs += [graph for graph in (manifest.codec.encode, manifest.wav2vec and manifest.wav2vec.graph) if graph]
-        graphs += [graph for stage in STAGES for graph in (self._decoder(stage).graph, self._decoder(stage).context) if graph]
-        self._sessions: dict[str, Any] | None = {graph: open_session(bundle.path(graph), threads) for graph in graphs}
+        self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
+        self._threads, self._lock = threads, threading.Lock()
+        self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
-        if step.native:
-            pool = open_pool(threads)
-            self._native = {stage: open_native(bundle.root, self._decoder(stage), pool) for stage in STAGES}
-        _LOG.info(
-            "%s on %s: %d graphs, steps %s: %s", bundle.root, device, len(graphs), "native" if step.native else "by graph", step.reason
-        )
+        self._pool = open_pool(threads) if step.native else None
+        _LOG.info("%s on %s: steps %s: %s", bundle.root, device, "native" if step.native else "by graph", step.reason)
 
     def generate(
         self,
@@ -163,17 +157,25 @@ class MusicLM:
         return dict(zip(names, session.run(names, inputs), strict=True))
 
     def session(self, graph: str) -> Any:
-        if self._sessions is None:
-            raise RuntimeError("this MusicLM is closed.")
-        return self._sessions[graph]
+        """Of a graph of the bundle, opened when it is first asked for: who only embeds does not wait for the transformers."""
+        with self._lock:
+            if self._sessions is None:
+                raise RuntimeError("this MusicLM is closed.")
+            if graph not in self._sessions:
+                self._sessions[graph] = open_session(self.bundle.path(graph), self._threads)
+            return self._sessions[graph]
 
     def native(self, stage: str) -> Model | None:
-        """What computes a stage's steps after the prefill; None where the graph does."""
-        return self._native.get(stage)
+        """What computes a stage's steps after the prefill, packed when it is first asked for; None where the graph does."""
+        with self._lock:
+            if self._pool is not None and stage not in self._native:
+                self._native[stage] = open_native(self.bundle.root, self._decoder(stage), self._pool)
+            return self._native.get(stage)
 
     def close(self) -> None:
         """Free the sessions and their memory. A request that is still running ends at its next stage, with an error that says so."""
-        self._sessions, self._native = None, {}
+        with self._lock:
+            self._sessions, self._native, self._pool = None, {}, None
 
     def __enter__(self) -> MusicLM:
         return self

@@ -7,6 +7,7 @@ A form that was named and cannot be had is an error; only "auto" chooses.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .bundle import BundleError, Decoder
 
 STEPS = ("auto", "native", "graph")
 _BITS = {"fp32": 32, "int8": 8, "int4": 4}
+_TYPES = {"float32": np.float32, "uint8": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,19 @@ def open_pool(threads: int | None) -> decoder_step.Pool:
         raise BackendError(f"{error}. Ask for fewer.") from error
 
 
-def open_native(
-    folder: Path, decoder: Decoder, pool: decoder_step.Pool, bits: int | None = None, block: int = 32, path: str | None = None
-) -> decoder_step.Model:
+def open_native(folder: Path, decoder: Decoder, pool: decoder_step.Pool, path: str | None = None) -> decoder_step.Model:
     """The native model of a stage of the bundle in `folder`. BundleError for weights that the file does not have.
 
-    bits: 32, 8 or 4 in place of what the manifest says; block: inputs that share a scale; path: one of `decoder_step.paths()`.
+    path: one of `decoder_step.paths()`, the best by default.
     """
     data = folder / f"{decoder.graph}.data"
     step = decoder.step
     if step.precision not in _BITS:
         raise BundleError(f"{decoder.graph}: precision {step.precision!r}, expected one of {', '.join(_BITS)}: update musiclm-deploy")
     try:
-        weights = _map(data, step.weights)
+        with data.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # nothing is read before it is used
+        weights = _weights(mapped, step.weights)
         if decoder.depth > len(weights):
             raise ValueError(f"{len(weights)} weights are too few for {decoder.depth} layers")
         sizes = decoder_step.Sizes(
@@ -87,22 +89,27 @@ def open_native(
             bias_entries=decoder.bias.entries if decoder.bias else 0,
             value_residual=step.value_residual,
             cross_attention=decoder.conditioning == "cross_attention",
+            bits=_BITS[step.precision],
+            block=step.block,
         )
-        return decoder_step.Model(pool, sizes, weights, bits or _BITS[step.precision], block, path)
+        model = decoder_step.Model(pool, sizes, weights, path)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was packed is not read again; tables and norms come back when they are used
+        return model
     except (OSError, ValueError) as error:
         raise BundleError(f"{data}: {error}") from error
 
 
-def _map(data: Path, places: dict[str, list]) -> dict[str, np.ndarray]:
-    """The weights of a graph, mapped from its data: nothing is read before it is used. ValueError for one that lies outside."""
-    mapped = np.memmap(data, np.uint8, "r")
-    weights = {}
+def _weights(data: mmap.mmap, places: dict[str, list]) -> dict[str, np.ndarray]:
+    """The weights of a graph, where they lie in its data. ValueError for one that lies outside."""
+    mapped, weights = np.frombuffer(data, np.uint8), {}
     for name, place in places.items():
-        if not (len(place) >= 2 and all(type(number) is int and number >= 0 for number in place)):
-            raise ValueError(f"the weight {name!r} has the place {place}, expected a byte offset and dimensions")
-        offset, *shape = place
-        end = offset + 4 * math.prod(shape)
-        if offset % 4 or end > len(mapped):
+        numbers = place[1:]
+        if not numbers or place[0] not in list(_TYPES) or not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"the weight {name!r} has the place {place}, expected a type, a byte offset and dimensions")
+        dtype, (offset, *shape) = np.dtype(_TYPES[place[0]]), numbers
+        end = offset + dtype.itemsize * math.prod(shape)
+        if offset % dtype.itemsize or end > len(mapped):
             raise ValueError(f"the weight {name!r} would lie at bytes {offset} to {end} of {len(mapped)}")
-        weights[name] = mapped[offset:end].view(np.float32).reshape(shape)
+        weights[name] = mapped[offset:end].view(dtype).reshape(shape)
     return weights

@@ -26,6 +26,7 @@ struct Weights {
   static constexpr int dim = 19, depth = 2, heads = 5, head_dim = 7, cache_dim = 8, inner = 45, streams = 3, vocabulary = 21;
   static constexpr int outputs = 2, table_rows = 6, bias_entries = 9;
   std::vector<std::vector<float>> kept;
+  std::vector<std::vector<uint8_t>> kept_bytes;
   std::vector<ds_layer> layers{depth};
   std::vector<const float*> heads_out;
   ds_weights w = {};
@@ -34,27 +35,39 @@ struct Weights {
     kept.push_back(random_floats(n, around));
     return kept.back().data();
   }
+  ds_matrix matrix(int inputs, int outputs) {
+    if (w.bits == 32) return {tensor(inputs * outputs), nullptr};
+    const int blocks = (inputs + w.block - 1) / w.block;
+    std::vector<uint8_t> bytes(static_cast<size_t>(outputs) * blocks * w.block * w.bits / 8);
+    for (uint8_t& byte : bytes) byte = generator() & 255;
+    kept_bytes.push_back(bytes);
+    std::vector<float> scales(outputs * blocks, w.bits == 8 ? 0x1p-8f : 0x1p-4f);
+    kept.push_back(scales);
+    return {kept_bytes.back().data(), kept.back().data()};
+  }
   ds_norm norm(int n) { return {tensor(n, 1), n % 2 ? tensor(n) : nullptr}; }
 
   Weights(int bits, int block, bool cross) {
+    w.bits = bits;
+    w.block = block;
     for (ds_layer& layer : layers) {
       layer = {};
       for (ds_connection& connection : layer.connections) {
         connection = {tensor(dim, 1), tensor(dim * (streams + 2)), tensor(streams + 2), tensor(streams * (streams + 2))};
       }
       layer.attention_norm = norm(dim);
-      layer.attention_q = tensor(dim * heads * cache_dim);
-      layer.attention_kv = tensor(dim * 2 * cache_dim);
-      layer.attention_out = tensor(heads * cache_dim * dim);
+      layer.attention_q = matrix(dim, heads * cache_dim);
+      layer.attention_kv = matrix(dim, 2 * cache_dim);
+      layer.attention_out = matrix(heads * cache_dim, dim);
       if (cross) {
         layer.cross_norm = norm(dim);
-        layer.cross_q = tensor(dim * heads * head_dim);
-        layer.cross_out = tensor(heads * head_dim * dim);
+        layer.cross_q = matrix(dim, heads * head_dim);
+        layer.cross_out = matrix(heads * head_dim, dim);
       }
       layer.feed_norm = norm(dim);
-      layer.feed_in = tensor(dim * 2 * inner);
+      layer.feed_in = matrix(dim, 2 * inner);
       layer.inner_norm = norm(inner);
-      layer.feed_out = tensor(inner * dim);
+      layer.feed_out = matrix(inner, dim);
     }
     for (int head = 0; head < outputs; head++) heads_out.push_back(tensor(dim * vocabulary));
     w = {dim, depth, heads, head_dim, cache_dim, inner, streams, vocabulary, outputs, table_rows, bias_entries, 1, bits, block,

@@ -114,7 +114,7 @@ def test_one_prefill_then_one_call_per_token(step: str, tiny_bundle: Path) -> No
         manifest, sessions = music.bundle.manifest, music._sessions
         assert sessions is not None
         graphs = {stage: getattr(manifest, stage).graph for stage in STAGES}
-        counting = {stage: _Counting(sessions[graph]) for stage, graph in graphs.items()}
+        counting = {stage: _Counting(music.session(graph)) for stage, graph in graphs.items()}
         sessions.update({graphs[stage]: counted for stage, counted in counting.items()})
         music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=5, seed=1)
     calls = {stage: len(counted.calls) for stage, counted in counting.items()}

@@ -77,7 +77,9 @@ def instant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return manifest
 
     monkeypatch.setattr(exporting, "_write_stages", write)
-    monkeypatch.setattr(exporting, "_validate", lambda *_: Bundle.open(tiny_bundle).manifest.errors)
+    monkeypatch.setattr(
+        exporting, "_validate", lambda *_: {"errors": Bundle.open(tiny_bundle).manifest.errors, "quality": {}, "narrow": {}}
+    )
 
 
 def test_the_export_page(folder: Path, instant: None, tiny_models: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -51,7 +51,7 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
 
 @pytest.fixture
 def unvalidated(monkeypatch) -> None:
-    monkeypatch.setattr(exporting, "_validate", lambda *_: {"fine": 1e-7})
+    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": {"fine": 1e-7}, "quality": {}, "narrow": {}})
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -267,7 +267,7 @@ def test_missed_tolerance(tiny_checkpoints, mel_file, tiny_bundle, monkeypatch):
     """No error is exactly 0: with that as the limit every stage is named with what was measured and what was allowed."""
     monkeypatch.setattr(validating, "TOLERANCES", dict.fromkeys(validating.TOLERANCES, 0.0))
     with pytest.raises(ExportError) as caught:
-        validating.validate(tiny_bundle, {**tiny_checkpoints, "semantic-features": mel_file}, {})
+        validating.validate(tiny_bundle, {**tiny_checkpoints, "semantic-features": mel_file}, {}, {})
     message = str(caught.value)
     assert message.startswith("the exported graphs differ from PyTorch:\n")
     for stage in ("mulan_text", "mulan_audio", "codec_decode", "semantic", "coarse", "fine"):

@@ -250,8 +250,9 @@ def _manifest() -> dict[str, Any]:
     decoder |= {
         "bias": {"entries": 3, "stride": 1, "frames": None},
         "sampling": {"temperature": 1.0, "filter_thres": 0.9, "cond_scale": 3.0},
-        "step": {"dim_head": 8, "inner": 21, "streams": 1, "value_residual": True, "precision": "fp32", "weights": {"rows": [0, 3, 8]}},
+        "step": {"dim_head": 8, "inner": 21, "streams": 1, "value_residual": True, "precision": "fp32"},
     }
+    decoder["step"] |= {"block": 32, "weights": {"rows": ["float32", 0, 3, 8]}}
     codec = {"decode": "d.onnx", "encode": None, "sample_hz": 16000, "samples_per_frame": 320, "quantizers": 2, "groups": 1}
     codec |= {"codebook_size": 9, "lookahead_frames": 1, "min_frames": 1, "context_frames": None, "min_encode_frames": 1}
     mulan = {"text": "t.onnx", "audio": "a.onnx", "tokenizer": "t.json", "max_tokens": 9, "dim_latent": 4, "sample_hz": 16000}
@@ -267,6 +268,7 @@ def _manifest() -> dict[str, Any]:
         "sources": {"fine": {"file": "f.pt", "sha256": "0", "version": ""}},
         "settings": {},
         "errors": {"fine": 1e-6},
+        "quality": {"fine": {"precision": "fp32"}},
         "files": {},
         "format": FORMAT,
     }

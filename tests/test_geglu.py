@@ -18,6 +18,7 @@ import torch
 from musiclm_deploy.export.graph import FLOAT, Graph
 from musiclm_deploy.kernels.geglu import onnx_form
 from musiclm_deploy.kernels.geglu.reference import FeedForward, feed_forward
+from musiclm_deploy.kernels.quantized_product import Form
 from musiclm_deploy.model.upstream import load_upstream
 
 load_upstream()
@@ -43,7 +44,7 @@ def parameters_of(module: torch.nn.Module, dtype: type) -> FeedForward:
 
 def run_onnx(path: Path, p: FeedForward, x: np.ndarray) -> np.ndarray:
     g = Graph("feed_forward")
-    g.output(onnx_form.feed_forward(g, "ff", p, g.input("x", FLOAT, ["B", "S", DIM])), FLOAT, ["B", "S", DIM])
+    g.output(onnx_form.feed_forward(g, "ff", p, g.input("x", FLOAT, ["B", "S", DIM]), Form()), FLOAT, ["B", "S", DIM])
     g.save(path)
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, {"x": x.astype(np.float32)})[0])

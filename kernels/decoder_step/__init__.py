@@ -5,7 +5,8 @@
 The branches are those of the neighbouring folders: attention (self and cross), geglu, hyper_connection around each. `decoder_step.h` is the
 C interface, bound here with ctypes, so that one library serves every Python; `step.cpp` is the sequence of operations, `lanes.h` all of
 them but the quantized products, `products*.cpp` those for each kind of processor, `pool.cpp` the threads.
-In: float32 weights by name and shape, the same caches that the ONNX graph is bound to. Out: logits. It knows neither bundles nor tokens.
+In: weights by name and shape, float32 or quantized as kernels/quantized_product says, the same caches that the ONNX graph is bound to.
+Out: logits. It knows neither bundles nor tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..quantized_product.reference import quantize
 from .sizes import Sizes
 
 LIBRARY = "libdecoder_step.so"  # on every system: only ctypes opens it
@@ -34,6 +36,10 @@ class _Norm(Structure):
     _fields_ = [("gain", c_void_p), ("bias", c_void_p)]
 
 
+class _Matrix(Structure):
+    _fields_ = [("data", c_void_p), ("scales", c_void_p)]
+
+
 class _Connection(Structure):
     _fields_ = [(name, c_void_p) for name in ("gain", "dynamic", "scale", "offset")]
 
@@ -42,13 +48,13 @@ class _Layer(Structure):
     _fields_ = [
         ("connections", _Connection * 3),
         ("attention_norm", _Norm),
-        *((name, c_void_p) for name in ("attention_q", "attention_kv", "attention_out")),
+        *((name, _Matrix) for name in ("attention_q", "attention_kv", "attention_out")),
         ("cross_norm", _Norm),
-        *((name, c_void_p) for name in ("cross_q", "cross_out")),
+        *((name, _Matrix) for name in ("cross_q", "cross_out")),
         ("feed_norm", _Norm),
-        ("feed_in", c_void_p),
+        ("feed_in", _Matrix),
         ("inner_norm", _Norm),
-        ("feed_out", c_void_p),
+        ("feed_out", _Matrix),
     ]
 
 
@@ -93,7 +99,7 @@ def library() -> ctypes.CDLL:
     found.ds_model_bytes.restype = c_size_t
     found.ds_model_create.argtypes = [pointer, POINTER(_Weights), c_int, text, c_size_t]
     found.ds_run_create.argtypes = [pointer, pointer, POINTER(_Buffers), text, c_size_t]
-    found.ds_product.argtypes = [pointer, *[c_int] * 6, *[pointer] * 3]
+    found.ds_product.argtypes = [pointer, *[c_int] * 6, pointer, _Matrix, pointer]
     found.ds_read.argtypes, found.ds_read.restype = [pointer, c_int, pointer, c_size_t], c_float
     found.ds_step.argtypes = [pointer, c_int]
     for name in ("ds_pool_free", "ds_model_free", "ds_run_free", "ds_model_bytes", "ds_model_path"):
@@ -123,10 +129,11 @@ class Pool:
 
     def product(self, x: np.ndarray, w: np.ndarray, bits: int, block: int = 32, path: str | None = None) -> np.ndarray:
         """x float32 [B, inputs] @ w float32 [inputs, outputs] as a step computes it with weights of 32, 8 or 4 bits: for tests."""
-        x, w = _floats(x), _floats(w)
+        x, w = np.ascontiguousarray(x, np.float32), np.ascontiguousarray(w, np.float32)
+        parts = (w,) if bits == 32 else quantize(w, bits, block)
         y = np.empty((len(x), w.shape[1]), np.float32)
-        index = PATHS.index(path or paths()[-1])
-        status = self._library.ds_product(self.handle, index, bits, block, len(x), *w.shape, *(a.ctypes.data for a in (x, w, y)))
+        index, matrix = PATHS.index(path or paths()[-1]), _Matrix(*(part.ctypes.data for part in parts))
+        status = self._library.ds_product(self.handle, index, bits, block, len(x), *w.shape, x.ctypes.data, matrix, y.ctypes.data)
         if status:
             raise ValueError(f"there is no product of {bits} bits in blocks of {block} by {PATHS[index]} here")
         return y
@@ -139,20 +146,17 @@ class Pool:
 class Model:
     """The packed weights of one transformer; unchanged once made, shared by any number of runs."""
 
-    def __init__(
-        self, pool: Pool, sizes: Sizes, weights: Mapping[str, np.ndarray], bits: int = 32, block: int = 32, path: str | None = None
-    ) -> None:
-        """weights: float32 arrays by the names and shapes of `sizes.shapes()`, and `<norm>.bias`, `head.bias` where there are any.
+    def __init__(self, pool: Pool, sizes: Sizes, weights: Mapping[str, np.ndarray], path: str | None = None) -> None:
+        """weights: arrays by the names and shapes of `sizes.shapes()`, and `<norm>.bias`, `head.bias` where there are any.
 
-        bits: 32, 8 or 4, of all matrices but the output projections, which stay at 32 like norms and mixing weights; block: inputs that
-        share a scale. path: one of `paths()`, the best by default. ValueError names what is missing or misshapen.
+        path: one of `paths()`, the best by default. ValueError names what is missing or misshapen.
         """
         self.pool, self.sizes, self._library = pool, sizes, library()
         self.handle = None
         self._weights = sizes.checked(weights)
         self._keep: list[object] = []
         error = ctypes.create_string_buffer(200)
-        described = self._describe(bits, block)
+        described = self._describe()
         index = -1 if path is None else PATHS.index(path)
         self.handle = self._library.ds_model_create(pool.handle, ctypes.byref(described), index, error, len(error))
         self._keep.clear()  # the structures; the arrays stay
@@ -172,7 +176,7 @@ class Model:
         """Bytes of packed weights that a step reads."""
         return self._library.ds_model_bytes(self.handle)
 
-    def _describe(self, bits: int, block: int) -> _Weights:
+    def _describe(self) -> _Weights:
         sizes, at = self.sizes, self._address
         layers = (_Layer * sizes.depth)()
         for index, layer in enumerate(layers):
@@ -184,16 +188,28 @@ class Model:
                 setattr(layer, f"{kind}_norm", self._norm(f"{name}.{branch}.norm"))
                 for part in ("q", "kv", "in", "out"):
                     if hasattr(layer, f"{kind}_{part}"):
-                        setattr(layer, f"{kind}_{part}", at(f"{name}.{branch}.w_{part}"))
+                        setattr(layer, f"{kind}_{part}", self._matrix(f"{name}.{branch}.w_{part}"))
             layer.inner_norm = self._norm(f"{name}.feed_forward.inner_norm")
         heads = (c_void_p * sizes.outputs)(*(at(f"head.{q}.weight") for q in range(sizes.outputs)))
         self._keep += [layers, heads]
         counts = (sizes.dim, sizes.depth, sizes.heads, sizes.dim_head, sizes.cache_head_size, sizes.inner, sizes.streams)
-        counts += (sizes.vocabulary, sizes.outputs, sizes.table_rows, sizes.bias_entries, int(sizes.value_residual), bits, block)
+        counts += (
+            sizes.vocabulary,
+            sizes.outputs,
+            sizes.table_rows,
+            sizes.bias_entries,
+            int(sizes.value_residual),
+            sizes.bits,
+            sizes.block,
+        )
         return _Weights(*counts, at("rows"), at("bias_table"), layers, self._norm("norm"), heads, at("head.bias"))
 
     def _norm(self, name: str) -> _Norm:
         return _Norm(self._address(f"{name}.gain"), self._address(f"{name}.bias"))
+
+    def _matrix(self, name: str) -> _Matrix:
+        quantized = self.sizes.bits != 32
+        return _Matrix(self._address(f"{name}.values" if quantized else name), self._address(f"{name}.scales"))
 
     def _address(self, name: str) -> int | None:
         return self._weights[name].ctypes.data if name in self._weights else None
@@ -249,10 +265,6 @@ class Run:
         status = self._library.ds_step(self.handle, head)
         if status:
             raise ValueError(f"the native step was given {_STATUS[status]} that does not exist")
-
-
-def _floats(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array, np.float32)
 
 
 __all__ = ["LIBRARY", "MAX_STREAMS", "PATHS", "Model", "Pool", "Run", "Sizes", "Unavailable", "library", "paths"]

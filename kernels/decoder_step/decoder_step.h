@@ -1,6 +1,6 @@
 /* One decode step of a token transformer, for B ragged rows: the C interface. __init__.py binds it; a C++ host can link it.
  *
- * Weights come as they lie in the bundle, float32, [inputs, outputs] row by row; `ds_model_create` packs the large ones, so that only
+ * Weights come as they lie in the bundle; `ds_model_create` packs the large ones, so that only
  * `rows`, the tables, the norms and the mixing weights must stay where they are as long as the model lives. Buffers are the caller's,
  * the same that the ONNX graph is bound to: what a prefill by the graph left in the caches, a step goes on from, and the other way round.
  * No function throws or aborts: what cannot be is answered with NULL or a status, and the reason is written into `error` where there is one.
@@ -26,6 +26,12 @@ typedef struct {
   const float *gain, *bias; /* [n]; a bias of NULL is zero */
 } ds_norm;
 
+typedef struct { /* a matrix of `inputs` and `outputs`, which are said where it stands */
+  const void *data;    /* float32 [inputs, outputs]; at 8 and 4 bits bytes [outputs, blocks, block * bits / 8], blocks of inputs, the last
+                          one filled up, zero at 128 or 8; at 4 bits input 2i of a block in the low half of byte i */
+  const float *scales; /* [outputs, blocks], that bfloat16 holds exactly; NULL at 32 bits */
+} ds_matrix;
+
 typedef struct { /* of a branch's hyper-connection; s streams; all NULL where s is 1 */
   const float *gain;    /* [dim] */
   const float *dynamic; /* [dim, s + 2]: s + 1 columns of alpha, one of beta */
@@ -36,16 +42,16 @@ typedef struct { /* of a branch's hyper-connection; s streams; all NULL where s 
 typedef struct {
   ds_connection connections[3]; /* of self-attention, cross-attention, feed-forward */
   ds_norm attention_norm;
-  const float *attention_q;   /* [dim, heads * cache_dim] */
-  const float *attention_kv;  /* [dim, 2 * cache_dim]; the value half already halved where layer 0's values are averaged in */
-  const float *attention_out; /* [heads * cache_dim, dim] */
+  ds_matrix attention_q;   /* [dim, heads * cache_dim] */
+  ds_matrix attention_kv;  /* [dim, 2 * cache_dim]; the value half already halved where layer 0's values are averaged in */
+  ds_matrix attention_out; /* [heads * cache_dim, dim] */
   ds_norm cross_norm;
-  const float *cross_q;   /* [dim, heads * head_dim]; NULL in a model without cross-attention */
-  const float *cross_out; /* [heads * head_dim, dim] */
+  ds_matrix cross_q;   /* [dim, heads * head_dim]; data NULL in a model without cross-attention */
+  ds_matrix cross_out; /* [heads * head_dim, dim] */
   ds_norm feed_norm;
-  const float *feed_in; /* [dim, 2 * inner]: values, then gates */
+  ds_matrix feed_in; /* [dim, 2 * inner]: values, then gates */
   ds_norm inner_norm;
-  const float *feed_out; /* [inner, dim] */
+  ds_matrix feed_out; /* [inner, dim] */
 } ds_layer;
 
 typedef struct {
@@ -54,7 +60,7 @@ typedef struct {
   int32_t table_rows;     /* rows of the table of input embeddings */
   int32_t bias_entries;   /* of the attention bias, 0 without one */
   int32_t value_residual; /* whether half of layer 0's value is added in the later layers */
-  int32_t bits, block;    /* of the packed weights: 32, 8 or 4; inputs that share a scale, a multiple of 32 (8 and 4 bits) */
+  int32_t bits, block;    /* of the layers' matrices: 32, 8 or 4; inputs that share a scale, a multiple of 32 (8 and 4 bits) */
   const float *rows;      /* [table_rows, dim] */
   const float *bias;      /* [heads, bias_entries] */
   const ds_layer *layers; /* [depth] */
@@ -93,7 +99,7 @@ int ds_model_path(const ds_model *);
 void ds_model_free(ds_model *);
 
 /* y [rows, outputs] = x [rows, inputs] @ w [inputs, outputs], packed on the way: for tests of the products alone. Returns a status. */
-int ds_product(ds_pool *, int path, int bits, int block, int rows, int inputs, int outputs, const float *x, const float *w, float *y);
+int ds_product(ds_pool *, int path, int bits, int block, int rows, int inputs, int outputs, const float *x, ds_matrix w, float *y);
 
 /* Reads n floats by all threads with the widest loads of the path, and returns their sum: what memory allows at best. */
 float ds_read(ds_pool *, int path, const float *data, size_t n);

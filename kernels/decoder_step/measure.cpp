@@ -14,7 +14,7 @@ const Kernels* checked(int path) { return path >= 0 && path < kPaths ? kernels_o
 struct Product {
   const Kernels* kernels;
   const Matrix* matrix;
-  const float* w;
+  ds_matrix w;
   const Values* in;
   Values* out;
   int rows;
@@ -48,7 +48,7 @@ void read_memory(void* context, Worker& worker) {
 
 extern "C" {
 
-int ds_product(ds_pool* pool, int path, int bits, int block, int rows, int inputs, int outputs, const float* x, const float* w, float* y) {
+int ds_product(ds_pool* pool, int path, int bits, int block, int rows, int inputs, int outputs, const float* x, ds_matrix w, float* y) {
   const Kernels* kernels = checked(path);
   if (!kernels || (bits != 32 && bits != 8 && bits != 4) || block < 32 || block % 32 || block > kMostBlock) return DS_BAD_FORM;
   Matrix matrix = shape_matrix(inputs, outputs, bits, block);

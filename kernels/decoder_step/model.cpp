@@ -41,13 +41,13 @@ const char* fault_of(const ds_weights& w) {
 
 struct Job {
   Matrix* matrix;
-  const float* w;
+  ds_matrix w;
 };
 
 // Every matrix of the model with the weights it is packed from.
 std::vector<Job> lay_out(const ds_weights& w, ds_model* model) {
   std::vector<Job> jobs;
-  const auto add = [&](Matrix* matrix, const float* weights, int inputs, int outputs, int bits) {
+  const auto add = [&](Matrix* matrix, ds_matrix weights, int inputs, int outputs, int bits) {
     *matrix = shape_matrix(inputs, outputs, bits, w.block);
     jobs.push_back({matrix, weights});
   };
@@ -58,7 +58,7 @@ std::vector<Job> lay_out(const ds_weights& w, ds_model* model) {
     add(&layer.q, from.attention_q, w.dim, wide, w.bits);
     add(&layer.kv, from.attention_kv, w.dim, 2 * w.cache_dim, w.bits);
     add(&layer.out, from.attention_out, wide, w.dim, w.bits);
-    if (from.cross_q) {
+    if (from.cross_q.data) {
       add(&layer.cross_q, from.cross_q, w.dim, narrow, w.bits);
       add(&layer.cross_out, from.cross_out, narrow, w.dim, w.bits);
     }
@@ -69,7 +69,7 @@ std::vector<Job> lay_out(const ds_weights& w, ds_model* model) {
     layer.feed_norm = {from.feed_norm.gain, from.feed_norm.bias};
     layer.inner_norm = {from.inner_norm.gain, from.inner_norm.bias};
   }
-  for (int head = 0; head < w.outputs; head++) add(&model->heads[head], w.heads_out[head], w.dim, w.vocabulary, 32);
+  for (int head = 0; head < w.outputs; head++) add(&model->heads[head], {w.heads_out[head], nullptr}, w.dim, w.vocabulary, 32);
   return jobs;
 }
 

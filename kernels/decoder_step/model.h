@@ -57,8 +57,8 @@ Matrix shape_matrix(int inputs, int outputs, int bits, int block);
 size_t matrix_bytes(const Matrix& matrix);
 // Gives the matrix its place; returns the end of it.
 uint8_t* place_matrix(Matrix* matrix, uint8_t* at);
-// Packs panels first to last of w, float32 [inputs, outputs].
-void pack(const Matrix& matrix, const float* w, int first, int last);
+// Packs panels first to last of w.
+void pack(const Matrix& matrix, const ds_matrix& w, int first, int last);
 
 }  // namespace decoder_step
 

@@ -1,11 +1,4 @@
 // Packing of a product's weights (layout in kernels.h), and the choice of a form by what the processor has.
-//
-// Quantization, per block of inputs and output, symmetric: scale = m / -zero with m the weight of the largest size, sign kept, so that all
-// steps of the byte or nibble are used, as in ONNX Runtime's MatMulNBits. Then the scale of the least squared error among some around it: a
-// larger one need not clip the largest weight of the other sign, a smaller one clips one weight and is finer for all others. Scales are rounded to bfloat16 first and the
-// weights to the rounded scale, so that the rounding of scales costs nothing.
-#include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "model.h"
@@ -18,60 +11,24 @@ constexpr size_t kLine = 64;
 
 size_t rounded_up(size_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
 
+// A scale that bfloat16 holds: its upper half.
 uint16_t narrowed(float scale) {
   uint32_t bits;
   std::memcpy(&bits, &scale, 4);
-  return static_cast<uint16_t>((bits + 0x8000) >> 16);
+  return static_cast<uint16_t>(bits >> 16);
 }
 
-float widened(uint16_t scale) {
-  const uint32_t bits = static_cast<uint32_t>(scale) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-// The whole number next to x, for |x| < 2^22.
-float rounded(float x) { return (x + 12582912.0f) - 12582912.0f; }
-
-float quantized(float w, float inverse, float zero) {
-  const float q = rounded(w * inverse);
-  return q < -zero ? -zero : q > zero - 1 ? zero - 1 : q;
-}
-
-// tile [block][16] -> scales [16], the quantized values in place of the weights
-void quantize_tile(float* tile, int block, int bits, float zero, uint16_t* scales) {
-  constexpr float kAround[2][6] = {{1.0f, 0.995f, 0.99f, 0.985f, 1.005f, 1.01f}, {1.0f, 0.875f, 0.93f, 1.06f, 1.12f, 1.2f}};
-  float extreme[kPanel] = {}, inverse[kPanel] = {}, best[kPanel];
-  std::fill(best, best + kPanel, INFINITY);
-  for (int k = 0; k < block; k++) {
-    for (int n = 0; n < kPanel; n++) {
-      const float w = tile[k * kPanel + n];
-      extreme[n] = std::fabs(w) > std::fabs(extreme[n]) ? w : extreme[n];
+// One block of one output, as it lies in the bundle, into a panel from which it is read by fours of inputs, 64 bytes apart.
+void spread(const uint8_t* from, int block, int bits, uint8_t* to) {
+  for (int k = 0; k < block; k += bits == 8 ? 4 : 8, from += 4, to += 64) {
+    if (bits == 8) {
+      std::memcpy(to, from, 4);
+      continue;
     }
-  }
-  for (int candidate = 0; candidate < 6; candidate++) {
-    float scale[kPanel], inverse_scale[kPanel], error[kPanel] = {};
-    for (int n = 0; n < kPanel; n++) {
-      scale[n] = widened(narrowed(extreme[n] / (-zero * kAround[bits == 4][candidate])));
-      inverse_scale[n] = std::fabs(scale[n]) > 1e-30f ? 1.0f / scale[n] : 0.0f;
+    for (int j = 0; j < 4; j++) {
+      const int shift = j % 2 * 4;
+      to[j] = static_cast<uint8_t>((from[j / 2] >> shift & 15) | (from[2 + j / 2] >> shift & 15) << 4);
     }
-    for (int k = 0; k < block; k++) {
-      for (int n = 0; n < kPanel; n++) {
-        const float w = tile[k * kPanel + n], lost = w - quantized(w, inverse_scale[n], zero) * scale[n];
-        error[n] += lost * lost;
-      }
-    }
-    for (int n = 0; n < kPanel; n++) {
-      if (error[n] < best[n]) {
-        best[n] = error[n];
-        inverse[n] = inverse_scale[n];
-        scales[n] = narrowed(scale[n]);
-      }
-    }
-  }
-  for (int k = 0; k < block; k++) {
-    for (int n = 0; n < kPanel; n++) tile[k * kPanel + n] = quantized(tile[k * kPanel + n], inverse[n], zero);
   }
 }
 
@@ -98,32 +55,22 @@ uint8_t* place_matrix(Matrix* matrix, uint8_t* at) {
   return at + matrix_bytes(*matrix);
 }
 
-void pack(const Matrix& matrix, const float* w, int first, int last) {
-  const int bits = matrix.bits, K = matrix.inputs, N = matrix.outputs;
-  float tile[kMostBlock * kPanel];
-  for (int panel = first; panel < last; panel++) {
-    const int columns = N - panel * kPanel < kPanel ? N - panel * kPanel : kPanel;
+void pack(const Matrix& matrix, const ds_matrix& w, int first, int last) {
+  const size_t K = matrix.inputs, N = matrix.outputs, blocks = matrix.blocks, bytes = static_cast<size_t>(matrix.block) * matrix.bits / 8;
+  for (size_t panel = first; panel < static_cast<size_t>(last); panel++) {
+    const size_t begin = panel * kPanel, columns = N - begin < kPanel ? N - begin : kPanel;
     uint8_t* data = matrix.data + panel * matrix.panel_bytes();
-    const auto read_row = [&](int k, float* to) {
-      std::memset(to, 0, kPanel * sizeof(float));
-      if (k < K) std::memcpy(to, w + static_cast<size_t>(k) * N + static_cast<size_t>(panel) * kPanel, columns * sizeof(float));
-    };
-    if (bits == 32) {
-      for (int k = 0; k < K; k++) read_row(k, reinterpret_cast<float*>(data) + static_cast<size_t>(k) * kPanel);
+    if (matrix.bits == 32) {
+      const float* from = static_cast<const float*>(w.data) + begin;
+      for (size_t k = 0; k < K; k++) std::memcpy(data + k * kPanel * sizeof(float), from + k * N, columns * sizeof(float));
       continue;
     }
-    for (int b = 0; b < matrix.blocks; b++) {
-      for (int k = 0; k < matrix.block; k++) read_row(b * matrix.block + k, tile + k * kPanel);
-      const float zero = static_cast<float>(matrix.zero());
-      quantize_tile(tile, matrix.block, bits, zero, matrix.scales + (static_cast<size_t>(panel) * matrix.blocks + b) * kPanel);
-      for (int k = 0; k < matrix.block; k++) {
-        for (int n = 0; n < kPanel; n++) {
-          const auto value = static_cast<uint8_t>(static_cast<int>(tile[k * kPanel + n]) + matrix.zero());
-          if (bits == 8) data[k / 4 * 64 + n * 4 + k % 4] = value;
-          else data[k / 8 * 64 + n * 4 + k % 4] |= static_cast<uint8_t>(k % 8 < 4 ? value : value << 4);
-        }
+    for (size_t n = 0; n < columns; n++) {
+      const size_t output = (begin + n) * blocks;
+      for (size_t b = 0; b < blocks; b++) {
+        spread(static_cast<const uint8_t*>(w.data) + (output + b) * bytes, matrix.block, matrix.bits, data + b * bytes * kPanel + n * 4);
+        matrix.scales[(panel * blocks + b) * kPanel + n] = narrowed(w.scales[output + b]);
       }
-      data += static_cast<size_t>(matrix.block) * kPanel * bits / 8;
     }
   }
 }

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MOST_BLOCK = 256  # kMostBlock in kernels.h
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -26,6 +28,8 @@ class Sizes:
     bias_entries: int  # 0 without a bias table
     value_residual: bool
     cross_attention: bool
+    bits: int = 32  # of the layers' matrices: 32, 8 or 4
+    block: int = 32  # inputs that share a scale, at 8 and 4 bits
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight that a step must have, as `export/decoder.py` names it; a norm's bias is there or not."""
@@ -50,15 +54,27 @@ class Sizes:
             for index, (branch, weights) in enumerate(branches):
                 if branch == "cross_attention" and not self.cross_attention:
                     continue
-                shapes |= {f"layers.{layer}.{branch}.{name}": shape for name, shape in weights.items()}
+                for name, shape in weights.items():
+                    shapes |= self._kept(f"layers.{layer}.{branch}.{name}", shape)
                 if s > 1:
                     mixing = {"norm": (dim,), "dynamic": (dim, s + 2), "scale": (s + 2,), "static": (s, s + 2)}
                     shapes |= {f"layers.{layer}.{index}.connection.{name}": shape for name, shape in mixing.items()}
         heads = [f"head.{q}.weight" for q in range(self.outputs)]
         return shapes | dict.fromkeys(heads, (dim, self.vocabulary))
 
+    def _kept(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """A weight, or the two parts of a matrix of 8 or 4 bits."""
+        if self.bits == 32 or len(shape) == 1:
+            return {name: shape}
+        blocks = -(-shape[0] // self.block)
+        return {f"{name}.values": (shape[1], blocks, self.block * self.bits // 8), f"{name}.scales": (shape[1], blocks)}
+
     def checked(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The weights that a step reads, contiguous. ValueError names the one that is missing or is not float32 of its shape."""
+        """The weights that a step reads, contiguous. ValueError names the one that is missing or is not of its type and shape."""
+        if self.bits < 32 and self.block not in range(32, MOST_BLOCK + 1, 32):
+            raise ValueError(
+                f"weights of {self.bits} bits in blocks of {self.block}: bits are 32, 8 or 4, a block a multiple of 32 up to {MOST_BLOCK}"
+            )
         shapes = self.shapes()
         for name, shape in list(shapes.items()):
             if name.endswith(".gain") and name.removesuffix("gain") + "bias" in weights:
@@ -66,7 +82,8 @@ class Sizes:
         if "head.bias" in weights:
             shapes["head.bias"] = (self.vocabulary,)
         for name, shape in shapes.items():
-            if name not in weights or weights[name].shape != shape or weights[name].dtype != np.float32:
+            dtype = np.uint8 if name.endswith(".values") else np.float32
+            if name not in weights or weights[name].shape != shape or weights[name].dtype != dtype:
                 found = f"{weights[name].dtype} {list(weights[name].shape)}" if name in weights else "none"
-                raise ValueError(f"the weight {name!r} must be float32 {list(shape)}, got {found}")
+                raise ValueError(f"the weight {name!r} must be {np.dtype(dtype)} {list(shape)}, got {found}")
         return {name: np.ascontiguousarray(weights[name]) for name in shapes}

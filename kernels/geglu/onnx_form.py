@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from ..quantized_product import Form
+from ..quantized_product.onnx_form import product
 from .reference import FeedForward
 
 
@@ -15,10 +17,10 @@ def layer_norm(g: Any, name: str, x: str, gain: np.ndarray, bias: np.ndarray) ->
     return g.op("LayerNormalization", x, *weights, axis=-1, epsilon=1e-5)
 
 
-def feed_forward(g: Any, name: str, p: FeedForward, x: str) -> str:
-    """x [B, S, dim] -> [B, S, dim]."""
+def feed_forward(g: Any, name: str, p: FeedForward, x: str, form: Form) -> str:
+    """x [B, S, dim] -> [B, S, dim]; form: of the two matrices."""
     inner = p.w_out.shape[0]
-    product = g.op("MatMul", layer_norm(g, f"{name}.norm", x, p.norm, p.norm_bias), g.weight(f"{name}.w_in", p.w_in))
-    value, gate = g.op("Split", product, g.constant([inner, inner]), outputs=2, axis=-1)
+    unfolded = product(g, f"{name}.w_in", layer_norm(g, f"{name}.norm", x, p.norm, p.norm_bias), p.w_in, form)
+    value, gate = g.op("Split", unfolded, g.constant([inner, inner]), outputs=2, axis=-1)
     gated = g.op("Mul", g.op("Gelu", gate), value)
-    return g.op("MatMul", layer_norm(g, f"{name}.inner_norm", gated, p.inner_norm, p.inner_norm_bias), g.weight(f"{name}.w_out", p.w_out))
+    return product(g, f"{name}.w_out", layer_norm(g, f"{name}.inner_norm", gated, p.inner_norm, p.inner_norm_bias), p.w_out, form)

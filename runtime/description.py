@@ -1,0 +1,71 @@
+"""What `musiclm inspect` says of a bundle.
+
+In: a bundle that was opened. Out: text: sizes, versions, what it takes in memory, which form its steps have, what was measured at export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .bundle import STAGES, Bundle, Manifest
+from .memory import cache_bytes, largest_runs
+from .request import make_request
+from .step import choose_step
+
+
+def describe(bundle: Bundle) -> str:
+    """Lines of text, each ended."""
+    manifest, codec, mulan = bundle.manifest, bundle.manifest.codec, bundle.manifest.mulan
+    decoders = {stage: getattr(manifest, stage) for stage in STAGES}
+    megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
+    window = min(manifest.coarse.max_length, manifest.fine.max_length) * codec.samples_per_frame / codec.sample_hz
+    choice = choose_step("auto", list(decoders.values()))
+    lines = [
+        f"{bundle.root}: {megabytes:.1f} MB in {len(manifest.files)} files, windows of {window:.2f} s at {codec.sample_hz} Hz",
+        f"  made by   {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}",
+        f"  SHA-256   {bundle.sha256}",
+    ]
+    for stage, decoder in decoders.items():
+        lines.append(
+            f"  {stage:9} {decoder.step.precision}, dim {decoder.dim}, depth {decoder.depth}, heads {decoder.heads}, "
+            f"vocabulary {decoder.vocabulary}, condition: {decoder.conditioning.replace('_', '-')}, window {decoder.max_length}"
+        )
+    rate = codec.sample_hz / codec.samples_per_frame
+    lines += [
+        f"  codec     {codec.quantizers} quantizers of {codec.codebook_size}, {rate:g} frames a second",
+        f"  steps     {'native' if choice.native else 'graph'}: {choice.reason}",
+        f"  memory    weights {megabytes:.1f} MB, caches {_caches(manifest) / 1e6:.1f} MB for a clip of one window",
+        f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz",
+    ]
+    if manifest.wav2vec:
+        wav2vec = manifest.wav2vec
+        rate = wav2vec.sample_hz / wav2vec.samples_per_token
+        lines.append(f"  wav2vec   {wav2vec.kind}, {wav2vec.codebook_size} tokens, {rate:g} a second of audio at {wav2vec.sample_hz} Hz")
+    lines.append("  largest error against PyTorch, and what the precision costs, measured at export:")
+    for stage, error in manifest.errors.items():
+        lines.append(f"    {stage:13} {error:.1e}  {_quality(manifest.quality.get(stage, {}))}".rstrip())
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _caches(manifest: Manifest) -> int:
+    """Bytes of the largest stage's; the others' are free by then."""
+    request = make_request(manifest, "", None, 0, 1, "exact", None, None, None, None)
+    return max(
+        cache_bytes(decoder, rows * (2 if decoder.guidance else 1), capacity)
+        for stage, (rows, _, capacity) in largest_runs(manifest, request).items()
+        if (decoder := getattr(manifest, stage))
+    )
+
+
+def _quality(measured: Mapping[str, Any]) -> str:
+    if "snr_db" in measured:
+        return f"signal to noise {measured['snr_db']:.0f} dB"
+    if "similarity" in measured:
+        return f"similarity {measured['similarity']:.6f}"
+    if "tokens" not in measured:
+        return measured.get("precision", "")
+    return (
+        f"{measured['precision']}, top-1 {measured['top1']:.1%}, KL {measured['kl']:.5f} nats over {measured['tokens']} tokens "
+        f"({measured['reason']})"
+    )
