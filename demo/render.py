@@ -42,9 +42,9 @@ def midi(pieces: list[Piece], path: Path) -> None:
             events.append((round(max(0, offset - 0.1) * _PER_SECOND), 0, message))
         for note in piece.notes:
             begin, end = (round((offset + at) * _PER_SECOND) for at in (note.start, note.start + note.length))
-            tone = {"channel": note.channel, "note": note.pitch}
-            events.append((begin, 2, mido.Message("note_on", velocity=note.velocity, **tone)))
-            events.append((max(end, begin + 1), 1, mido.Message("note_off", velocity=0, **tone)))
+            on = mido.Message("note_on", channel=note.channel, note=note.pitch, velocity=note.velocity)
+            off = mido.Message("note_off", channel=note.channel, note=note.pitch, velocity=0)
+            events += [(begin, 2, on), (max(end, begin + 1), 1, off)]
     events.append((round(len(pieces) * (SECONDS + _REST) * _PER_SECOND), 1, mido.Message("note_off", channel=DRUMS, note=0, velocity=0)))
     track, now = mido.MidiTrack(), 0
     for tick, _, message in sorted(events, key=lambda event: event[:2]):

@@ -40,7 +40,8 @@ FRAMES = 100  # of each text, at most: some thousand tokens a stage, seconds on 
 
 
 class Twins:
-    """A `DecoderRun` for `decode`: the fp32 model's, whose logits are compared with those of the others at every step."""
+    """A `DecoderRun` for `decode`, of rows that end together: the fp32 model's, whose logits are compared with those of the others at every
+    step."""
 
     def __init__(self, reference: DecoderRun, others: Mapping[str, DecoderRun], scale: float | None) -> None:
         """scale: of the guidance, whose rows without condition are the second half; None without."""
@@ -143,7 +144,7 @@ def _stage(
         cast(DecoderRun, twins),
         guided,
         sampling,
-        lambda step: noise.gumbel(plan.stage, step, rows, decoder.vocabulary),
+        lambda step, live: noise.gumbel(plan.stage, step, rows, decoder.vocabulary)[live],
         lambda done, total: None,
     )
     return drawn, twins.measured(decoder.vocabulary)
