@@ -12,9 +12,10 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from interpreted import empty, launch
 
 from musiclm_deploy.kernels.attention import reference
-from musiclm_deploy.kernels.attention.triton_form import attend, merge
+from musiclm_deploy.kernels.attention.triton_form import Parts, attend, merge, nothing
 
 FP32 = 3e-6
 CAPACITY, ENTRIES = 13, 6
@@ -23,10 +24,10 @@ DTYPES = {torch.float32: 3.0, torch.float16: 1.0, torch.bfloat16: 1.0}  # of the
 
 
 @triton.jit
-def _merged(inputs, out, count, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _merged(inputs, sizes: tl.constexpr, out, count, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     b, k = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
     there = (b < count) & (k < width)
-    tl.store(out + b * width + k, merge(inputs, b, k, there), mask=there)
+    tl.store(out + b * width + k, merge(inputs, sizes, nothing(inputs, sizes, b, count), b, k, there), mask=there)
 
 
 class Case:
@@ -70,17 +71,20 @@ class Case:
             key, value = (torch.from_numpy(a).to(dtype).float().numpy() for a in (key, value))
         projected = np.concatenate([self.query.reshape(B, -1), key, value], axis=1)
         first = np.concatenate([np.full((B, H * D + D), np.nan, np.float32), self.first], axis=1)
-        statistics = torch.full((B, splits, H, 2), torch.nan)
-        partial = torch.full((B, splits, H, D), torch.nan)
+        statistics = empty(B, splits, H, 2)
+        partial = empty(B, splits, H, D)
         arrays = (torch.from_numpy(a) for a in (self.lengths, self.table, self.cq, self.ck))
-        attend[(B, splits)](
+        launch(
+            attend,
+            (B, splits),
             *(torch.from_numpy(projected), torch.from_numpy(first), keys, values, *arrays, partial, statistics),
             *(projected.shape[1], CAPACITY, ENTRIES, self.scale, H, D),
             *(triton.next_power_of_2(H), triton.next_power_of_2(D), block, splits, append, self.biased, residual),
         )
         self.caches = keys, values
-        out = torch.full((B, H * D), torch.nan)
-        _merged[(1,)]((partial, statistics, H, D, splits), *(out, B, H * D, triton.next_power_of_2(B), triton.next_power_of_2(H * D)))
+        out = empty(B, H * D)
+        powers = triton.next_power_of_2(B), triton.next_power_of_2(H * D)
+        launch(_merged, (1,), (partial, statistics), Parts(H, D, splits), out, B, H * D, *powers)
         return out.reshape(B, H, D).numpy()
 
 

@@ -12,8 +12,18 @@ span follows the row's own length. Sums are float32, whatever the caches hold.
 Bytes: 2 * lengths[b] * D of the cache's type a row, read once, and 8 * lengths[b] of coordinates; 4 * H * (D + 2) a split written.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Parts(NamedTuple):
+    """Of the attention's output: what is known when a kernel that merges them is compiled."""
+
+    heads: int
+    dim_head: int
+    splits: int
 
 
 @triton.jit
@@ -96,24 +106,27 @@ def attend(
 
 
 @triton.jit
-def merge(inputs, b, k, there):
-    """Element k = h * D + d of rows b of the attention's output: float32, of the shape that b and k broadcast to.
+def merge(inputs, sizes: tl.constexpr, state, b, k, there):
+    """Element k = h * D + d of rows b of the attention's output: float32, of the shape that b and k broadcast to; the source of a product.
 
-    inputs: partial and statistics as `attend` leaves them, H, D, SPLITS. Some split of every row has keys.
+    inputs: partial and statistics as `attend` leaves them. Some split of every row has keys.
     """
-    partial, statistics = inputs[0], inputs[1]
-    H: tl.constexpr = inputs[2]
-    D: tl.constexpr = inputs[3]
-    SPLITS: tl.constexpr = inputs[4]
+    partial, statistics = inputs
     largest = tl.full(there.shape, float("-inf"), tl.float32)
-    for split in tl.static_range(SPLITS):  # pyright: ignore[reportGeneralTypeIssues]
-        place = (b * SPLITS + split) * H + k // D
+    for split in tl.static_range(sizes.splits):
+        place = (b * sizes.splits + split) * sizes.heads + k // sizes.dim_head
         largest = tl.maximum(largest, tl.load(statistics + place * 2, mask=there, other=0.0))
     total = tl.zeros(there.shape, tl.float32)
     out = tl.zeros(there.shape, tl.float32)
-    for split in tl.static_range(SPLITS):  # pyright: ignore[reportGeneralTypeIssues]
-        place = (b * SPLITS + split) * H + k // D
+    for split in tl.static_range(sizes.splits):
+        place = (b * sizes.splits + split) * sizes.heads + k // sizes.dim_head
         weight = tl.exp(tl.load(statistics + place * 2, mask=there, other=0.0) - largest)
         total += weight * tl.load(statistics + place * 2 + 1, mask=there, other=1.0)
-        out += weight * tl.load(partial + place * D + k % D, mask=there, other=0.0)
+        out += weight * tl.load(partial + place * sizes.dim_head + k % sizes.dim_head, mask=there, other=0.0)
     return out / total
+
+
+@triton.jit
+def nothing(inputs, sizes: tl.constexpr, b, rows):
+    """State of `merge`: it needs none."""
+    return 0
