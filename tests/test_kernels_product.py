@@ -62,7 +62,7 @@ def run(
 ) -> np.ndarray:
     """x float32 [B, K], weights [N, K] -> float32 [B, N]; tile: rows, columns and inputs of a program."""
     (B, K), N = x.shape, len(weights) // (1 + gated)
-    padded = torch.full((len(weights), pitch or K), torch.nan if weights.is_floating_point() else 99).to(weights.dtype)
+    padded = torch.full((len(weights), pitch or K), 99).to(weights.dtype)
     padded[:, :K] = weights
     out = empty(B, N)
     rest = [torch.from_numpy(np.zeros(1, np.float32) if a is None else a) for a in (scales, bias)]

@@ -30,7 +30,7 @@ def product(
     rows,
     N,
     K: tl.constexpr,
-    PITCH: tl.constexpr,  # weights from one output to the next: K or more, for aligned loads
+    PITCH: tl.constexpr,  # weights from one output to the next, K or more, best a multiple of 16; beyond K finite numbers
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -40,19 +40,19 @@ def product(
 ):
     b = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     n = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    w = _tile(weights, n, N, 0, K, PITCH, BLOCK)
+    w = _tile(weights, n, N, 0, PITCH, BLOCK)
     if GATED:
-        w_gate = _tile(weights + N * PITCH, n, N, 0, K, PITCH, BLOCK)
+        w_gate = _tile(weights + N * PITCH, n, N, 0, PITCH, BLOCK)
         gate = tl.zeros([ROWS, COLUMNS, BLOCK], tl.float32)
     total = tl.zeros([ROWS, COLUMNS, BLOCK], tl.float32)
     state = prepare(inputs, sizes, b[:, None], rows)
     for start in range(0, K, BLOCK):
         k = start + tl.arange(0, BLOCK)
-        following = _tile(weights, n, N, start + BLOCK, K, PITCH, BLOCK)
+        following = _tile(weights, n, N, start + BLOCK, PITCH, BLOCK)
         x = read(inputs, sizes, state, b[:, None], k[None, :], (b[:, None] < rows) & (k[None, :] < K))[:, None, :]
         total += x * _scaled(w, scales, n, N, k, K, GROUP)[None, :, :]
         if GATED:
-            gate_following = _tile(weights + N * PITCH, n, N, start + BLOCK, K, PITCH, BLOCK)
+            gate_following = _tile(weights + N * PITCH, n, N, start + BLOCK, PITCH, BLOCK)
             gate += x * _scaled(w_gate, scales + N * tl.cdiv(K, GROUP) if GROUP else scales, n, N, k, K, GROUP)[None, :, :]
             w_gate = gate_following
         w = following
@@ -66,10 +66,10 @@ def product(
 
 
 @triton.jit
-def _tile(weights, n, N, start, K: tl.constexpr, PITCH: tl.constexpr, BLOCK: tl.constexpr):
+def _tile(weights, n, N, start, PITCH: tl.constexpr, BLOCK: tl.constexpr):
     """[COLUMNS, BLOCK] as it is stored."""
     k = start + tl.arange(0, BLOCK)
-    return tl.load(weights + n[:, None].to(tl.int64) * PITCH + k[None, :], mask=(n[:, None] < N) & (k[None, :] < K), other=0)
+    return tl.load(weights + n[:, None].to(tl.int64) * PITCH + k[None, :], mask=(n[:, None] < N) & (k[None, :] < PITCH), other=0)
 
 
 @triton.jit
