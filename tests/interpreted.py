@@ -21,3 +21,15 @@ def floats(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tenso
 def empty(*shape: int) -> torch.Tensor:
     """float32, NaN all over: what is read before it is written shows."""
     return torch.full(shape, torch.nan)
+
+
+def run_step(launches: list[Any], buffers: dict[str, torch.Tensor]) -> None:
+    """Run the launches of `kernels/launches.py`, in order, on these buffers."""
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(resolve(one) for one in value)
+        return buffers[value] if isinstance(value, str) else value
+
+    for one in launches:
+        one.kernel[one.grid](**{name: resolve(value) for name, value in one.arguments.items()}, **one.constants)
