@@ -1,4 +1,5 @@
 """One decode step of a token transformer as a list of launches: eight a layer, one for the logits, one for the token and what follows it.
+And the entrance of MuLaN's audio tower, one launch.
 
 In: a transformer's sizes, rows of the batch, the type of weights and caches. Out: `Step`: every buffer by name, type and shape, and the
 launches in order, each with its kernel, its grid and its arguments by buffer name. It holds no memory, runs nothing and compiles nothing:
@@ -24,6 +25,8 @@ from .geglu.triton_form import Inner, measure, read_normed
 from .hyper_connection.triton_form import Mixing, connect, read_branch
 from .product.triton_form import product
 from .sampling.triton_form import Draw, sample
+from .spectrogram import reference as spectrogram_layout
+from .spectrogram.triton_form import spectrogram
 
 TILE = 4096  # elements of a product's tile over all its rows: 32 a thread
 PROGRAMS = 264  # of a product, about: two for each of an H100's 132 processors; each repeats what comes before the product
@@ -57,6 +60,24 @@ def build_step(sizes: Sizes, rows: int, capacity: int, context: int, weights: st
     sampling: the arguments of `sample` that are numbers, with `copies` and, for `place`, a `Place`.
     """
     return _Builder(sizes, rows, capacity, context, weights).build(dict(sampling), head)
+
+
+def build_patches(B: int, samples: int, n_fft: int, win_length: int, hop: int, center: bool, patch: tuple[int, int]) -> Step:
+    """Waves [B, samples] to the patches of MuLaN's audio tower, in one launch: buffers `wave`, `dft` and `patches`."""
+    (bins, frames), all_bins = patch, n_fft // 2 + 1
+    columns = spectrogram_layout.count_frames(samples, n_fft, hop, center) // frames
+    count = all_bins // bins * columns
+    step = Step(
+        {"wave": ("fp32", (B, samples)), "dft": ("fp32", (2, all_bins, win_length)), "patches": ("fp32", (B, count, bins * frames))}
+    )
+    before = spectrogram_layout.edges(n_fft, win_length, center)[1]
+    arguments = dict(wave="wave", dft="dft", out="patches", t=samples, columns=columns, patches=count, before=before, all_bins=all_bins)
+    known = dict(hop=hop, win_length=win_length, bins=bins, frames=frames, BLOCK=32)
+    known |= {
+        name: max(16, triton.next_power_of_2(size)) for name, size in (("BINS", bins), ("FRAMES", frames))
+    }  # 16: the least a dot takes
+    step.launches.append(Launch("patches", spectrogram, (count, B), arguments, known))
+    return step
 
 
 class _Builder:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from interpreted import empty, floats, launch
+from interpreted import empty, floats, run_step
 
+from musiclm_deploy.kernels.launches import build_patches
 from musiclm_deploy.kernels.spectrogram import reference
-from musiclm_deploy.kernels.spectrogram.triton_form import spectrogram
 from musiclm_deploy.model.spectrogram import Spectrogram
 
 
 def kernel(wave: np.ndarray, n_fft: int, win_length: int, hop: int, center: bool, patch: tuple[int, int]) -> np.ndarray:
-    (B, t), (bins, frames), all_bins = wave.shape, patch, n_fft // 2 + 1
-    rows, columns = all_bins // bins, reference.count_frames(t, n_fft, hop, center) // frames
-    out = empty(B, rows * columns, bins * frames)
-    dft, before = floats(reference.windowed_dft(n_fft, win_length)), reference.edges(n_fft, win_length, center)[1]
-    sizes = (hop, win_length, bins, frames, 16, 16, 16)
-    launch(spectrogram, (rows * columns, B), floats(wave), dft, out, t, columns, rows * columns, before, all_bins, *sizes)
-    return out.numpy()
+    step = build_patches(*wave.shape, n_fft, win_length, hop, center, patch)
+    buffers = {"wave": floats(wave), "dft": floats(reference.windowed_dft(n_fft, win_length))}
+    buffers["patches"] = empty(*step.buffers["patches"][1])
+    assert all(list(buffers[name].shape) == list(shape) for name, (_, shape) in step.buffers.items())
+    run_step(step.launches, buffers)
+    return buffers["patches"].numpy()
 
 
 @pytest.mark.parametrize(
