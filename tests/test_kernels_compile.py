@@ -39,7 +39,8 @@ NUMBERS = dict(copies=2, place=Place(1, 13, 2, 1 << 40, 1, 1, 1, 0), total=9, st
 def compiled(folder: Path, capabilities: tuple[int, ...], change: str = "", **environment: str) -> subprocess.CompletedProcess:
     code = COMPILE.format(sizes=SIZES, weights="fp16", numbers=NUMBERS, capabilities=capabilities, change=change)
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    where = {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(folder.parent / "cache")}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    where = {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder.parent / "cache")}
     return subprocess.run([sys.executable, "-c", code, folder], env=kept | where | environment, capture_output=True, text=True)
 
 
