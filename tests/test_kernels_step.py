@@ -125,6 +125,20 @@ def test_a_step_is_the_graphs(variant: str, stages) -> None:
     np.testing.assert_array_equal(kernels.buffers["lengths"] - kernels.buffers["states"][:, 1], run._lengths)
 
 
+@pytest.mark.parametrize(("weights", "lost"), [("fp16", 2e-3), ("bf16", 1.6e-2)])
+def test_a_step_with_weights_of_sixteen_bits(weights: str, lost: float, stages) -> None:
+    """Fault: weights or caches of another type than is said. Four roundings of the type, 2**-11 and 2**-8, of the largest logit."""
+    stage = stages("one stream, before 2.4, one layer, 64")
+    kernels, plan = OnKernels(stage, weights, 0.0), stage.plan([0, 1])
+    run = stage.run(None, [0, 1], CAPACITY)
+    run.prefill(plan.prompts, 0)
+    kernels.step(None)
+    tokens = kernels.buffers["tokens"][:, 0].numpy()
+    expected = run.step(plan.place(0, tokens), plan.head(1))
+    error = np.abs(kernels.step(plan.head(1)) - expected).max() / np.abs(expected).max()
+    assert lost / 100 < error < lost
+
+
 def test_at_most_eight_launches_a_layer(stages) -> None:
     """Fault: a launch more, which costs a microsecond in each layer of each step; or a kernel of its own for every layer."""
     kernels = OnKernels(stages("cross-attention, four streams"), "fp16", 0.0)
