@@ -48,14 +48,19 @@ class Scripted:
     """A decoder whose logits are known; it notes what it is fed."""
 
     logits: np.ndarray  # [steps, rows, V]
+    held: np.ndarray  # the rows that have not been dropped
     fed: list[tuple[np.ndarray, ...]] = field(default_factory=list)
 
     def prefill(self, prompts, head: int, without_prefix: int = 0) -> np.ndarray:
         return self.logits[0]
 
+    def keep(self, rows: np.ndarray) -> None:
+        self.held = self.held[rows]
+
     def step(self, positions, head: int, growing) -> np.ndarray:
-        self.fed.append((positions.rows, positions.query, positions.key, growing))
-        return self.logits[len(self.fed)]
+        growing = np.ones(len(self.held), bool) if growing is None else growing
+        self.fed.append((self.held, positions.rows, positions.query, positions.key, growing))
+        return self.logits[len(self.fed), self.held]
 
 
 def place_of(plan: Plan) -> Place:
@@ -78,9 +83,9 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
     logits = rng.standard_normal((total, copies * B, V)).astype(np.float32) * 2
     logits[3, 1, -1] = logits[2, 0, -1] = 9  # some rows end, where they may
     sampling = Sampling(temperature=temperature, filter_thres=0.6, cond_scale=2.5)
-    noise, script = PhiloxNoise(ITEMS), Scripted(logits)
+    noise, script = PhiloxNoise(ITEMS), Scripted(logits, np.arange(copies * B))
     run: Any = script
-    expected = decode(plan, run, guided, sampling, lambda step: noise.rows(stage, np.arange(B), FIRST + step, V), lambda *_: None)
+    expected = decode(plan, run, guided, sampling, lambda step, rows: noise.rows(stage, rows, FIRST[rows] + step, V), lambda *_: None)
 
     plans = np.zeros((B, 6), np.int64)
     plans[:, 0] = np.array([seed for seed, _ in ITEMS], np.uint64).view(np.int64)
@@ -103,11 +108,11 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
         )
         if step == len(script.fed):
             break
-        rows, at_query, at_key, growing = script.fed[step]
-        np.testing.assert_array_equal(lengths - old, growing)
-        np.testing.assert_array_equal(query, at_query)
-        np.testing.assert_array_equal(key[np.arange(copies * B), lengths - 1], at_key)
-        np.testing.assert_array_equal(streams, np.repeat(table[rows][:, None], STREAMS, axis=1))
+        held, rows, at_query, at_key, growing = script.fed[step]
+        np.testing.assert_array_equal((lengths - old)[held], growing)
+        np.testing.assert_array_equal(query[held], at_query)
+        np.testing.assert_array_equal(key[held, lengths[held] - 1], at_key)
+        np.testing.assert_array_equal(streams[held], np.repeat(table[rows][:, None], STREAMS, axis=1))
     assert not states[:, 1].any()
     for row in range(B):
         np.testing.assert_array_equal(tokens[row, : states[row, 2]], expected[row])

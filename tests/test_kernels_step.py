@@ -114,10 +114,11 @@ def test_a_step_is_the_graphs(variant: str, stages) -> None:
         if step == 3:
             raise StopIteration
 
+    def gumbel(step: int, rows: np.ndarray) -> np.ndarray:
+        return noise.rows("coarse", rows, np.full(len(rows), step), plan.decoder.vocabulary)
+
     with pytest.raises(StopIteration):
-        decode(
-            plan, watched, False, sampling, lambda step: noise.rows("coarse", np.arange(2), np.full(2, step), plan.decoder.vocabulary), stop
-        )
+        decode(plan, watched, False, sampling, gumbel, stop)
     for name, cache in run._caches.items():
         for row, length in enumerate(run._lengths):
             found = kernels.buffers[name][row, :length]
