@@ -81,7 +81,7 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
     total = int(plan.steps.max())
     rng = np.random.default_rng(1)
     logits = rng.standard_normal((total, copies * B, V)).astype(np.float32) * 2
-    logits[3, 1, -1] = logits[2, 0, -1] = 9  # some rows end, where they may
+    logits[0, 1, -1] = logits[3, 1, -1] = logits[2, 0, -1] = 9  # some rows end, where they may
     sampling = Sampling(temperature=temperature, filter_thres=0.6, cond_scale=2.5)
     noise, script = PhiloxNoise(ITEMS), Scripted(logits, np.arange(copies * B))
     run: Any = script

@@ -67,7 +67,7 @@ def attend(
         if RESIDUAL:
             value += 0.5 * tl.load(first + at + D, mask=d < D, other=0.0)
         key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
-        if (begin < length) & (end == length):
+        if split == 0:
             place = (b * capacity + length - 1) * D + d
             tl.store(keys + place, key, mask=d < D)
             tl.store(values + place, value, mask=d < D)
@@ -83,7 +83,7 @@ def attend(
         cached = (t[:, None] < (length - 1 if APPEND else length)) & (t[:, None] < end) & (d[None, :] < D)
         k = tl.load(keys + place, mask=cached, other=0.0)
         v = tl.load(values + place, mask=cached, other=0.0)
-        if APPEND:  # read from where it came from: another thread's store is not seen without a barrier
+        if APPEND:  # not from the cache: another program's store, or thread's, need not be there yet
             k = tl.where(t[:, None] == length - 1, key[None, :], k)
             v = tl.where(t[:, None] == length - 1, value[None, :], v)
         k, v = k.to(tl.float32), v.to(tl.float32)
