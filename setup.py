@@ -88,7 +88,7 @@ EXTRAS = {
     ],
     # What the demo's own training needs besides: notes to MIDI, curves to pictures. FluidSynth comes from Debian, see demo/README.md.
     "demo": ["matplotlib>=3.11,<4", "mido>=1.3.3,<2"],
-    "dev": ["hypothesis>=6.170,<7", "pyright[nodejs]>=1.1.414,<2", "pytest>=9.2,<10", "ruff>=0.17.6,<1"],
+    "dev": ["hypothesis>=6.170,<7", "pyright[nodejs]>=1.1.414,<2", "pytest>=9.2,<10", "ruff>=0.17.6,<1", "triton>=3.9,<3.10"],
 }
 
 setup(

@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads, no network, and one tiny MusicLM that went through the real export."""
+"""Shared by all tests: two threads, no network, kernels interpreted, and one tiny MusicLM that went through the real export."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; triton reads it once, when it is imported
 
 import pytest
 

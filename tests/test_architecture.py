@@ -23,7 +23,7 @@ MAY_IMPORT = {
 MAY_IMPORT_MORE = {"export/validate.py": ("runtime",), "export/quality.py": ("runtime",)}
 # What must stay importable, and make music, without torch: these packages appear in no import of theirs, not even inside a function.
 TORCH_FREE = ("musiclm_deploy", "runtime")
-TORCH_SIDE = {"audiolm_pytorch", "musiclm_pytorch", "onnx", "onnx_ir", "onnxscript", "torch", "torchaudio", "transformers"}
+TORCH_SIDE = {"audiolm_pytorch", "musiclm_pytorch", "onnx", "onnx_ir", "onnxscript", "torch", "torchaudio", "transformers", "triton"}
 
 MAX_LINES = 400
 SOURCES = {".py", ".cpp", ".cu", ".h"}
@@ -86,6 +86,27 @@ def test_arrows(folder: str) -> None:
         if within(name, PACKAGE) and not any(within(name, f"{PACKAGE}.{one}") for one in (*allowed, *MAY_IMPORT_MORE.get(path, ())))
     ]
     assert not wrong
+
+
+def test_an_operation_stands_alone() -> None:
+    """Fault: a fused operation cannot be read, tested or compiled without its neighbours."""
+    imports = {path: names for path, names in imports_of("kernels").items() if path.count("/") > 1}
+    assert imports
+    wrong = [
+        f"{path}: {name}"
+        for path, names in imports.items()
+        for name in sorted(names)
+        if within(name, PACKAGE) and not within(name, f"{PACKAGE}.kernels.{path.split('/')[1]}")
+    ]
+    assert not wrong
+
+
+def test_triton_is_for_kernels_alone() -> None:
+    """Fault: what reads a formula or places its ONNX form needs Triton; only a kernel's source does, and what lists or compiles them."""
+    imports = {path: names for folder in (*MAY_IMPORT, PACKAGE) for path, names in imports_of(folder).items()}
+    users = {path for path, names in imports.items() if any(within(name, "triton") for name in names)}
+    sources = {path for path in imports if path.startswith("kernels/") and path.endswith("/triton_form.py")}
+    assert sources and users == sources | {"kernels/launches.py", "kernels/compile.py"}
 
 
 @pytest.mark.parametrize("folder", TORCH_FREE)

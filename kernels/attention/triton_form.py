@@ -1,0 +1,132 @@
+"""Attention of one new position per row against its cache, as a GPU kernel.
+
+    out[b, h] = softmax_t( q[b, h] . k[b, t] * scale + table[h, clip(cq[b] - ck[b, t], 0, M)] ) @ v[b, t],   t < lengths[b]
+
+In: what the product before it made, float32 [B, H * D + 2 * D]: the queries by head, then the new key and the new value; the caches
+[B, T, D] in fp32, fp16 or bf16. Out: the new key and value in the caches at lengths[b] - 1, and `partial`, float32: for each part of
+the keys the exponentials' sum-product with the values, their sum, and the largest score, which `merge` joins when the next product reads
+them: a launch saved. Cross-attention is the same kernel without appending and without bias, over the few conditioning keys.
+
+Threads: program (b, split) has the keys of one row from split * span on, for all heads at once, since they share one key and value head;
+span follows the row's own length. Sums are float32, whatever the caches hold.
+Bytes: 2 * lengths[b] * D of the cache's type a row, read once, and 8 * lengths[b] of coordinates; 4 * H * (D + 2) a split written.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Parts(NamedTuple):
+    """Of the attention's output: what is known when a kernel that merges them is compiled."""
+
+    heads: int
+    dim_head: int
+    splits: int
+
+
+@triton.jit
+def attend(
+    projected,  # float32 [B, stride]: queries [H, D], then the new key [D] and value [D]
+    first,  # float32 [B, stride]: `projected` of layer 0, half of whose value is added; any pointer when not RESIDUAL
+    keys,  # [B, capacity, D]
+    values,  # [B, capacity, D]
+    lengths,  # int64 [B]: positions of each row, the new one included, at most the capacity
+    table,  # float32 [H, entries]
+    query_coordinates,  # int64 [B]
+    key_coordinates,  # int64 [B, capacity], the new position's included
+    partial,  # float32 [B, SPLITS, H, D]
+    statistics,  # float32 [B, SPLITS, H, 2]: largest score, sum of exponentials; -inf and 0 for a split without keys
+    stride,
+    capacity,
+    entries,
+    scale,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    HEADS: tl.constexpr,  # H and D up to powers of two
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,  # keys at a time
+    SPLITS: tl.constexpr,
+    APPEND: tl.constexpr,
+    BIASED: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
+    b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    h, d = tl.arange(0, HEADS), tl.arange(0, WIDTH)
+    length = tl.load(lengths + b).to(tl.int32)
+    span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
+    begin = split * span
+    end = tl.minimum(begin + span, length)
+    there = (h[:, None] < H) & (d[None, :] < D)
+    query = tl.load(projected + b * stride + h[:, None] * D + d[None, :], mask=there, other=0.0) * scale
+    if APPEND:
+        at = b * stride + H * D + d
+        key = tl.load(projected + at, mask=d < D, other=0.0)
+        value = tl.load(projected + at + D, mask=d < D, other=0.0)
+        if RESIDUAL:
+            value += 0.5 * tl.load(first + at + D, mask=d < D, other=0.0)
+        key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
+        if split == 0:
+            place = (b * capacity + length - 1) * D + d
+            tl.store(keys + place, key, mask=d < D)
+            tl.store(values + place, value, mask=d < D)
+    if BIASED:
+        coordinate = tl.load(query_coordinates + b)
+
+    largest = tl.full([HEADS], float("-inf"), tl.float32)
+    total = tl.zeros([HEADS], tl.float32)
+    out = tl.zeros([HEADS, WIDTH], tl.float32)
+    for start in range(begin, end, BLOCK):
+        t = start + tl.arange(0, BLOCK)
+        place = (b * capacity + t[:, None]) * D + d[None, :]
+        cached = (t[:, None] < (length - 1 if APPEND else length)) & (t[:, None] < end) & (d[None, :] < D)
+        k = tl.load(keys + place, mask=cached, other=0.0)
+        v = tl.load(values + place, mask=cached, other=0.0)
+        if APPEND:  # not from the cache: another program's store, or thread's, need not be there yet
+            k = tl.where(t[:, None] == length - 1, key[None, :], k)
+            v = tl.where(t[:, None] == length - 1, value[None, :], v)
+        k, v = k.to(tl.float32), v.to(tl.float32)
+        score = tl.sum(query[:, None, :] * k[None, :, :], axis=2)
+        if BIASED:
+            distance = coordinate - tl.load(key_coordinates + b * capacity + t, mask=t < end, other=0)
+            entry = tl.minimum(tl.maximum(distance, 0), entries - 1)
+            score += tl.load(table + h[:, None] * entries + entry[None, :], mask=(h[:, None] < H) & (t[None, :] < end), other=0.0)
+        score = tl.where(t[None, :] < end, score, float("-inf"))
+        above = tl.maximum(largest, tl.max(score, axis=1))
+        shrink, weight = tl.exp(largest - above), tl.exp(score - above[:, None])
+        total = total * shrink + tl.sum(weight, axis=1)
+        out = out * shrink[:, None] + tl.sum(weight[:, :, None] * v[None, :, :], axis=1)
+        largest = above
+
+    place = (b * SPLITS + split) * H + h
+    tl.store(statistics + place * 2, largest, mask=h < H)
+    tl.store(statistics + place * 2 + 1, total, mask=h < H)
+    tl.store(partial + place[:, None] * D + d[None, :], out, mask=there)
+
+
+@triton.jit
+def merge(inputs, sizes: tl.constexpr, state, b, k, there):
+    """Element k = h * D + d of rows b of the attention's output: float32, of the shape that b and k broadcast to; the source of a product.
+
+    inputs: partial and statistics as `attend` leaves them. Some split of every row has keys.
+    """
+    partial, statistics = inputs
+    largest = tl.full(there.shape, float("-inf"), tl.float32)
+    for split in tl.static_range(sizes.splits):
+        place = (b * sizes.splits + split) * sizes.heads + k // sizes.dim_head
+        largest = tl.maximum(largest, tl.load(statistics + place * 2, mask=there, other=0.0))
+    total = tl.zeros(there.shape, tl.float32)
+    out = tl.zeros(there.shape, tl.float32)
+    for split in tl.static_range(sizes.splits):
+        place = (b * sizes.splits + split) * sizes.heads + k // sizes.dim_head
+        weight = tl.exp(tl.load(statistics + place * 2, mask=there, other=0.0) - largest)
+        total += weight * tl.load(statistics + place * 2 + 1, mask=there, other=1.0)
+        out += weight * tl.load(partial + place * sizes.dim_head + k % sizes.dim_head, mask=there, other=0.0)
+    return out / total
+
+
+@triton.jit
+def nothing(inputs, sizes: tl.constexpr, b, rows):
+    """State of `merge`: it needs none."""
+    return 0

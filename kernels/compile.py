@@ -1,0 +1,135 @@
+"""The GPU's kernels compiled ahead of time, for cards that need not be there: machine code for each compute capability, and PTX.
+
+In: the launches of steps (`launches.py`), compute capabilities. Out: a folder with a cubin for each kernel and capability, a PTX for each
+kernel, and `kernels.json`: format, Triton's version, the SHA-256 of every file, and for each kernel its function, signature, constants, and
+for each capability its file, threads, registers, bytes of shared memory and of stack (what did not fit into registers). It knows neither
+bundles nor drivers; what it leaves behind is launched with neither Triton nor torch. The machine code takes the parameters of the signature
+that are no constants, those of a tuple one by one, and after them two pointers to scratch memory that no kernel here uses: zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .launches import Launch, Step
+
+FORMAT = 1
+RECORD = "kernels.json"
+CAPABILITIES = (80, 86, 89, 90, 100, 120)
+PTX_CAPABILITY = 80  # its PTX is compiled by the driver for any later card
+_POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int64": "*i64"}
+_EXACT = ("sample",)  # kernels whose products are not fused with sums: equal logits, equal tokens
+
+
+def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
+    """Type of every parameter, in the kernel's order: "*fp16", "i32", "constexpr" and so on, a tuple for a tuple."""
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(one) for one in value)
+        if isinstance(value, str):
+            return _POINTERS[step.buffers[value][0]]
+        return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+    def parameter(name: str) -> Any:
+        if name in launch.constants:
+            return "constexpr"
+        if name == "place":  # coordinates of one stage need 64 bits: the kernel is the same for all
+            return ("i64",) * len(launch.arguments[name])
+        return kind(launch.arguments[name])
+
+    return {name: parameter(name) for name in launch.kernel.arg_names}
+
+
+def key_of(launch: Launch, step: Step) -> str:
+    """A name for all launches that the same machine code serves."""
+    constants = {name: getattr(value, "__name__", None) or repr(value) for name, value in sorted(launch.constants.items())}
+    text = json.dumps([launch.kernel.__name__, signature_of(launch, step), constants])
+    return f"{launch.kernel.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def compile_steps(steps: Iterable[Step], folder: Path, capabilities: Iterable[int] = CAPABILITIES) -> dict[str, Any]:
+    """Compile every kernel of the steps into `folder`, which must not exist; returns what kernels.json records.
+
+    ValueError for a capability that is not one of CAPABILITIES: given one that it does not know, the compiler ends the process.
+    RuntimeError names the kernel and the capability that Triton could not compile. Nothing is left behind then.
+    """
+    found = {key_of(launch, step): (launch, step) for step in steps for launch in step.launches}
+    if knobs.runtime.interpret:
+        raise RuntimeError("Triton interprets kernels in this process and cannot compile them: unset TRITON_INTERPRET")
+    capabilities = sorted(set(capabilities))
+    if not capabilities or set(capabilities) - set(CAPABILITIES):
+        raise ValueError(f"capabilities must be some of {', '.join(map(str, CAPABILITIES))}, got {capabilities}")
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already: remove it, or name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        kernels = {key: _compile(key, launch, step, capabilities, aside) for key, (launch, step) in sorted(found.items())}
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(aside.iterdir())}
+        record = {"format": FORMAT, "triton": triton.__version__, "kernels": kernels, "files": files}
+        (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return record
+
+
+def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], folder: Path) -> dict[str, Any]:
+    signature, machines = signature_of(launch, step), {}
+    for capability in capabilities:
+        try:
+            compiled = _triton(launch, signature, capability)
+        except Exception as error:
+            raise RuntimeError(f"{key}: Triton {triton.__version__} does not compile it for capability {capability}: {error}") from error
+        name = f"{key}.sm_{capability}.cubin"
+        (folder / name).write_bytes(compiled.asm["cubin"])
+        usage = _usage(folder / name)
+        machines[str(capability)] = {
+            "file": name,
+            "threads": compiled.metadata.num_warps * 32,
+            "shared_bytes": compiled.metadata.shared,
+        } | usage
+        if capability == PTX_CAPABILITY:
+            (folder / f"{key}.ptx").write_text(compiled.asm["ptx"], encoding="utf-8")
+            machines["ptx"] = machines[str(capability)] | {"file": f"{key}.ptx"}
+    constants = {name: getattr(value, "__name__", None) or str(value) for name, value in launch.constants.items()}
+    return {"function": launch.kernel.__name__, "signature": signature, "constants": constants, "machines": machines}
+
+
+def _triton(launch: Launch, signature: Mapping[str, Any], capability: int) -> Any:
+    """Every pointer is aligned to 16 bytes: the driver's allocations are, and no launch is given a place inside one."""
+    aligned = {}
+    for index, kind in enumerate(signature.values()):
+        parts = [((index, part), one) for part, one in enumerate(kind)] if isinstance(kind, tuple) else [((index,), kind)]
+        aligned |= {path: [["tt.divisibility", 16]] for path, one in parts if one.startswith("*")}
+    source = ASTSource(launch.kernel, dict(signature), dict(launch.constants), aligned)
+    options = {"enable_fp_fusion": launch.kernel.__name__ not in _EXACT}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Triton's, about defaults to come
+        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def _usage(cubin: Path) -> dict[str, int]:
+    """Registers and stack of a thread, by the tool that comes with Triton."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+    registers, stack = (re.search(rf"{word}:(\d+)", text) for word in ("REG", "STACK"))
+    if registers is None or stack is None:
+        raise RuntimeError(f"{tool} does not say how many registers {cubin.name} takes: {text[:200]}")
+    return {"registers": int(registers[1]), "stack_bytes": int(stack[1])}

@@ -1,0 +1,145 @@
+"""The end of a decode step on a GPU: sampling, and what the next step reads, so that no token waits for the host.
+
+    token = argmax( top_k(null + (cond - null) * scale) / temperature + gumbel )
+    gumbel = -log(-log(((bits >> 8) + 0.5) / 2**24)) in float64, bits of Philox 4x32-10, counter (v / 4, step, stage, item), key seed
+
+In: logits float32 [copies * B, V], rows without condition last; each row's plan and state. Out: the token; the row's state; and of all
+copies of the row: length, coordinates, the residual streams that the next step begins with. Products and quotients are not fused or
+approximated here, so that equal logits give the tokens of runtime/sampling.py.
+
+Top-k keeps what is at least the k-th largest entry; that one is found bit by bit from the highest: floats in the order of integers, 32
+counts over the row. Ties at the edge all stay, whatever the machine.
+
+Threads: program b has row b and its copy without condition; entries lie in fours, as Philox makes them.
+Bytes: 4 * V * copies read, 4 * dim * S * copies written, one row of the table read, a few numbers more. Two float64
+logarithms an entry.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+PLAN = tl.constexpr(6)  # int64 of a row: seed, item, index of its first token in the noise, in its positions, in its frames, tokens at most
+STATE = tl.constexpr(3)  # int64 of a row: tokens drawn, whether it goes on, tokens it keeps
+# `frame`: when the last entry is forbidden, if not in all tokens but the first of a frame after the first frame
+NEVER, ALWAYS = tl.constexpr(0), tl.constexpr(-1)
+
+
+class Draw(NamedTuple):
+    """What is known when the kernel is compiled."""
+
+    vocabulary: int
+    fours: int  # of the vocabulary, up to a power of two
+    copies: int  # 2 with guidance
+    dim: int
+    streams: int
+    block: int  # of the embedding at a time
+
+
+class Place(NamedTuple):
+    """Where a stage's tokens stand, see runtime/stages.py; index counts them from the row's first one."""
+
+    first_row: int  # row of the table: first_row + index % quantizers * codebook + token
+    codebook: int
+    quantizers: int
+    origin: int  # coordinate: origin + index // per_frame * stride + index % per_frame; the query's is `shift` more
+    per_frame: int
+    stride: int
+    shift: int
+    padding: int  # row of the table for a row that has ended
+
+
+@triton.jit
+def sample(
+    logits,  # float32 [copies * B, V]
+    plans,  # int64 [B, PLAN]
+    states,  # int64 [B, STATE]
+    tokens,  # int64 [B, total]
+    table,  # [rows, dim], fp32, fp16 or bf16
+    lengths,  # int64 [copies * B]
+    query_coordinates,  # int64 [copies * B]
+    key_coordinates,  # int64 [copies * B, capacity]
+    streams,  # float32 [copies * B, S, dim]
+    place,  # a Place
+    B,
+    total,
+    capacity,
+    stage,
+    frame,  # tokens of a frame, or NEVER, ALWAYS
+    end,  # the token that ends a row; -1: none does
+    k,
+    scale,
+    temperature,  # 0: greedy
+    sizes: tl.constexpr,
+):
+    first_row, codebook, quantizers, origin, per_frame, stride, shift, padding = place
+    b = tl.program_id(0)
+    V: tl.constexpr = sizes.vocabulary
+    seed, item = tl.load(plans + b * PLAN), tl.load(plans + b * PLAN + 1)
+    step, running, kept = tl.load(states + b * STATE), tl.load(states + b * STATE + 1), tl.load(states + b * STATE + 2)
+
+    v = tl.arange(0, sizes.fours * 4)
+    score = tl.load(logits + b * V + v, mask=v < V, other=float("-inf"))
+    if sizes.copies == 2:
+        null = tl.load(logits + (B + b) * V + v, mask=v < V, other=0.0)
+        score = null + (score - null) * scale
+    in_frames = tl.load(plans + b * PLAN + 4) + step
+    opens = (in_frames % tl.maximum(frame, 1) == 0) & (in_frames > 0)
+    forbidden = (frame == ALWAYS) | ((frame > NEVER) & (opens == 0))
+    score = tl.where((v == V - 1) & forbidden, float("-inf"), score)
+    if temperature > 0:
+        kth = _largest(score, v < V, k)
+        drawn = tl.div_rn(score, tl.zeros_like(score) + temperature) + _gumbel(
+            seed, item, stage, tl.load(plans + b * PLAN + 2) + step, sizes
+        )
+        score = tl.where((score >= kth) & (v < V), drawn, float("-inf"))
+    token = tl.argmax(score, axis=0).to(tl.int64)
+
+    tl.store(tokens + b * total + step, token, mask=step < total)
+    going = (running != 0) & (token != end)
+    kept = tl.where(going, step + 1, kept)
+    going = going & (tl.load(plans + b * PLAN + 5) > step + 1)
+    index = tl.load(plans + b * PLAN + 3) + step
+    tl.store(states + b * STATE, step + 1)
+    tl.store(states + b * STATE + 1, going.to(tl.int64))
+    tl.store(states + b * STATE + 2, kept)
+
+    row = tl.where(going, first_row + index % quantizers * codebook + token, padding)
+    coordinate = origin + index // per_frame * stride + index % per_frame
+    for copy in range(sizes.copies):
+        one = copy * B + b
+        length = tl.load(lengths + one) + going.to(tl.int64)
+        tl.store(lengths + one, length)
+        tl.store(query_coordinates + one, coordinate + shift)
+        tl.store(key_coordinates + one.to(tl.int64) * capacity + length - 1, coordinate)
+        for start in range(0, sizes.dim, sizes.block):
+            d = start + tl.arange(0, sizes.block)
+            x = tl.load(table + row * sizes.dim + d, mask=d < sizes.dim, other=0.0).to(tl.float32)
+            for s in range(sizes.streams):
+                tl.store(streams + (one * sizes.streams + s) * sizes.dim + d, x, mask=d < sizes.dim)
+
+
+@triton.jit
+def _largest(score, there, k):
+    """The k-th largest of the entries that are there, 1 <= k <= their number."""
+    bits = score.to(tl.uint32, bitcast=True)
+    negative = bits >> 31 != 0
+    order = tl.where(there, tl.where(negative, ~bits, bits | 0x80000000), 0)
+    found = tl.zeros([1], tl.uint32)
+    for bit in range(32):
+        wanted = found | (tl.full([1], 0x80000000, tl.uint32) >> bit)
+        found = tl.where(tl.sum((order >= wanted).to(tl.int32), axis=0) >= k, wanted, found)
+    return tl.where(found >> 31 != 0, found ^ 0x80000000, ~found).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _gumbel(seed, item, stage, step, sizes: tl.constexpr):
+    """float32 [4 * fours]: the lines of runtime/noise.py."""
+    four = tl.arange(0, sizes.fours).to(tl.uint32)
+    nothing = four * 0
+    step, stage, item = nothing + step.to(tl.uint32), nothing + stage.to(tl.uint32), nothing + item.to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, four, step, stage, item)
+    bits = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [sizes.fours * 4])
+    uniform = ((bits >> 8).to(tl.float64) + 0.5) / 16777216.0
+    return (-tl.log(-tl.log(uniform))).to(tl.float32)

@@ -1,0 +1,156 @@
+"""The attention kernel in Triton's interpreter, against the reference that its ONNX form is tested with.
+
+Two measures. Given what the cache's type can hold, the kernel computes in fp32: values are of order 1, sums have at most 64 terms, and
+3e-6 is some twenty roundings, where a wrong key, bias or length is of order 0.1. Given what it cannot, the kernel loses no more than a
+plain version in that type, by torch, does; in fp32, where both lose only roundings in another order, at most three times as much.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from interpreted import empty, launch
+
+from musiclm_deploy.kernels.attention import reference
+from musiclm_deploy.kernels.attention.triton_form import Parts, attend, merge, nothing
+
+FP32 = 3e-6
+CAPACITY, ENTRIES = 13, 6
+FAR, PREFIX_KEY = 1 << 40, 1 << 42  # as runtime.stages marks them
+DTYPES = {torch.float32: 3.0, torch.float16: 1.0, torch.bfloat16: 1.0}  # of the plain version's error
+
+
+@triton.jit
+def _merged(inputs, sizes: tl.constexpr, out, count, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    b, k = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+    there = (b < count) & (k < width)
+    tl.store(out + b * width + k, merge(inputs, sizes, nothing(inputs, sizes, b, count), b, k, there), mask=there)
+
+
+class Case:
+    """Rows of random queries, keys and values; every row's cache holds NaN where it has no keys yet."""
+
+    def __init__(self, lengths: list[int], heads: int, dim: int, biased: bool, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.lengths, self.heads, self.dim, self.biased = np.array(lengths), heads, dim, biased
+        B = len(lengths)
+        self.query = rng.standard_normal((B, heads, dim)).astype(np.float32)
+        self.keys, self.values = rng.standard_normal((2, B, CAPACITY, dim)).astype(np.float32)
+        self.first = rng.standard_normal((B, dim)).astype(np.float32)
+        self.table = rng.standard_normal((heads, ENTRIES)).astype(np.float32)
+        self.cq = rng.integers(-3, ENTRIES + 3, B) + rng.choice([0, 0, FAR], B)
+        self.ck = rng.integers(-3, 3, (B, CAPACITY)) + rng.choice([0, 0, 0, FAR, -FAR, PREFIX_KEY], (B, CAPACITY))
+        self.scale = dim**-0.5
+
+    def expected(self, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """float64 [B, H, D]"""
+        bias = reference.table_bias(self.table, self.cq[:, None], self.ck) if self.biased else None
+        return reference.attention(self.query[:, None], keys, values, self.lengths, self.scale, bias)[:, 0]
+
+    def plain(self, dtype: torch.dtype) -> np.ndarray:
+        """The same by torch, all of it in `dtype`."""
+        query, keys, values = (torch.from_numpy(a).to(dtype) for a in (self.query, self.keys, self.values))
+        score = torch.einsum("bhd,btd->bht", query, keys) * self.scale
+        if self.biased:
+            score += torch.from_numpy(reference.table_bias(self.table, self.cq[:, None], self.ck)[:, :, 0]).to(dtype)
+        unused = torch.arange(CAPACITY) >= torch.from_numpy(self.lengths)[:, None]
+        weights = score.masked_fill(unused[:, None], float("-inf")).softmax(-1)
+        return torch.einsum("bht,btd->bhd", weights, values).double().numpy()
+
+    def run(self, dtype: torch.dtype, splits: int, append: bool = True, residual: bool = False, block: int = 4) -> np.ndarray:
+        """float32 [B, H, D] by the kernel; leaves the caches in `self.caches`."""
+        B, H, D = self.query.shape
+        rows, last = np.arange(B), self.lengths - 1
+        old = torch.arange(CAPACITY) < torch.from_numpy(last + (not append))[:, None]
+        keys, values = (torch.where(old[..., None], torch.from_numpy(a), torch.nan).to(dtype) for a in (self.keys, self.values))
+        key, value = self.keys[rows, last], self.values[rows, last] - (0.5 * self.first if residual else 0)
+        if dtype == torch.bfloat16:  # to which the interpreter cuts float32, where a GPU rounds
+            key, value = (torch.from_numpy(a).to(dtype).float().numpy() for a in (key, value))
+        projected = np.concatenate([self.query.reshape(B, -1), key, value], axis=1)
+        first = np.concatenate([np.full((B, H * D + D), np.nan, np.float32), self.first], axis=1)
+        statistics = empty(B, splits, H, 2)
+        partial = empty(B, splits, H, D)
+        arrays = (torch.from_numpy(a) for a in (self.lengths, self.table, self.cq, self.ck))
+        launch(
+            attend,
+            (B, splits),
+            *(torch.from_numpy(projected), torch.from_numpy(first), keys, values, *arrays, partial, statistics),
+            *(projected.shape[1], CAPACITY, ENTRIES, self.scale, H, D),
+            *(triton.next_power_of_2(H), triton.next_power_of_2(D), block, splits, append, self.biased, residual),
+        )
+        self.caches = keys, values
+        out = empty(B, H * D)
+        powers = triton.next_power_of_2(B), triton.next_power_of_2(H * D)
+        launch(_merged, (1,), (partial, statistics), Parts(H, D, splits), out, B, H * D, *powers)
+        return out.reshape(B, H, D).numpy()
+
+
+CASES = [
+    ([5, 1, 8], 3, 8, True, 3),
+    ([CAPACITY], 8, 64, True, 2),
+    ([CAPACITY, 1, CAPACITY - 1, 2], 2, 24, False, 1),
+    ([1], 5, 8, True, 4),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("lengths", "heads", "dim", "biased", "splits"), CASES, ids=str)
+def test_a_new_position_attends_to_its_row(lengths, heads: int, dim: int, biased: bool, splits: int, dtype: torch.dtype) -> None:
+    """Fault: a row reads another's keys, length or stale cache; a split is lost or counted twice; a coordinate clips wrongly; the last
+    position cannot be used; the new key is not there to be attended to, or lands elsewhere in the cache; sums in less than fp32."""
+    case = Case(lengths, heads, dim, biased)
+    out = case.run(dtype, splits)
+    held = [torch.from_numpy(a).to(dtype).float().numpy() for a in (case.keys, case.values)]
+    np.testing.assert_allclose(out, case.expected(*held), rtol=0, atol=FP32)
+    exact = case.expected(case.keys, case.values)
+    assert np.abs(out - exact).max() <= DTYPES[dtype] * np.abs(case.plain(dtype) - exact).max() + 1e-7
+    for cache, wanted in zip(case.caches, held, strict=True):
+        used = np.arange(CAPACITY) < case.lengths[:, None]
+        found = cache.float().numpy()
+        np.testing.assert_array_equal(found[used], wanted[used])
+        assert np.isnan(found[~used]).all()
+
+
+def test_every_coordinate_clips_as_the_reference_does() -> None:
+    """Fault: the cases above never reach an end of the table."""
+    distances = np.concatenate([(case.cq[:, None] - case.ck).ravel() for case in (Case(*arguments[:4]) for arguments in CASES)])
+    assert distances.min() < -FAR and ((distances < 0) & (distances > -9)).any()
+    assert distances.max() > FAR - 9 and ((distances >= ENTRIES) & (distances < 19)).any()
+
+
+def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
+    """Fault: where a row's keys are split depends on its neighbours, and so do its last bits."""
+    case = Case([7, 12, 3], 3, 8, True)
+    together = case.run(torch.float16, 3)
+    for row in range(3):
+        alone = Case([7, 12, 3], 3, 8, True)
+        for name in ("lengths", "query", "keys", "values", "first", "cq", "ck"):
+            setattr(alone, name, getattr(alone, name)[row : row + 1])
+        np.testing.assert_array_equal(alone.run(torch.float16, 3)[0], together[row])
+
+
+def test_values_of_the_first_layer_are_added() -> None:
+    """Fault: the value residual is missing, halved twice, or taken from the first layer's keys."""
+    case = Case([4, 9], 3, 8, True)
+    np.testing.assert_allclose(case.run(torch.float32, 2, residual=True), case.expected(case.keys, case.values), rtol=0, atol=FP32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("heads", "dim"), [(3, 20), (1, 8), (8, 64)])
+def test_cross_attention_reads_all_its_keys(heads: int, dim: int, dtype: torch.dtype) -> None:
+    """Fault: the kernel appends where it must not, or leaves out the last conditioning key; head sizes that no vector divides."""
+    case = Case([CAPACITY, CAPACITY], heads, dim, False)
+    held = [torch.from_numpy(a).to(dtype).float().numpy() for a in (case.keys, case.values)]
+    np.testing.assert_allclose(case.run(dtype, 1, append=False), case.expected(*held), rtol=0, atol=FP32)
+    for cache, wanted in zip(case.caches, held, strict=True):
+        np.testing.assert_array_equal(cache.float().numpy(), wanted)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    """Fault: exponentials are taken of scores themselves: at 400 they are infinite in fp32."""
+    case = Case([11, 2], 3, 8, True)
+    case.query *= 400
+    np.testing.assert_allclose(case.run(torch.float32, 3), case.expected(case.keys, case.values), rtol=0, atol=400 * FP32)

@@ -1,0 +1,96 @@
+"""Every kernel of a step compiled ahead of time, with no GPU here, in a process that does not interpret them.
+
+One step has all kernels; what differs in other steps are sizes. Two capabilities: 80, whose PTX serves later cards as well, and 90.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from musiclm_deploy.kernels.decoder_step.sizes import Sizes
+from musiclm_deploy.kernels.launches import build_step
+from musiclm_deploy.kernels.sampling.triton_form import Place
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILE = """
+import sys
+from pathlib import Path
+from musiclm_deploy.kernels.compile import compile_steps
+from musiclm_deploy.kernels.decoder_step.sizes import Sizes
+from musiclm_deploy.kernels.launches import build_patches, build_step
+from musiclm_deploy.kernels.sampling.triton_form import Place
+step = build_step(Sizes(**{sizes}), 2, 64, 9, "{weights}", {numbers})
+{change}
+compile_steps([step, build_patches(1, 999, 40, 24, 12, True, (5, 7))], Path(sys.argv[1]), {capabilities})
+"""
+SIZES = dict(dim=32, depth=2, heads=2, dim_head=8, cache_head_size=8, inner=40, streams=4, vocabulary=14, outputs=1, table_rows=50)
+SIZES |= dict(bias_entries=9, value_residual=True, cross_attention=True)
+NUMBERS = dict(copies=2, place=Place(1, 13, 2, 1 << 40, 1, 1, 1, 0), total=9, stage=1, frame=2, end=13, k=3, scale=2.0, temperature=1.0)
+
+
+def compiled(folder: Path, capabilities: tuple[int, ...], change: str = "", **environment: str) -> subprocess.CompletedProcess:
+    code = COMPILE.format(sizes=SIZES, weights="fp16", numbers=NUMBERS, capabilities=capabilities, change=change)
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    where = {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder.parent / "cache")}
+    return subprocess.run([sys.executable, "-c", code, folder], env=kept | where | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled") / "kernels"
+    ran = compiled(folder, (80, 90))
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "kernels.json").read_text())
+
+
+def test_every_kernel_compiles_and_is_listed(folder: Path, record: dict[str, Any]) -> None:
+    """Fault: a kernel that only the interpreter takes; a file that the record does not know, or the other way round."""
+    step = build_step(Sizes(**SIZES), 2, 64, 9, "fp16", dict(NUMBERS))
+    functions = {launch.kernel.__name__ for launch in step.launches}
+    assert {kernel["function"] for kernel in record["kernels"].values()} == functions | {"spectrogram"}
+    hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "kernels.json"}
+    assert record["files"] == hashes
+    assert {machine["file"] for kernel in record["kernels"].values() for machine in kernel["machines"].values()} == set(hashes)
+    for key, kernel in record["kernels"].items():
+        assert set(kernel["machines"]) == {"80", "90", "ptx"}
+        for capability in ("80", "90"):
+            cubin = (folder / kernel["machines"][capability]["file"]).read_bytes()
+            assert cubin.startswith(b"\x7fELF") and kernel["function"].encode() in cubin, key
+        assert f".visible .entry {kernel['function']}(" in (folder / f"{key}.ptx").read_text()
+    assert not list(folder.parent.glob(".*"))
+
+
+def test_nothing_spills_at_this_size(record: dict[str, Any]) -> None:
+    """Fault: a tile that registers cannot hold even of the smallest model: its stack is written to memory and read at every step."""
+    for key, kernel in record["kernels"].items():
+        for capability, machine in kernel["machines"].items():
+            assert 0 < machine["registers"] <= 255 and machine["threads"] == 128, (key, capability)
+            assert machine["stack_bytes"] == 0, (key, capability, machine)
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    """Fault: a half-written folder, or an error that does not say which kernel, which card and what to do."""
+    broken = "step.launches = step.launches[:1]; step.launches[0].constants['BLOCK'] = 3"
+    cases = [
+        (dict(capabilities=(80, 90), change=broken), "does not compile it for capability 80"),
+        (dict(capabilities=(12, 90)), r"must be some of 80, .*, got [12, 90]"),
+        (dict(capabilities=(90,), TRITON_INTERPRET="1"), "unset TRITON_INTERPRET"),
+    ]
+    for arguments, message in cases:
+        ran = compiled(tmp_path / "kernels", **arguments)
+        assert ran.returncode == 1 and all(part in ran.stderr for part in message.split(".*")), ran.stderr
+        assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []

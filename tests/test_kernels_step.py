@@ -1,0 +1,148 @@
+"""A whole decode step of kernels in Triton's interpreter, against the same stage as an ONNX graph: logits, caches, and tokens.
+
+fp32 on both sides: logits differ by the order of sums over two layers, 1e-5 of the largest is some hundred roundings; a weight, stream or
+buffer mistaken for another moves them by about their size. Tokens are equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from interpreted import run_step
+from test_decoder_step import VARIANTS, Stage
+
+from musiclm_deploy.kernels import decoder_step
+from musiclm_deploy.kernels.launches import Step, build_step, pack_weights
+from musiclm_deploy.kernels.sampling.triton_form import Place
+from musiclm_deploy.runtime.bundle import Sampling
+from musiclm_deploy.runtime.loop import decode
+from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
+from musiclm_deploy.runtime.stages import FAR
+
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64}
+CAPACITY, ITEMS = 32, [(5, 0), (5, 1)]
+
+
+class OnKernels:
+    """A stage's rows whose steps are launches: a prefill by the graph, then buffers and kernels alone."""
+
+    def __init__(self, stage: Stage, weights: str, temperature: float) -> None:
+        self.plan, self.rows = stage.plan([0, 1]), 2
+        run = stage.run(None, [0, 1], CAPACITY)
+        logits = run.prefill(self.plan.prompts, 0)
+        model = stage.model(decoder_step.Pool(1))
+        self.sizes = model.sizes
+        rows, shift, V = self.plan.decoder.rows, self.plan.bias_shift, self.sizes.vocabulary
+        place = Place(rows["coarse"], V - 1, 2, FAR + 1, 1, 1, shift, rows["padding"])
+        self.numbers: dict[str, Any] = dict(copies=1, place=place, total=int(self.plan.steps.max()), stage=STAGE_IDS["coarse"])
+        self.numbers |= dict(frame=2, end=V - 1, k=max(int(0.5 * V), 1), scale=1.0, temperature=temperature)
+        context = stage.context["context.0.value"].shape[1] if stage.context else 0
+        self.steps = [build_step(self.sizes, 2, CAPACITY, context, weights, self.numbers, head) for head in range(self.sizes.outputs)]
+        self.buffers = {
+            name: torch.zeros(shape, dtype=TYPES[kind]) if kind == "int64" else torch.full(shape, torch.nan).to(TYPES[kind])
+            for step in self.steps
+            for name, (kind, shape) in step.buffers.items()
+        }
+        self._fill(pack_weights(self.sizes, model._weights))
+        self._fill({"no_branch": np.zeros((2, self.sizes.dim)), "logits": logits, "lengths": run._lengths})
+        self._fill(
+            {f"beta.{side}": np.ones((2, self.sizes.streams)) for side in (0, 1)}
+            if self.sizes.streams == 1
+            else {"beta.0": np.zeros((2, 4))}
+        )
+        self._fill({"key_coordinates": run._key_coordinates, "plans": self._plans(), "states": [[0, 1, 0]] * 2})
+        self._fill({name: cache[:, 0] for name, cache in run._caches.items()})
+        for name, array in stage.context.items():
+            self._fill({name: np.swapaxes(array, 1, 2)[:2] if name.endswith("key") else array[:2], "context_lengths": [context] * 2})
+
+    def _fill(self, arrays: Any) -> None:
+        for name, array in arrays.items():
+            self.buffers[name].copy_(torch.from_numpy(np.array(array)))
+
+    def _plans(self) -> np.ndarray:
+        plans = np.zeros((2, 6), np.int64)
+        plans[:, 0], plans[:, 1] = zip(*ITEMS, strict=True)
+        plans[:, 5] = self.plan.steps
+        return plans
+
+    def step(self, head: int | None) -> np.ndarray:
+        """One step; None: only the token after the prefill. Returns the logits."""
+        launches = self.steps[head or 0].launches
+        run_step(launches[-1:] if head is None else launches, self.buffers)
+        return self.buffers["logits"].numpy()
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    made: dict[str, Stage] = {}
+
+    def get(variant: str) -> Stage:
+        if variant not in made:
+            made[variant] = Stage("coarse", *VARIANTS[variant], tmp_path_factory.mktemp("stage"))
+        return made[variant]
+
+    return get
+
+
+@pytest.mark.parametrize("variant", ["cross-attention, four streams", "no value residual, before 2.2, five heads of 7"])
+def test_a_step_is_the_graphs(variant: str, stages) -> None:
+    """Fault: launches in the wrong order or on the wrong buffer; a weight packed otherwise than it is read; streams, layers or heads that
+    are mixed up; a cache that is written elsewhere; a token that is fed back otherwise."""
+    stage = stages(variant)
+    kernels, plan, noise = OnKernels(stage, "fp32", 0.9), stage.plan([0, 1]), PhiloxNoise(ITEMS)
+    run, seen = stage.run(None, [0, 1], CAPACITY), []
+
+    class Watched:
+        prefill = run.prefill
+
+        def step(self, *arguments: Any) -> np.ndarray:
+            seen.append(run.step(*arguments).copy())
+            return seen[-1]
+
+    watched: Any = Watched()
+    sampling = Sampling(temperature=0.9, filter_thres=0.5, cond_scale=1.0)
+
+    def stop(step: int, total: int) -> None:
+        if step == 1:
+            kernels.step(None)
+        else:
+            found = kernels.step((step - 1) % kernels.sizes.outputs)
+            np.testing.assert_allclose(found, seen[-1], rtol=0, atol=1e-5 * np.abs(seen[-1]).max(), err_msg=f"step {step}")
+        if step == 3:
+            raise StopIteration
+
+    def gumbel(step: int, rows: np.ndarray) -> np.ndarray:
+        return noise.rows("coarse", rows, np.full(len(rows), step), plan.decoder.vocabulary)
+
+    with pytest.raises(StopIteration):
+        decode(plan, watched, False, sampling, gumbel, stop)
+    for name, cache in run._caches.items():
+        for row, length in enumerate(run._lengths):
+            found = kernels.buffers[name][row, :length]
+            np.testing.assert_allclose(found, cache[row, 0, :length], rtol=0, atol=1e-5 * np.abs(cache).max(), err_msg=name)
+    np.testing.assert_array_equal(kernels.buffers["lengths"] - kernels.buffers["states"][:, 1], run._lengths)
+
+
+@pytest.mark.parametrize(("weights", "lost"), [("fp16", 2e-3), ("bf16", 1.6e-2)])
+def test_a_step_with_weights_of_sixteen_bits(weights: str, lost: float, stages) -> None:
+    """Fault: weights or caches of another type than is said. Four roundings of the type, 2**-11 and 2**-8, of the largest logit."""
+    stage = stages("one stream, before 2.4, one layer, 64")
+    kernels, plan = OnKernels(stage, weights, 0.0), stage.plan([0, 1])
+    run = stage.run(None, [0, 1], CAPACITY)
+    run.prefill(plan.prompts, 0)
+    kernels.step(None)
+    tokens = kernels.buffers["tokens"][:, 0].numpy()
+    expected = run.step(plan.place(0, tokens), plan.head(1))
+    error = np.abs(kernels.step(plan.head(1)) - expected).max() / np.abs(expected).max()
+    assert lost / 100 < error < lost
+
+
+def test_at_most_eight_launches_a_layer(stages) -> None:
+    """Fault: a launch more, which costs a microsecond in each layer of each step; or a kernel of its own for every layer."""
+    kernels = OnKernels(stages("cross-attention, four streams"), "fp16", 0.0)
+    step: Step = kernels.steps[0]
+    assert len(step.launches) == 8 * kernels.sizes.depth + 2
+    assert len({(one.kernel, str(one.constants)) for one in step.launches}) <= 11
