@@ -1,7 +1,7 @@
 """Training of the codec: audiolm-pytorch's SoundStream on waves alone, without its discriminators.
 
 In: clips, a folder for the run. Out: `state.pt` there; `trained_codec` reads it. In place of upstream's loss, spectra are compared as
-magnitudes and as logarithms of mel bands, on five scales, and the wave by its error's share of the energy. At 1.35 kbit/s a wave can be
+magnitudes and as logarithms of mel bands, on five scales, and the wave by its error's share of the energy. At 1.8 kbit/s a wave can be
 followed in its low frequencies only; of the rest at least the colour must be right. Discriminators would take nine tenths of the time.
 """
 
