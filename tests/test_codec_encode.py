@@ -264,7 +264,7 @@ def test_validation_finds_wrong_weights(tiny_bundle: Path, tiny_checkpoints: dic
 
 def measured(bundle: Path, collected: Collected) -> dict[str, float]:
     with md.load(bundle, device="cpu") as model, torch.inference_mode():
-        return validating._codec(model, collected)
+        return validating._codec(model, collected, {})
 
 
 def copy_with(bundle: Path, folder: Path, **changes: Any) -> Path:
