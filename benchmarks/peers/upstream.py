@@ -107,9 +107,10 @@ def upstream_clip(
         made[name] = run()
         seconds[name] = time.perf_counter() - started
 
-    semantic = audiolm_pytorch.SemanticTransformerWrapper(transformer=models["semantic"])
-    coarse = audiolm_pytorch.CoarseTransformerWrapper(transformer=models["coarse"], codec=models["codec"])
-    fine = audiolm_pytorch.FineTransformerWrapper(transformer=models["fine"], codec=models["codec"])
+    # In evaluation mode, which a wrapper's `generate` would otherwise take from the models it is given.
+    semantic = audiolm_pytorch.SemanticTransformerWrapper(transformer=models["semantic"]).eval()
+    coarse = audiolm_pytorch.CoarseTransformerWrapper(transformer=models["coarse"], codec=models["codec"]).eval()
+    fine = audiolm_pytorch.FineTransformerWrapper(transformer=models["fine"], codec=models["codec"]).eval()
     with noise.in_upstream(), torch.inference_mode():
         timed("mulan", lambda: models["quantizer"](texts=tokenizer.tokenize([TEXT])))
         told: dict[str, Any] = {"text_embeds": made["mulan"], "filter_thres": filter_thres}
