@@ -24,7 +24,7 @@ from musiclm_deploy.runtime.stages import FAR, Plan, plan_coarse, plan_fine, pla
 
 V, DIM, STREAMS, TABLE, CAPACITY = 11, 5, 2, 80, 40
 NEVER, ALWAYS = triton_form.NEVER.value, triton_form.ALWAYS.value
-_STEP = Step(dim_head=8, inner=8, streams=STREAMS, value_residual=True, precision="fp32", weights={})
+_STEP = Step(dim_head=8, inner=8, streams=STREAMS, value_residual=True, precision="fp32", block=0, weights={})
 DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, 3, 2, {"padding": 0, "start": 1, "semantic": 2}, Bias(9, 1), 99, _STEP)
 ITEMS = [(2**63 + 5, 0), (7, 1), (2**64 - 1, 3)]
 FIRST = np.array([0, 40, 9])  # index of each row's first token in its item's whole stage
