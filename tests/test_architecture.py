@@ -89,7 +89,7 @@ def test_arrows(folder: str) -> None:
 
 
 def test_an_operation_stands_alone() -> None:
-    """Fault: a fused operation cannot be read, tested or compiled without its neighbours. A matrix product is what operations are made of."""
+    """Fault: a fused operation cannot be read, tested or compiled without its neighbours. All are made of matrix products."""
     imports = {path: names for path, names in imports_of("kernels").items() if path.count("/") > 1}
     assert imports
     wrong = [
