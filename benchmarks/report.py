@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from musiclm_deploy.kernels.quantized_product import PRECISIONS
 from musiclm_deploy.runtime.bench.record import Row, read
 from musiclm_deploy.runtime.bench.table import MODEL, SECTIONS, SIZE, Section, as_markdown, cells, field, number, share
 
@@ -27,7 +28,6 @@ PEER_CLIPS = Section(
         *((stage, share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
     ),
 )
-PRECISIONS = ("fp32", "int8", "int4")
 
 
 def ratio(rows: Sequence[Row], field: str, above: dict[str, Any], below: dict[str, Any]) -> float | None:

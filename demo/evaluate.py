@@ -10,7 +10,6 @@ it clip by clip, on the same noise.
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from demo.data import Clips
 from demo.judge import Judge, confusion, paired, share
 from demo.sizes import SIZES, codec
 from demo.train_codec import SpectralDistance, si_snr
+from musiclm_deploy.runtime.bench.record import circumstances, processors
 from musiclm_deploy.runtime.bundle import Sampling
 
 _TRAINED_PIECES = 800  # that the judge learns from, one window each
@@ -56,10 +56,10 @@ def main() -> None:
     with md.load(arguments.bundles[0], device="cpu") as model:
         parts |= _retrieval(model, test, real, styles)
     generated = _compare(arguments, test, real, judge)
-    circumstances = {"commit": _commit(), "machine": _machine(), "command": f"python -m demo.evaluate {shlex.join(sys.argv[1:])}"}
-    result = {"circumstances": circumstances, "parts": parts, "generated": generated}
+    around = circumstances(f"python -m demo.evaluate {shlex.join(sys.argv[1:])}", processors())
+    result = {"circumstances": around, "parts": parts, "generated": generated}
     (arguments.out / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    text = _tables(parts, generated, circumstances)
+    text = _tables(parts, generated, around)
     (arguments.out / "evaluation.md").write_text(text, encoding="utf-8")
     if arguments.into is not None:
         page, (begin, end) = arguments.into.read_text(encoding="utf-8"), _MARKS
@@ -170,7 +170,7 @@ def _generated(
     }, found
 
 
-def _tables(parts: Rows, generated: dict[str, dict[str, Any]], circumstances: Rows) -> str:
+def _tables(parts: Rows, generated: dict[str, dict[str, Any]], around: dict[str, Any]) -> str:
     """Markdown. What a cell of the second table is stands below it."""
     columns = [name for name in next(iter(generated.values())) if name != "confusion"]
     lines = ["| the parts | |", "|---|---|", *(f"| {name} | {value} |" for name, value in parts.items()), ""]
@@ -181,24 +181,9 @@ def _tables(parts: Rows, generated: dict[str, dict[str, Any]], circumstances: Ro
         "first row in points, clip by clip on the same noise, with its interval of 95 %. MuLaN: cosine of prompt and clip. Fréchet:",
         "distance to the real test clips in the judge's features. Silent: half a second of silence; clipped: a sample at full scale.",
         f"s per s: seconds of computing per second of music, {_BATCH} prompts at once. Guidance is {Sampling().cond_scale:g} by default.",
-        f"Commit {circumstances['commit']}, {circumstances['machine']}: `{circumstances['command']}`.",
+        f"Commit {around['git']}, {around['machine']}: `{around['command']}`.",
     )
     return "\n".join([*lines, "", *notes]) + "\n"
-
-
-def _commit() -> str:
-    root = Path(__file__).resolve().parent.parent
-    return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _machine() -> str:
-    """The processor's name and how many there are."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} × {names[0]}" if names else "an unknown processor"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from ..runtime.noise import PhiloxNoise
 from ..runtime.sampling import guide
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from ..runtime.step import open_native, open_pool
-from ..runtime.token_stages import _with_null
+from ..runtime.token_stages import with_null
 
 TEXTS = (
     "calm piano in a ballroom",
@@ -124,7 +124,7 @@ def _stage(
     guided = decoder.guidance and sampling.cond_scale != 1
     context: dict[str, np.ndarray] = {}
     if decoder.context and conditioning is not None:
-        context = {name: _with_null(name, array, guided) for name, array in model.run(decoder.context, conditioning=conditioning).items()}
+        context = {name: with_null(name, array, guided) for name, array in model.run(decoder.context, conditioning=conditioning).items()}
     capacity = plan.capacity + (context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0)
     pool = open_pool(None) if model.step.native else None
 

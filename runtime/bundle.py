@@ -159,7 +159,7 @@ class Manifest:
     wav2vec: SemanticTokenizer | None  # upstream's word for it; None in a bundle that takes no sound for its tokens
     unique_consecutive: bool  # repeated semantic tokens were collapsed in training
     semantic_tokens_per_second: float
-    made_by: dict[str, str]  # tool -> version, precision, opset
+    made_by: dict[str, str]  # tool -> version; opset
     sources: dict[str, dict[str, str]]  # checkpoint -> file, sha256, version
     settings: dict[str, dict[str, list[Any]]]  # stage -> name -> [value, where it came from]
     errors: dict[str, float]  # measured against PyTorch at export, the transformers before they were quantized

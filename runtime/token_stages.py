@@ -192,8 +192,7 @@ class TokenStages:
         guided = is_guided(self._manifest, request, stage)
         prompts = np.array(items) // request.num_samples
         context = {
-            name: np.ascontiguousarray(_with_null(name, array[prompts], guided))
-            for name, array in self._conditioning.get(stage, {}).items()
+            name: np.ascontiguousarray(with_null(name, array[prompts], guided)) for name, array in self._conditioning.get(stage, {}).items()
         }
         capacity = plan.capacity + (context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0)
         of_row, first = np.array(items), np.array(before)
@@ -232,7 +231,7 @@ def _length(windows: list[slice]) -> int:
     return windows[-1].stop - windows[-1].start if windows else 0
 
 
-def _with_null(name: str, rows: np.ndarray, guided: bool) -> np.ndarray:
+def with_null(name: str, rows: np.ndarray, guided: bool) -> np.ndarray:
     """Append, for guidance, a row without condition for each row: the null key and value in every slot weigh out to the null value."""
     if not guided or name == "prefix_embeddings":  # a row without condition leaves the prefix out
         return rows

@@ -28,7 +28,7 @@ from musiclm_deploy.runtime.decoder import DecoderRun
 from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.noise import PhiloxNoise
 from musiclm_deploy.runtime.stages import Plan, plan_coarse, plan_fine, plan_semantic
-from musiclm_deploy.runtime.token_stages import _with_null
+from musiclm_deploy.runtime.token_stages import with_null
 
 ROWS, FRAMES, SEMANTIC_STEPS, CONDITIONING_TOKENS = 4, 6, 15, 3
 SAMPLING = Sampling(temperature=4.0, filter_thres=0.2, cond_scale=2.5)  # random logits are peaked: at 1 the noise would hardly be heard
@@ -71,7 +71,7 @@ class Stage:
         """What the plan's rows give, each with its own row's noise, counted from the first token of its prime."""
         rows = list(range(ROWS)) if rows is None else rows
         guided = bool(self.context)
-        context = {name: np.ascontiguousarray(_with_null(name, array[rows], guided)) for name, array in self.context.items()}
+        context = {name: np.ascontiguousarray(with_null(name, array[rows], guided)) for name, array in self.context.items()}
         capacity = plan.capacity + (CONDITIONING_TOKENS if "prefix_embeddings" in context else 0)
         run = DecoderRun(self.session, self.decoder, context, len(rows) * (1 + guided), capacity)
         noise = PhiloxNoise([(row, 0) for row in range(ROWS)])
