@@ -85,12 +85,12 @@ class Bench:
     def _begin(self, name: str, case: Case) -> Form:
         kind, _, precision = name.partition("-")
         if kind == "graph":
-            step = begin(self.session, self.decoder, self.context, case, None)
+            step = begin(self.session, self.decoder, self.context, case)
             return Form(step, bytes_of_step(self.decoder, case, self.context, graph_weights(self.bundle, self.decoder)), "fp32")
         if kind == "native":
             model = self.native[precision]
             read = bytes_of_step(self.decoder, case, self.context, model.bytes_read)
-            return Form(begin(self.session, self.decoder, self.context, case, model), read, precision, {"path": model.path})
+            return Form(begin(model, self.decoder, self.context, case), read, precision, {"path": model.path})
         read = bytes_of_step(self.decoder, case, self.context, graph_weights(self.bundle, self.decoder))
         conditioning = torch.from_numpy(np.repeat(self.conditioning, case.rows, axis=0))
         if kind == "upstream":

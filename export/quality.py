@@ -128,16 +128,15 @@ def _stage(
     capacity = plan.capacity + (context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0)
     pool = open_pool(None) if model.step.native else None
 
-    def run(session: Any, record: Decoder, native: Any) -> DecoderRun:
+    def run(transformer: Any, record: Decoder) -> DecoderRun:
         own = {name: np.ascontiguousarray(array) for name, array in context.items()}
-        return DecoderRun(session, record, own, rows * (1 + guided), capacity, native)
+        return DecoderRun(transformer, record, own, rows * (1 + guided), capacity)
 
     others = {}
     for precision, step in candidates.items():
         folder, record = model.bundle.root.with_name(precision), replace(decoder, step=Step(**step))
-        native = open_native(folder, record, pool) if pool else None
-        others[precision] = run(open_session(Path(folder, decoder.graph), None), record, native)
-    twins = Twins(run(model.session(decoder.graph), decoder, model.native(plan.stage)), others, sampling.cond_scale if guided else None)
+        others[precision] = run(open_native(folder, record, pool) if pool else open_session(Path(folder, decoder.graph), None), record)
+    twins = Twins(run(model.transformer(plan.stage), decoder), others, sampling.cond_scale if guided else None)
     noise = PhiloxNoise([(0, item) for item in range(rows)])
     drawn = decode(
         plan,

@@ -154,14 +154,15 @@ def _transformer(stage: str, model: MusicLM, collected: Collected) -> float:
         coarse = torch.randint(0, decoder.vocabulary, (_ROWS, frames, settings["num_coarse_quantizers"] * groups))
         plan = plan_fine(decoder, list(coarse.numpy()), settings["num_fine_quantizers"] * groups, frames * groups)
         expected = reference(coarse_token_ids=coarse, fine_token_ids=tokens, return_only_fine_logits=True, **condition)[1]
-    return _relative(_teacher_forced(model, plan, context, tokens.numpy()), expected)
+    forms = [model.session(decoder.graph), *([model.transformer(stage)] if model.step.native else [])]
+    return max(_relative(_teacher_forced(form, plan, context, tokens.numpy()), expected) for form in forms)
 
 
-def _teacher_forced(model: MusicLM, plan: Plan, context: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+def _teacher_forced(transformer: Any, plan: Plan, context: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
     """Logits [B, steps + 1, V] of a prefill and of one step per given token."""
     prefix = context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0
     capacity = len(plan.prompts[0].rows) + prefix + tokens.shape[1]
-    run = DecoderRun(model.session(plan.decoder.graph), plan.decoder, context, len(tokens), capacity, model.native(plan.stage))
+    run = DecoderRun(transformer, plan.decoder, context, len(tokens), capacity)
     logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
     for step in range(tokens.shape[1]):
         placed: Positions = plan.place(step, tokens[:, step])

@@ -1,24 +1,24 @@
 """One token transformer at work: a preallocated KV cache, one prefill, then one call per token, nothing copied or rebound.
 
 In: a stage's graphs, positions (`runtime.stages`), conditioning. Out: logits. It does not know what tokens mean or how they are sampled.
-A step is the graph's, or that of a native model (kernels/decoder_step) which works on the same caches.
+Both are computed by the stage's graph or by a native model (kernels/decoder_step); either goes on from the caches that the other left.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernels.decoder_step import Model, Run
 from .bundle import Decoder
-from .memory import prefill_rows
+from .memory import POSITIONS_AT_ONCE, prefill_rows
 from .stages import PREFIX_KEY, Positions
 
 if TYPE_CHECKING:
     import onnxruntime as ort
-
-    from ..kernels import decoder_step
 
 
 class DecoderRun:
@@ -26,23 +26,20 @@ class DecoderRun:
 
     def __init__(
         self,
-        session: ort.InferenceSession,
+        transformer: ort.InferenceSession | Model,
         decoder: Decoder,
         context: dict[str, np.ndarray],
         rows: int,
         capacity: int,
-        native: decoder_step.Model | None = None,
         conditions: np.ndarray | None = None,
     ) -> None:
-        """context: the outputs of the stage's context graph, one entry per row; a row without condition has only null entries.
+        """transformer: the stage's graph, or a native model with its weights.
 
-        native: what computes the steps after the prefill; None leaves them to the graph. conditions: int64 [rows], the same number for rows
-        whose context is the same; of such rows those that have the same prompt are prefilled once. All differ by default.
+        context: the outputs of the stage's context graph, one entry per row; a row without condition has only null entries. conditions:
+        int64 [rows], the same number for rows whose context is the same; of such rows those that have the same prompt are prefilled once.
+        All differ by default.
         """
-        from onnxruntime import OrtValue  # not at the top: without ONNX Runtime, `load` says what to install
-
-        self._session, self._decoder, self._context = session, decoder, context
-        self._share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
+        self._decoder, self._context = decoder, context
         self._conditions = np.arange(rows) if conditions is None else conditions
         self._capacity = capacity
         shape = (rows, 1, capacity, decoder.cache_head_size)
@@ -56,9 +53,13 @@ class DecoderRun:
         self._row_ids = np.zeros((rows, 1), np.int64)
         self._query_coordinates = np.zeros((rows, 1), np.int64)
         self._every_row = np.arange(rows)
-        self._has_head = any(value.name == "head" for value in session.get_inputs())
+        self.compute_with(transformer)
+
+    def compute_with(self, transformer: ort.InferenceSession | Model) -> None:
+        """What computes from here on."""
+        self._native, self._session = (transformer, None) if isinstance(transformer, Model) else (None, transformer)
         self._step_binding: ort.IOBinding | None = None
-        self._native, self._native_run = native, None
+        self._native_run: Run | None = None
 
     def prefill(self, prompts: list[Positions], head: int, without_prefix: int = 0) -> np.ndarray:
         """Feed every row's prompt, in one call or, where they are long, in several of some rows each. Returns logits [B, V].
@@ -73,25 +74,13 @@ class DecoderRun:
             prompts = [Positions.join(before, prompt) if row < conditioned else prompt for row, prompt in enumerate(prompts)]
         # rows that differ are computed at the front of the caches, then copied to where they belong
         distinct, place_of = _distinct(prompts, self._conditions)
-        S = max(len(prompt.rows) for prompt in prompts)
-        row_ids, query_coordinates = np.zeros((2, len(distinct), S), np.int64)
         for place, row in enumerate(distinct):
             n = len(prompts[row].rows)
             self._advance(place, n)
-            row_ids[place, :n], query_coordinates[place, :n] = prompts[row].rows, prompts[row].query
             self._key_coordinates[place, :n] = prompts[row].key
-        masks = ()
-        if prefix is not None:
-            masks = np.zeros((len(distinct), S, 1), bool), np.zeros((len(distinct), S, prefix.shape[2]), np.float32)
-            with_prefix = [row for row in distinct if row < conditioned]
-            masks[0][: len(with_prefix), :C], masks[1][: len(with_prefix), :C] = True, prefix[with_prefix]
-        at_once = prefill_rows(self._decoder, S)
-        for first in range(0, len(distinct), at_once):
-            rows = slice(first, min(first + at_once, len(distinct)))
-            longest = self._lengths[rows].max()  # the operator takes no more positions than the longest of its rows has
-            own = (np.ascontiguousarray(array[rows, :longest]) for array in (row_ids, query_coordinates, *masks))
-            context = {name: array[distinct[rows]] for name, array in self._context.items()} if prefix is None else {}
-            self._run(self._bind(rows, context, *own), head, rows)
+        told = [0 if prefix is None or row >= conditioned else prefix.shape[1] for row in distinct]  # positions of a prefix
+        prefill = self._prefill_by_graph if self._native is None else self._prefill_native
+        prefill(head, distinct, [prompts[row] for row in distinct], told)
         for row in reversed(self._every_row):  # from behind: a row's place is never behind the row
             if (place := place_of[row]) != row:
                 n = self._lengths[row] = self._lengths[place]
@@ -99,6 +88,50 @@ class DecoderRun:
                     array[row, 0, :n] = array[place, 0, :n]
                 self._key_coordinates[row], self._logits[row] = self._key_coordinates[place], self._logits[place]
         return self._logits
+
+    def _prefill_by_graph(self, head: int, distinct: list[int], prompts: list[Positions], told: list[int]) -> None:
+        prefix, S = self._context.get("prefix_embeddings"), max(len(prompt.rows) for prompt in prompts)
+        row_ids, query_coordinates = np.zeros((2, len(distinct), S), np.int64)
+        for place, prompt in enumerate(prompts):
+            n = len(prompt.rows)
+            row_ids[place, :n], query_coordinates[place, :n] = prompt.rows, prompt.query
+        masks = ()
+        if prefix is not None:
+            masks = np.zeros((len(distinct), S, 1), bool), np.zeros((len(distinct), S, prefix.shape[2]), np.float32)
+            for place, (row, C) in enumerate(zip(distinct, told, strict=True)):
+                if C:
+                    masks[0][place, :C], masks[1][place, :C] = True, prefix[row]
+        at_once = prefill_rows(self._decoder, S)
+        for first in range(0, len(distinct), at_once):
+            rows = slice(first, min(first + at_once, len(distinct)))
+            longest = self._lengths[rows].max()  # the operator takes no more positions than the longest of its rows has
+            own = (np.ascontiguousarray(array[rows, :longest]) for array in (row_ids, query_coordinates, *masks))
+            context = {name: array[distinct[rows]] for name, array in self._context.items()} if prefix is None else {}
+            self._run(self._bind(rows, context, *own), head, rows)
+
+    def _prefill_native(self, head: int, distinct: list[int], prompts: list[Positions], told: list[int]) -> None:
+        """The positions of all prompts one after the other, some of them at once: each is a row that attends to those before it."""
+        assert self._native is not None
+        lengths = self._lengths[: len(distinct)].copy()
+        sequence, position = np.repeat(np.arange(len(distinct)), lengths), np.concatenate([np.arange(n) for n in lengths])
+        fed = Positions.join(*prompts)
+        prefix = self._context.get("prefix_embeddings")
+        if prefix is not None:
+            of_prefix = position < np.array(told)[sequence]
+            numbers = self._native.sizes.table_rows + np.repeat(distinct, lengths) * prefix.shape[1] + position
+            fed = Positions(np.where(of_prefix, numbers, fed.rows), fed.query, fed.key)
+        rows = min(len(position), POSITIONS_AT_ONCE)
+        arrays, logits = list(np.zeros((4, rows), np.int64)), np.empty((rows, self._decoder.vocabulary), np.float32)
+        context = {name: array[distinct] for name, array in self._context.items() if array is not prefix}
+        run = self._bind_native(self._native, slice(0, len(distinct)), arrays, logits, context, prefix)
+        for first in range(0, len(position), rows):
+            part = slice(first, min(first + rows, len(position)))
+            count = part.stop - first
+            for array, numbers in zip(arrays, (sequence, fed.rows, fed.query, position + 1), strict=True):
+                array[:count] = numbers[part]
+            ends = np.flatnonzero(position[part] + 1 == lengths[sequence[part]])
+            run.step(head if len(ends) else None, count)
+            self._logits[sequence[part][ends]] = logits[ends]
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows alone, bool [B], in their order: the others cost nothing any more."""
@@ -121,7 +154,10 @@ class DecoderRun:
         self._advance(slice(None), 1 if growing is None else growing)
         self._key_coordinates[self._every_row, self._lengths - 1] = positions.key
         if self._native is not None:
-            self._native_run = self._native_run or self._bind_native(self._native)
+            if self._native_run is None:
+                rows = self._row_ids[:, 0], self._query_coordinates[:, 0], self._lengths
+                context = self._context if "prefix_embeddings" not in self._context else {}
+                self._native_run = self._bind_native(self._native, slice(None), (self._every_row, *rows), self._logits, context)
             self._native_run.step(head)
             return self._logits
         if self._step_binding is None:
@@ -133,24 +169,32 @@ class DecoderRun:
         self._run(self._step_binding, head, slice(None))
         return self._logits
 
-    def _bind_native(self, model: decoder_step.Model) -> decoder_step.Run:
-        from ..kernels.decoder_step import Run  # not at the top: a decoder without it needs no library
+    def _bind_native(
+        self,
+        model: Model,
+        sequences: slice,
+        rows: Sequence[np.ndarray],
+        logits: np.ndarray,
+        context: dict[str, np.ndarray],
+        prefix: np.ndarray | None = None,
+    ) -> Run:
+        """rows: int64 [B] each, the sequence, number, query coordinate and length of every row."""
 
         def layers(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
-            names = [name.format(layer) for layer in range(self._decoder.depth)]
-            return [np.ascontiguousarray(arrays[one]) for one in names if one in arrays]
+            return [arrays[one] for one in (name.format(layer) for layer in range(self._decoder.depth)) if one in arrays]
 
+        caches = {name: cache[sequences] for name, cache in self._caches.items()}
+        context = {name: np.ascontiguousarray(array) for name, array in context.items()}
         return Run(
             model,
-            row_ids=self._row_ids,
-            query_coordinates=self._query_coordinates,
-            key_coordinates=self._key_coordinates,
-            lengths=self._lengths,
-            keys=layers(self._caches, "{}.key"),
-            values=layers(self._caches, "{}.value"),
-            context_keys=layers(self._context, "context.{}.key"),
-            context_values=layers(self._context, "context.{}.value"),
-            logits=self._logits,
+            **dict(zip(("sequence_ids", "row_ids", "query_coordinates", "lengths"), rows, strict=True)),
+            key_coordinates=self._key_coordinates[sequences],
+            keys=layers(caches, "{}.key"),
+            values=layers(caches, "{}.value"),
+            context_keys=layers(context, "context.{}.key"),
+            context_values=layers(context, "context.{}.value"),
+            logits=logits,
+            prefix=None if prefix is None else np.ascontiguousarray(prefix.reshape(-1, prefix.shape[2])),
         )
 
     def _advance(self, rows: int | slice, positions: int | np.ndarray) -> None:
@@ -168,6 +212,10 @@ class DecoderRun:
         prefix: np.ndarray | None = None,
     ) -> ort.IOBinding:
         """Bind the positions and the context of these rows, and what else they have, once; later calls only write into the arrays."""
+        from onnxruntime import OrtValue  # not at the top: without ONNX Runtime, `load` says what to install
+
+        assert self._session is not None
+        share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         binding = self._session.io_binding()
         inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total}
         if self._decoder.bias is not None:
@@ -176,21 +224,22 @@ class DecoderRun:
             inputs |= {"prefix_mask": prefix_mask, "prefix_embeddings": prefix}
         else:
             inputs |= context
-        if self._has_head:
+        if any(value.name == "head" for value in self._session.get_inputs()):
             inputs["head"] = self._head
         for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, self._share(array))
+            binding.bind_ortvalue_input(name, share(array))
         for name, array in self._caches.items():
-            cache = self._share(array[rows])
+            cache = share(array[rows])
             binding.bind_ortvalue_input(f"past_key_values.{name}", cache)
             binding.bind_ortvalue_output(f"present.{name}", cache)
-        binding.bind_ortvalue_output("logits", self._share(self._logits[rows]))
+        binding.bind_ortvalue_output("logits", share(self._logits[rows]))
         return binding
 
     def _run(self, binding: ort.IOBinding, head: int, rows: slice) -> None:
         self._seqlens[rows] = self._lengths[rows] - 1
         self._total[0] = self._lengths[rows].max()
         self._head[0] = head
+        assert self._session is not None
         self._session.run_with_iobinding(binding)
 
 

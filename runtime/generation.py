@@ -112,7 +112,7 @@ class Generation:
             decoder = getattr(manifest, stage)
             prefix = manifest.conditioner.quantizers if decoder.conditioning == "prefix" else 0
             rows *= 2 if is_guided(manifest, request, stage) else 1
-            needed[stage] = decoder_bytes(decoder, rows, prompt + prefix, capacity + prefix)
+            needed[stage] = decoder_bytes(decoder, rows, prompt + prefix, capacity + prefix, self._model.step.native)
         for prime in filter(None, request.primes):
             tokenizer, codec = tokenizer_of(manifest), manifest.codec
             hearing = wav2vec_bytes(tokenizer, 1, samples_at(prime.sound, tokenizer.sample_hz))

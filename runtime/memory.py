@@ -20,7 +20,8 @@ _LOG = logging.getLogger(__name__)
 ROWS_AT_ONCE = (
     16  # windows of the fine stage in one batch: on two cores a step of 16 rows costs 2.5 times that of one, and memory is theirs
 )
-PREFILL_BYTES = 1 << 26  # of scores in one call of a prefill: more rows at once gain nothing where each is as long as that
+PREFILL_BYTES = 1 << 26  # of scores in one call of a graph's prefill: more rows at once gain nothing where each is as long as that
+POSITIONS_AT_ONCE = 64  # of a native prefill: with more the activations leave the nearer caches
 
 
 def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, int, int]]:
@@ -50,8 +51,10 @@ def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, i
     return {stage: run for stage, run in runs.items() if not request.stage_done(stage)}
 
 
-def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int) -> int:
-    """What one stage of a request takes beside the weights: caches, and the bias and scores of the prefill."""
+def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int, native: bool) -> int:
+    """What one stage of a request takes beside the weights: caches, and what a prefill holds of bias and scores."""
+    if native:
+        return cache_bytes(decoder, rows, capacity) + POSITIONS_AT_ONCE * _row_bytes(decoder, capacity)
     return cache_bytes(decoder, rows, capacity) + min(rows, prefill_rows(decoder, prompt)) * _scores_bytes(decoder, prompt)
 
 
@@ -66,6 +69,11 @@ def prefill_rows(decoder: Decoder, prompt: int) -> int:
 
 def _scores_bytes(decoder: Decoder, prompt: int) -> int:
     return prompt * prompt * (2 * 4 * decoder.heads + 8)
+
+
+def _row_bytes(decoder: Decoder, capacity: int) -> int:
+    """Of one row of a native step: the bias of every key and head, and each head's output for every 128 keys."""
+    return capacity * 4 * (-(-decoder.heads // 8) * 8 + (decoder.heads * (decoder.cache_head_size + 4)) // 128)
 
 
 def mulan_audio_bytes(mulan: Mulan, rows: int, samples: int) -> int:

@@ -165,12 +165,16 @@ class MusicLM:
                 self._sessions[graph] = open_session(self.bundle.path(graph), self._threads)
             return self._sessions[graph]
 
-    def native(self, stage: str) -> Model | None:
-        """What computes a stage's steps after the prefill, packed when it is first asked for; None where the graph does."""
+    def transformer(self, stage: str) -> Any:
+        """What computes a stage's tokens: its native model, packed when it is first asked for, or the session of its graph."""
+        if self._pool is None:
+            return self.session(self._decoder(stage).graph)
         with self._lock:
-            if self._pool is not None and stage not in self._native:
+            if self._sessions is None:
+                raise RuntimeError("this MusicLM is closed.")
+            if stage not in self._native:
                 self._native[stage] = open_native(self.bundle.root, self._decoder(stage), self._pool)
-            return self._native.get(stage)
+            return self._native[stage]
 
     def close(self) -> None:
         """Free the sessions and their memory. A request that is still running ends at its next stage, with an error that says so."""

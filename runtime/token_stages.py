@@ -203,8 +203,7 @@ class TokenStages:
         # a row without condition is like any other
         conditions = np.concatenate([prompts if context else 0 * prompts, np.full(len(items) * guided, -1)])
         with self._timed(stage):
-            session, native = self._model.session(plan.decoder.graph), self._model.native(stage)
-            run = DecoderRun(session, plan.decoder, context, len(conditions), capacity, native, conditions)
+            run = DecoderRun(self._model.transformer(stage), plan.decoder, context, len(conditions), capacity, conditions)
             return decode(plan, run, guided, sampling, gumbel, lambda step, _: self._report(stage, done + step, total))
 
     def _known(self, prime: Tokens | None, stage: str) -> np.ndarray:

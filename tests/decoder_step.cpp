@@ -75,11 +75,15 @@ struct Weights {
   }
 };
 
+constexpr int kCapacity = 23, kContext = 3, kSteps = 3, kPrefix = 2;
+
 // One request of some rows, row r with the same contents whatever rows stand beside it; the last step fills the longest row's cache.
-std::vector<float> logits_of(ds_pool* pool, const ds_model* model, const Weights& weights, bool cross, const std::vector<int>& rows) {
-  constexpr int kCapacity = 23, kContext = 3, kSteps = 3;
+// at_once: the steps of each row as rows of a single one.
+std::vector<float> logits_of(ds_pool* pool, const ds_model* model, const Weights& weights, bool cross, const std::vector<int>& rows,
+                             bool at_once) {
   const size_t B = rows.size(), D = Weights::cache_dim, E = Weights::head_dim;
-  std::vector<int64_t> ids(B), query(B), key(B * kCapacity), lengths(B);
+  const size_t each = at_once ? kSteps : 1, N = B * each;
+  std::vector<int64_t> sequences(N), ids(N), query(N), key(B * kCapacity), lengths(N);
   std::vector<std::vector<float>> keys(Weights::depth), values(Weights::depth), context_keys(Weights::depth), context_values(Weights::depth);
   const auto fill = [&](std::vector<float>& to, size_t each, int salt) {
     for (int row : rows) {
@@ -99,43 +103,66 @@ std::vector<float> logits_of(ds_pool* pool, const ds_model* model, const Weights
     context_key_table.push_back(context_keys[layer].data());
     context_value_table.push_back(context_values[layer].data());
   }
-  std::vector<float> logits(B * Weights::vocabulary), all;
-  const ds_buffers buffers = {static_cast<int32_t>(B), kCapacity, cross ? kContext : 0, ids.data(), query.data(), key.data(), lengths.data(),
-                              key_table.data(), value_table.data(), context_key_table.data(), context_value_table.data(), logits.data()};
+  const std::vector<float> prefix(kPrefix * Weights::dim, 0.5f);
+  std::vector<float> logits(N * Weights::vocabulary), all;
+  const ds_buffers buffers = {static_cast<int32_t>(N), static_cast<int32_t>(B), kCapacity, cross ? kContext : 0, kPrefix, sequences.data(),
+                              ids.data(), query.data(), lengths.data(), key.data(), key_table.data(), value_table.data(),
+                              context_key_table.data(), context_value_table.data(), prefix.data(), logits.data()};
   char error[200] = "";
   ds_run* run = ds_run_create(pool, model, &buffers, error, sizeof error);
   if (!run) {
     std::printf("%s\n", error);
     return {};
   }
-  for (int step = 0; step < kSteps; step++) {
-    for (size_t b = 0; b < B; b++) {
-      ids[b] = (rows[b] + step) % weights.w.table_rows;
-      lengths[b] = kCapacity - kSteps + 1 + step - rows[b] * 5;
-      query[b] = rows[b] % 2 ? int64_t{1} << 40 : lengths[b];
-      for (int j = 0; j < kCapacity; j++) key[b * kCapacity + j] = j == 2 ? -(int64_t{1} << 42) : j;
-    }
-    if (ds_step(run, step % Weights::outputs) != DS_OK) return {};
-    all.insert(all.end(), logits.begin(), logits.end());
+  for (size_t b = 0; b < B; b++) {
+    for (int j = 0; j < kCapacity; j++) key[b * kCapacity + j] = j == 2 ? -(int64_t{1} << 42) : j;
   }
-  lengths[0] = kCapacity + 1;
-  if (ds_step(run, 0) != DS_BAD_LENGTH || ds_step(run, Weights::outputs) != DS_BAD_HEAD) return {};
+  const auto place = [&](size_t at, size_t b, int step) {
+    sequences[at] = b;
+    ids[at] = (rows[b] + step) % (weights.w.table_rows + kPrefix);
+    lengths[at] = kCapacity - kSteps + 1 + step - rows[b] * 5;
+    query[at] = rows[b] % 2 ? int64_t{1} << 40 : lengths[at];
+  };
+  if (at_once) {
+    for (size_t at = 0; at < N; at++) place(at, at / kSteps, at % kSteps);
+    if (ds_step(run, N, DS_NO_HEAD) != DS_OK || ds_step(run, N, 1) != DS_OK) return {};  // the same positions twice: written over
+    all = logits;
+  } else {
+    for (int step = 0; step < kSteps; step++) {
+      for (size_t b = 0; b < B; b++) place(b, b, step);
+      if (ds_step(run, B, 1) != DS_OK) return {};
+      all.insert(all.end(), logits.begin(), logits.end());
+    }
+  }
+  const int64_t last = lengths[N - 1];
+  bool refused = ds_step(run, N, Weights::outputs) == DS_BAD_HEAD && ds_step(run, N + 1, 0) == DS_BAD_COUNT && ds_step(run, 0, 0) == DS_BAD_COUNT;
+  lengths[N - 1] = at_once ? last - 1 : kCapacity + 1;
+  refused = refused && ds_step(run, N, 0) == DS_BAD_LENGTH;
+  lengths[N - 1] = last;
+  sequences[N - 1] = B;
+  refused = refused && ds_step(run, N, 0) == DS_BAD_COUNT;
+  sequences[N - 1] = B - 1;
+  ids[0] = weights.w.table_rows + kPrefix;
+  refused = refused && ds_step(run, N, 0) == DS_BAD_ROW;
   ds_run_free(run);
-  return all;
+  return refused ? all : std::vector<float>{};
 }
 
-// Whether the logits of these rows, in one batch, are those that each has alone.
+// Whether the logits of these rows, in one batch, are those that each has alone, and those that it has when all its steps are one.
 bool rows_are_independent(ds_pool* pool, const ds_model* model, const Weights& weights, bool cross, int count) {
   std::vector<int> rows;
   for (int b = 0; b < count; b++) rows.push_back(b % 4);
-  const std::vector<float> together = logits_of(pool, model, weights, cross, rows);
+  const std::vector<float> together = logits_of(pool, model, weights, cross, rows, false);
+  const std::vector<float> at_once = logits_of(pool, model, weights, cross, rows, true);
   const size_t V = Weights::vocabulary;
+  if (together.size() != count * kSteps * V || at_once.size() != together.size()) return false;
   for (int b = 0; b < count; b++) {
-    const std::vector<float> alone = logits_of(pool, model, weights, cross, {rows[b]});
-    for (size_t step = 0; step < 3; step++) {
-      const size_t at = (step * count + b) * V;
-      if (together.size() < at + V || alone.size() < (step + 1) * V) return false;
-      if (std::memcmp(&together[at], &alone[step * V], V * sizeof(float)) != 0 || !std::isfinite(together[at])) return false;
+    const std::vector<float> alone = logits_of(pool, model, weights, cross, {rows[b]}, false);
+    if (alone.size() != kSteps * V) return false;
+    for (size_t step = 0; step < kSteps; step++) {
+      const float *expected = &alone[step * V], *beside = &together[(step * count + b) * V], *one = &at_once[(b * kSteps + step) * V];
+      if (std::memcmp(beside, expected, V * sizeof(float)) != 0 || std::memcmp(one, expected, V * sizeof(float)) != 0) return false;
+      if (!std::isfinite(expected[0])) return false;
     }
   }
   return true;

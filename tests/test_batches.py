@@ -19,25 +19,20 @@ SHORT: dict[str, Any] = {"seconds": 0.2, "max_semantic_tokens": 6, "sampling": E
 
 
 @pytest.fixture
-def prefilled(monkeypatch) -> list[tuple[str, int]]:
-    """(graph, rows that are computed) of every prefill, in order."""
-    seen, prefill, bind = [], DecoderRun.prefill, DecoderRun._bind
-
-    def noted(run: DecoderRun, prompts: list[Positions], head: int, without_prefix: int = 0) -> np.ndarray:
-        rows = []
-
-        def counted(self: DecoderRun, of: slice, *rest: Any) -> Any:
-            rows.append(of.stop - of.start)
-            return bind(self, of, *rest)
-
-        with monkeypatch.context() as during:
-            during.setattr(DecoderRun, "_bind", counted)
-            logits = prefill(run, prompts, head, without_prefix)
-        seen.append((run._decoder.graph, sum(rows)))
-        return logits
-
-    monkeypatch.setattr(DecoderRun, "prefill", noted)
+def prefilled(monkeypatch) -> list[int]:
+    """Rows that are computed of every prefill, in order."""
+    seen: list[int] = []
+    for form in ("_prefill_by_graph", "_prefill_native"):
+        monkeypatch.setattr(DecoderRun, form, _noted(getattr(DecoderRun, form), seen))
     return seen
+
+
+def _noted(prefill: Callable[..., None], seen: list[int]) -> Callable[..., None]:
+    def noted(run: DecoderRun, head: int, distinct: list[int], *rest: Any) -> None:
+        seen.append(len(distinct))
+        prefill(run, head, distinct, *rest)
+
+    return noted
 
 
 def alone(prompts: list[Positions], conditions: np.ndarray) -> tuple[list[int], list[int]]:
@@ -60,7 +55,7 @@ def test_candidates_share_their_prefix(step: str, tiny_bundle, prefilled, monkey
             songs = model.generate(["a", "b"], seed=[1, 2], **options)
             told = [Tokens(np.array([1, 2, 3]))] * 3
             songs.append(model.generate("a", tokens=told, **options))
-            return [candidate.tokens for song in songs for candidate in song.candidates], [rows for _, rows in prefilled]
+            return [candidate.tokens for song in songs for candidate in song.candidates], list(prefilled)
 
         tokens, (semantic, coarse, fine, told_coarse, told_fine) = both()
         assert semantic == 2, "one start token under two conditions"

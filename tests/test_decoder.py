@@ -15,6 +15,7 @@ from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
 from musiclm_deploy.export.validate import upstream_transformer
+from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Decoder
 from musiclm_deploy.runtime.decoder import DecoderRun
@@ -105,12 +106,9 @@ class _Counting:
         self._session.run_with_iobinding(binding)
 
 
-@pytest.mark.parametrize("step", ["graph", "native"])
-def test_one_prefill_then_one_call_per_token(step: str, tiny_bundle: Path) -> None:
-    """Fault: a prompt fed again, a step that rebinds its inputs, a call more than there are tokens; native steps that are the graph's."""
-    if step == "native" and not choose_step("auto").native:
-        pytest.skip(choose_step("auto").reason)
-    with md.load(tiny_bundle, step=step) as music:
+def test_one_prefill_then_one_call_per_token(tiny_bundle: Path) -> None:
+    """Fault: a prompt fed again, a step that rebinds its inputs, a call more than there are tokens."""
+    with md.load(tiny_bundle, step="graph") as music:
         manifest, sessions = music.bundle.manifest, music._sessions
         assert sessions is not None
         graphs = {stage: getattr(manifest, stage).graph for stage in STAGES}
@@ -119,12 +117,28 @@ def test_one_prefill_then_one_call_per_token(step: str, tiny_bundle: Path) -> No
         music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=5, seed=1)
     calls = {stage: len(counted.calls) for stage, counted in counting.items()}
     frames = 10  # 0.2 s at 50 frames a second
-    if step == "graph":
-        expected = {"coarse": frames * manifest.coarse.coarse_quantizers, "fine": frames * manifest.fine.fine_quantizers}
-        assert calls == {"semantic": calls["semantic"], **expected} and 1 <= calls["semantic"] <= 5  # the prefill gives the first token
-    else:
-        assert calls == dict.fromkeys(STAGES, 1)
+    expected = {"coarse": frames * manifest.coarse.coarse_quantizers, "fine": frames * manifest.fine.fine_quantizers}
+    assert calls == {"semantic": calls["semantic"], **expected} and 1 <= calls["semantic"] <= 5  # the prefill gives the first token
     assert all(counted.bindings <= 2 for counted in counting.values())  # one for the prefill, one for all steps
+
+
+def test_native_forms_need_no_graph(tiny_bundle: Path, monkeypatch) -> None:
+    """Fault: a graph of a transformer that is opened though nothing runs it; a native step that binds anew, or one more than the tokens."""
+    if not choose_step("auto").native:
+        pytest.skip(choose_step("auto").reason)
+    bound, calls, step = [], [], decoder_step.Run.step
+    monkeypatch.setattr(
+        "musiclm_deploy.runtime.decoder.Run",
+        lambda *args, **arrays: bound.append(len(arrays["row_ids"])) or decoder_step.Run(*args, **arrays),
+    )
+    monkeypatch.setattr(decoder_step.Run, "step", lambda run, *args: calls.append(args) or step(run, *args))
+    with md.load(tiny_bundle, step="native") as music:
+        music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=1, seed=1)
+        manifest, opened = music.bundle.manifest, music._sessions
+    assert opened and not any(getattr(manifest, stage).graph in opened for stage in STAGES)
+    tokens = 1 + 10 * (manifest.coarse.coarse_quantizers + manifest.fine.fine_quantizers)
+    assert len(calls) == tokens, "the positions of these prompts fit in one call, which gives the first token"
+    assert len(bound) == 3 + 2, "a prefill of each stage, the steps of those that have more than a token"
 
 
 def test_a_step_costs_what_its_context_is_long(tmp_path: Path) -> None:

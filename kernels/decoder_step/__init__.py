@@ -25,7 +25,7 @@ from .sizes import Sizes
 LIBRARY = "libdecoder_step.so"  # on every system: only ctypes opens it
 MAX_STREAMS = 16  # kMaxStreams in kernels.h
 PATHS = ("portable", "AVX2", "AVX-VNNI", "AVX-512 VNNI")
-_STATUS = {1: "a row of the table of embeddings", 2: "a length", 3: "an output projection"}
+_STATUS = {1: "a row of the table of embeddings", 2: "a length", 3: "an output projection", 5: "a sequence or a number of rows"}
 
 
 class Unavailable(RuntimeError):
@@ -75,10 +75,10 @@ class _Weights(Structure):
 
 class _Buffers(Structure):
     _fields_ = [
-        *((name, c_int32) for name in ("rows", "capacity", "context")),
-        *((name, c_void_p) for name in ("row_ids", "query_coordinates", "key_coordinates", "lengths")),
+        *((name, c_int32) for name in ("rows", "sequences", "capacity", "context", "prefix_rows")),
+        *((name, c_void_p) for name in ("sequence_ids", "row_ids", "query_coordinates", "lengths", "key_coordinates")),
         *((name, POINTER(c_void_p)) for name in ("keys", "values", "context_keys", "context_values")),
-        ("logits", c_void_p),
+        *((name, c_void_p) for name in ("prefix", "logits")),
     ]
 
 
@@ -101,7 +101,7 @@ def library() -> ctypes.CDLL:
     found.ds_run_create.argtypes = [pointer, pointer, POINTER(_Buffers), text, c_size_t]
     found.ds_product.argtypes = [pointer, *[c_int] * 6, pointer, _Matrix, pointer]
     found.ds_read.argtypes, found.ds_read.restype = [pointer, c_int, pointer, c_size_t], c_float
-    found.ds_step.argtypes = [pointer, c_int]
+    found.ds_step.argtypes = [pointer, c_int, c_int]
     for name in ("ds_pool_free", "ds_model_free", "ds_run_free", "ds_model_bytes", "ds_model_path"):
         getattr(found, name).argtypes = [pointer]
     return found
@@ -216,41 +216,48 @@ class Model:
 
 
 class Run:
-    """One request's steps; all arrays are bound once and kept."""
+    """Steps on some sequences' caches: one position of each, or, for a prefill, many of one. All arrays are bound once and kept."""
 
     def __init__(
         self,
         model: Model,
         *,
+        sequence_ids: np.ndarray,
         row_ids: np.ndarray,
         query_coordinates: np.ndarray,
-        key_coordinates: np.ndarray,
         lengths: np.ndarray,
+        key_coordinates: np.ndarray,
         keys: Sequence[np.ndarray],
         values: Sequence[np.ndarray],
         context_keys: Sequence[np.ndarray],
         context_values: Sequence[np.ndarray],
         logits: np.ndarray,
+        prefix: np.ndarray | None = None,
     ) -> None:
-        """int64: row_ids, query_coordinates, lengths [B] (or [B, 1]), key_coordinates [B, capacity]. float32: keys, values per layer
-        [B, 1, capacity, D]; context_keys [B, dim_head, C] and context_values [B, C, dim_head] per layer, or none; logits [B, V]."""
+        """Of B rows and N sequences. int64: sequence_ids, row_ids, query_coordinates, lengths [B], key_coordinates [N, capacity].
+        float32: keys, values per layer [N, 1, capacity, D]; context_keys [N, dim_head, C] and context_values [N, C, dim_head] per layer, or
+        none; logits [B, V]; prefix [P, dim], whose rows are numbered from the end of the table on. `decoder_step.h` says more."""
         self._model, self._library, self.handle = model, library(), None
-        sizes, (B, capacity) = model.sizes, key_coordinates.shape
+        sizes, B, (N, capacity) = model.sizes, len(row_ids), key_coordinates.shape
         C = context_values[0].shape[1] if context_values else 0
-        wanted = [(a, np.int64, (B,)) for a in (row_ids.reshape(-1), query_coordinates.reshape(-1), lengths)]
-        wanted += [(key_coordinates, np.int64, (B, capacity)), (logits, np.float32, (B, sizes.vocabulary))]
-        wanted += [(a, np.float32, (B, 1, capacity, sizes.cache_head_size)) for a in (*keys, *values)]
-        wanted += [(a, np.float32, (B, sizes.dim_head, C)) for a in context_keys]
-        wanted += [(a, np.float32, (B, C, sizes.dim_head)) for a in context_values]
+        prefix = np.zeros((0, sizes.dim), np.float32) if prefix is None else prefix
+        numbers = (sequence_ids, row_ids, query_coordinates, lengths)
+        wanted = [(a, np.int64, (B,)) for a in numbers]
+        wanted += [(key_coordinates, np.int64, (N, capacity)), (logits, np.float32, (B, sizes.vocabulary))]
+        wanted += [(a, np.float32, (N, 1, capacity, sizes.cache_head_size)) for a in (*keys, *values)]
+        wanted += [(a, np.float32, (N, sizes.dim_head, C)) for a in context_keys]
+        wanted += [(a, np.float32, (N, C, sizes.dim_head)) for a in context_values]
+        wanted.append((prefix, np.float32, (len(prefix), sizes.dim)))
         for array, dtype, shape in wanted:
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ValueError(f"the native step needs {np.dtype(dtype)} {list(shape)}, got {array.dtype} {list(array.shape)}")
         if {len(keys), len(values)} != {sizes.depth} or {len(context_keys), len(context_values)} != {sizes.depth * sizes.cross_attention}:
             raise ValueError(f"the native step needs caches and contexts of {sizes.depth} layers, got {len(keys)} and {len(context_keys)}")
         tables = [(c_void_p * len(table))(*(a.ctypes.data for a in table)) for table in (keys, values, context_keys, context_values)]
-        places = [a.ctypes.data for a in (row_ids, query_coordinates, key_coordinates, lengths)]
-        buffers = _Buffers(B, capacity, C, *places, *tables, logits.ctypes.data)
-        self._keep = (row_ids, query_coordinates, key_coordinates, lengths, *keys, *values, *context_keys, *context_values, logits)
+        places = [a.ctypes.data for a in (*numbers, key_coordinates)]
+        buffers = _Buffers(B, N, capacity, C, len(prefix), *places, *tables, prefix.ctypes.data, logits.ctypes.data)
+        self._rows = B
+        self._keep = (*numbers, key_coordinates, *keys, *values, *context_keys, *context_values, prefix, logits)
         error = ctypes.create_string_buffer(200)
         self.handle = self._library.ds_run_create(model.pool.handle, model.handle, ctypes.byref(buffers), error, len(error))
         if not self.handle:
@@ -260,9 +267,12 @@ class Run:
         if getattr(self, "handle", None):
             self._library.ds_run_free(self.handle)
 
-    def step(self, head: int) -> None:
-        """Compute the logits of what the arrays hold now. ValueError when one of them points outside its table; nothing is written then."""
-        status = self._library.ds_step(self.handle, head)
+    def step(self, head: int | None, rows: int | None = None) -> None:
+        """Compute what the arrays hold now for the first `rows` rows, all by default, and the logits of an output projection, if any.
+
+        ValueError when a number points outside its table; nothing is written then.
+        """
+        status = self._library.ds_step(self.handle, self._rows if rows is None else rows, -1 if head is None else head)
         if status:
             raise ValueError(f"the native step was given {_STATUS[status]} that does not exist")
 

@@ -1,4 +1,5 @@
 /* One decode step of a token transformer, for B ragged rows: the C interface. __init__.py binds it; a C++ host can link it.
+ * A prefill is such a step too: its rows are the positions of a prompt.
  *
  * Weights come as they lie in the bundle; `ds_model_create` packs the large ones, so that only
  * `rows`, the tables, the norms and the mixing weights must stay where they are as long as the model lives. Buffers are the caller's,
@@ -70,19 +71,24 @@ typedef struct {
 } ds_weights;
 
 typedef struct {
-  int32_t rows, capacity;
+  int32_t rows;                     /* that a step computes at most: new positions */
+  int32_t sequences, capacity;      /* that have a cache, and positions of one */
   int32_t context;                  /* keys of the cross-attention, 0 without */
-  const int64_t *row_ids;           /* [rows]: which row of the table is fed */
+  int32_t prefix_rows;
+  const int64_t *sequence_ids;      /* [rows]: whose position a row is; never less than in the row before */
+  const int64_t *row_ids;           /* [rows]: which row is fed, of the table or, counted on from its end, of the prefix */
   const int64_t *query_coordinates; /* [rows] */
-  const int64_t *key_coordinates;   /* [rows, capacity] */
-  const int64_t *lengths;           /* [rows]: valid positions, this step's included: 1 to capacity */
-  float *const *keys, *const *values; /* [depth] of [rows, capacity, cache_dim]; position lengths - 1 is written */
-  const float *const *context_keys;   /* [depth] of [rows, head_dim, context], scaled */
-  const float *const *context_values; /* [depth] of [rows, context, head_dim] */
+  const int64_t *lengths;           /* [rows]: positions up to this one: 1 to capacity; of one sequence each one more than in the row before */
+  const int64_t *key_coordinates;   /* [sequences, capacity] */
+  float *const *keys, *const *values; /* [depth] of [sequences, capacity, cache_dim]; position lengths - 1 is written */
+  const float *const *context_keys;   /* [depth] of [sequences, head_dim, context], scaled */
+  const float *const *context_values; /* [depth] of [sequences, context, head_dim] */
+  const float *prefix;                /* [prefix_rows, dim] */
   float *logits;                      /* [rows, vocabulary] */
 } ds_buffers;
 
-enum { DS_OK = 0, DS_BAD_ROW = 1, DS_BAD_LENGTH = 2, DS_BAD_HEAD = 3, DS_BAD_FORM = 4 };
+enum { DS_OK = 0, DS_BAD_ROW = 1, DS_BAD_LENGTH = 2, DS_BAD_HEAD = 3, DS_BAD_FORM = 4, DS_BAD_COUNT = 5 };
+enum { DS_NO_HEAD = -1 };
 
 /* Which forms of the code this processor runs: bit 0 portable, 1 AVX2, 2 AVX-VNNI, 3 AVX-512 VNNI. */
 int ds_paths(void);
@@ -108,9 +114,9 @@ float ds_read(ds_pool *, int path, const float *data, size_t n);
 ds_run *ds_run_create(ds_pool *, const ds_model *, const ds_buffers *, char *error, size_t error_size);
 void ds_run_free(ds_run *);
 
-/* One step: reads row_ids, query_coordinates, key_coordinates and lengths, appends to the caches, writes the logits. Checked before
- * anything is written; a status but DS_OK says what was out of range. */
-int ds_step(ds_run *, int head);
+/* One step of the first `rows` rows: reads their numbers and the key coordinates, appends to the caches, writes the logits, but with
+ * DS_NO_HEAD. Checked before anything is written; a status but DS_OK says what was out of range. */
+int ds_step(ds_run *, int rows, int head);
 
 #ifdef __cplusplus
 }

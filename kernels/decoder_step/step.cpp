@@ -9,6 +9,9 @@
 //     feed-forward         u = normed W_in;  y = norm(gelu(gate) * value) W_out
 //   logits = norm(sum of streams) W_head + bias
 //
+// A row is a new position of a sequence. Those of a decode step are of one sequence each; a prefill's are positions of the same, one after
+// the other: their keys and values are all appended before the first one attends, and each attends as far as its own length.
+//
 // A step reads every packed weight once (README size: 259 MB at 32 bits, 72 at 8, 40 at 4) and each row's cache once; all else is small
 // and stays in the nearest caches.
 #include "model.h"
@@ -23,7 +26,7 @@ using namespace decoder_step;
 
 struct ds_run {
   ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers_);
-  void run(int head);
+  void run(int rows, int head);
 
   Pool& pool;
   const ds_model& model;
@@ -32,7 +35,7 @@ struct ds_run {
   ds_buffers buffers;
   std::vector<float*> keys, values;
   std::vector<const float*> context_values;
-  int head = 0;
+  int B = 0, head = 0;  // of this step
 
  private:
   void work(Worker& worker);
@@ -55,17 +58,23 @@ struct ds_run {
   void output_product(const Matrix& matrix, Worker& worker, Attend attend_row);
   Floats transposed(const float* context_keys) const;
   int groups() const { return (w.heads + kernels.heads_together - 1) / kernels.heads_together; }  // of heads attended together
+  size_t sequence_of(size_t b) const { return static_cast<size_t>(buffers.sequence_ids[b]); }
+  // What the keys and values of a position of a conditioning prefix are made of, in every layer; nullptr for any other.
+  const float* prefix_of(size_t b) const {
+    const int64_t id = buffers.row_ids[b] - w.table_rows;
+    return id < 0 ? nullptr : buffers.prefix + id * w.dim;
+  }
   int parts_of(size_t b) const { return static_cast<int>((buffers.lengths[b] + kKeys - 1) / kKeys); }
   const float* part_of(size_t b) const { return &parts[b * most_parts * part_stride]; }
 
-  const int B, threads;
   const size_t most_parts, part_stride;   // of a row's keys; floats of one
   const size_t bias_stride;               // floats of a row's heads that are attended together
+  const size_t least_bytes;
   Values input, normed, query, key_value, unfolded, gated, branch_output, prediction;
   std::vector<Values> own;                // one per thread: the attention's output, joined by each for itself, which saves a phase
   std::vector<Floats> scratch;            // one per thread
   Floats streams, mixing, first_values, bias, parts;
-  std::vector<Floats> context_keys;  // [B][context][head_dim] of each layer
+  std::vector<Floats> context_keys;  // [sequences][context][head_dim] of each layer
 };
 
 ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers_)
@@ -76,52 +85,53 @@ ds_run::ds_run(ds_pool* pool_, const ds_model* model_, const ds_buffers* buffers
       buffers(*buffers_),
       keys(buffers.keys, buffers.keys + w.depth),
       values(buffers.values, buffers.values + w.depth),
-      B(buffers.rows),
-      threads(ds_model_bytes(model_) * B < pool_->least_bytes ? 1 : pool.threads()),
       most_parts((buffers.capacity + kKeys - 1) / kKeys),
       part_stride(part_size(w.heads, w.cache_dim)),
-      bias_stride(up(buffers.capacity) * kernels.heads_together) {
+      bias_stride(up(buffers.capacity) * kernels.heads_together),
+      least_bytes(pool_->least_bytes) {
+  const int rows = buffers.rows;
   if (model.layers[0].cross_q.data) {
     context_values.assign(buffers.context_values, buffers.context_values + w.depth);
     for (int l = 0; l < w.depth; l++) context_keys.push_back(transposed(buffers.context_keys[l]));
   }
   const Layer& layer = model.layers[0];
-  for (Values* rows : {&input, &normed, &branch_output}) rows->resize(B, w.dim);
-  input.resize_quantized(B, layer.kv);
-  normed.resize_quantized(B, layer.q);
-  query.resize(B, static_cast<size_t>(w.heads) * w.cache_dim);
-  key_value.resize(B, 2 * static_cast<size_t>(w.cache_dim));
-  unfolded.resize(B, 2 * static_cast<size_t>(w.inner));
-  gated.resize(B, w.inner);
-  prediction.resize(B, w.vocabulary);
-  gated.resize_quantized(B, layer.feed_out);
-  own.resize(threads);
-  for (Values& rows : own) {
-    rows.resize(B, static_cast<size_t>(w.heads) * w.cache_dim);
-    rows.resize_quantized(B, layer.out);
+  for (Values* values_of : {&input, &normed, &branch_output}) values_of->resize(rows, w.dim);
+  input.resize_quantized(rows, layer.kv);
+  normed.resize_quantized(rows, layer.q);
+  query.resize(rows, static_cast<size_t>(w.heads) * w.cache_dim);
+  key_value.resize(rows, 2 * static_cast<size_t>(w.cache_dim));
+  unfolded.resize(rows, 2 * static_cast<size_t>(w.inner));
+  gated.resize(rows, w.inner);
+  prediction.resize(rows, w.vocabulary);
+  gated.resize_quantized(rows, layer.feed_out);
+  own.resize(pool.threads());
+  for (Values& values_of : own) {
+    values_of.resize(rows, static_cast<size_t>(w.heads) * w.cache_dim);
+    values_of.resize_quantized(rows, layer.out);
   }
   const size_t attending = attention_scratch(w.cache_dim, std::max(kKeys, buffers.context)), joining = most_parts * up(w.heads);
   // with a part of its own for the context, which has but one
-  scratch.assign(threads, Floats(part_size(w.heads, w.head_dim) + std::max(attending, joining)));
-  parts.assign(B * most_parts * part_stride, 0.0f);
-  streams.assign(static_cast<size_t>(B) * w.streams * w.dim, 0.0f);
-  mixing.assign(static_cast<size_t>(B) * w.streams * (w.streams + 2), 0.0f);
-  first_values.assign(static_cast<size_t>(B) * w.cache_dim, 0.0f);
-  if (w.bias) bias.assign(static_cast<size_t>(B) * groups() * bias_stride, 0.0f);
+  scratch.assign(pool.threads(), Floats(part_size(w.heads, w.head_dim) + std::max(attending, joining)));
+  parts.assign(rows * most_parts * part_stride, 0.0f);
+  streams.assign(static_cast<size_t>(rows) * w.streams * w.dim, 0.0f);
+  mixing.assign(static_cast<size_t>(rows) * w.streams * (w.streams + 2), 0.0f);
+  first_values.assign(static_cast<size_t>(rows) * w.cache_dim, 0.0f);
+  if (w.bias) bias.assign(static_cast<size_t>(rows) * groups() * bias_stride, 0.0f);
 }
 
-// [B][head_dim][context] -> [B][context][head_dim], as the keys of a cache lie.
+// [sequences][head_dim][context] -> [sequences][context][head_dim], as the keys of a cache lie.
 Floats ds_run::transposed(const float* from) const {
   const size_t C = buffers.context, D = w.head_dim;
-  Floats to(B * C * D);
+  Floats to(buffers.sequences * C * D);
   for (size_t i = 0; i < to.size(); i++) to[i] = from[i / (C * D) * C * D + i % D * C + i / D % C];
   return to;
 }
 
-void ds_run::run(int output) {
+void ds_run::run(int rows, int output) {
   constexpr int kPhasesOfLayer = 11, kOtherPhases = 3;  // calls of `each` below, at most
+  B = rows;
   head = output;
-  if (threads > 1) {
+  if (pool.threads() > 1 && ds_model_bytes(&model) * B >= least_bytes) {
     pool.run([](void* context, Worker& worker) { static_cast<ds_run*>(context)->work(worker); }, this, kPhasesOfLayer * w.depth + kOtherPhases);
   } else {
     Worker alone;
@@ -141,11 +151,11 @@ void ds_run::work(Worker& worker) {
     enter(layer, 2, false, worker);
     feed_forward(layer, worker);
   }
-  predict(worker);
+  if (head != DS_NO_HEAD) predict(worker);
 }
 
 void ds_run::embed(size_t b) {
-  const float* row = w.rows + buffers.row_ids[b] * w.dim;
+  const float *told = prefix_of(b), *row = told ? told : w.rows + buffers.row_ids[b] * w.dim;
   for (int s = 0; s < w.streams; s++) std::memcpy(&streams[(b * w.streams + s) * w.dim], row, w.dim * sizeof(float));
 }
 
@@ -156,7 +166,7 @@ void ds_run::gather_bias(Worker& worker) {
   worker.each(B * kParts, [&](int chunk) {
     const size_t b = chunk / kParts;
     const Share keys_of(static_cast<int>(buffers.lengths[b]), chunk % kParts, kParts);
-    const int64_t* coordinates = buffers.key_coordinates + b * buffers.capacity;
+    const int64_t* coordinates = buffers.key_coordinates + sequence_of(b) * buffers.capacity;
     for (int g = 0; g < groups(); g++) {
       const int heads = std::min(together, w.heads - g * together);
       const float* table = w.bias + static_cast<size_t>(g) * together * w.bias_entries;
@@ -195,7 +205,10 @@ void ds_run::enter(int l, int branch, bool first, Worker& worker) {
     else kernels.mix_in(x, layer.connections[branch], w.streams, w.dim, mix, input.row(b));
     kernels.norm(input.row(b), norm, w.dim, normed.row(b));
     quantize(layer.q, b, normed.row(b), normed);
-    if (branch == 0) quantize(layer.kv, b, input.row(b), input);
+    if (branch == 0) {
+      if (const float* told = prefix_of(b)) std::memcpy(input.row(b), told, w.dim * sizeof(float));
+      quantize(layer.kv, b, input.row(b), input);
+    }
   });
 }
 
@@ -213,7 +226,7 @@ void ds_run::product(const Matrix& matrix, const Values& in, Values& out, Worker
 void ds_run::append(int layer, int first, int last) {
   const int D = w.cache_dim;
   for (int b = 0; b < B; b++) {
-    const size_t at = (static_cast<size_t>(b) * buffers.capacity + buffers.lengths[b] - 1) * D;
+    const size_t at = (sequence_of(b) * buffers.capacity + buffers.lengths[b] - 1) * D;
     const float* from = key_value.row(b);
     for (int c = first; c < std::min(last, D); c++) keys[layer][at + c] = from[c];
     for (int c = std::max(first, D); c < std::min(last, 2 * D); c++) {
@@ -245,7 +258,7 @@ void ds_run::self_attention(int l, Worker& worker) {
 }
 
 void ds_run::attend(int l, size_t b, int part, int thread) {
-  const size_t first = static_cast<size_t>(part) * kKeys, at = (b * buffers.capacity + first) * w.cache_dim;
+  const size_t first = static_cast<size_t>(part) * kKeys, at = (sequence_of(b) * buffers.capacity + first) * w.cache_dim;
   Attention attention = {};
   attention.query = query.row(b);
   attention.keys = keys[l] + at;
@@ -269,7 +282,7 @@ void ds_run::cross_attention(int l, Worker& worker) {
 
 // A few keys, those of the conditioning: less work than a phase.
 void ds_run::attend_context(int l, size_t b, int thread, float* to) {
-  const size_t at = b * buffers.context * w.head_dim;
+  const size_t at = sequence_of(b) * buffers.context * w.head_dim;
   Attention attention = {};
   attention.query = query.row(b);
   attention.keys = &context_keys[l][at];
@@ -335,7 +348,7 @@ extern "C" {
 ds_run* ds_run_create(ds_pool* pool, const ds_model* model, const ds_buffers* buffers, char* error, size_t error_size) {
   const char* fault = nullptr;
   const bool cross = model->layers[0].cross_q.data != nullptr;
-  if (buffers->rows < 1 || buffers->capacity < 1) fault = "a run has at least one row and one position";
+  if (buffers->rows < 1 || buffers->sequences < 1 || buffers->capacity < 1) fault = "a run has at least one row, one sequence and one position";
   else if (cross != (buffers->context > 0)) fault = "a context and a model with cross-attention go together";
   try {
     if (!fault) return new ds_run(pool, model, buffers);
@@ -348,13 +361,18 @@ ds_run* ds_run_create(ds_pool* pool, const ds_model* model, const ds_buffers* bu
 
 void ds_run_free(ds_run* run) { delete run; }
 
-int ds_step(ds_run* run, int head) {
-  if (head < 0 || head >= run->w.outputs) return DS_BAD_HEAD;
-  for (int b = 0; b < run->buffers.rows; b++) {
-    if (run->buffers.row_ids[b] < 0 || run->buffers.row_ids[b] >= run->w.table_rows) return DS_BAD_ROW;
-    if (run->buffers.lengths[b] < 1 || run->buffers.lengths[b] > run->buffers.capacity) return DS_BAD_LENGTH;
+int ds_step(ds_run* run, int rows, int head) {
+  const ds_buffers& buffers = run->buffers;
+  if (head < DS_NO_HEAD || head >= run->w.outputs) return DS_BAD_HEAD;
+  if (rows < 1 || rows > buffers.rows) return DS_BAD_COUNT;
+  for (int b = 0; b < rows; b++) {
+    const int64_t sequence = buffers.sequence_ids[b], length = buffers.lengths[b];
+    if (sequence < 0 || sequence >= buffers.sequences || (b && sequence < buffers.sequence_ids[b - 1])) return DS_BAD_COUNT;
+    if (buffers.row_ids[b] < 0 || buffers.row_ids[b] >= run->w.table_rows + static_cast<int64_t>(buffers.prefix_rows)) return DS_BAD_ROW;
+    if (length < 1 || length > buffers.capacity) return DS_BAD_LENGTH;
+    if (b && sequence == buffers.sequence_ids[b - 1] && length != buffers.lengths[b - 1] + 1) return DS_BAD_LENGTH;
   }
-  run->run(head);
+  run->run(rows, head);
   return DS_OK;
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ...kernels.decoder_step import Pool
 from ..backend import BackendError, open_session
@@ -83,16 +84,17 @@ def time_steps(bundle: Bundle, steps: int, threads: int, rows: Sequence[int] = R
             if not checked:
                 check_prefill(session, decoder, conditioned, case)
                 checked = True
-            weights = {"graph": (None, graph_weights(bundle, decoder)), "native": (model, model.bytes_read if model else 0)}
+            weights: dict[str, tuple[Any, int, Row]] = {"graph": (session, graph_weights(bundle, decoder), {})}
+            if model is not None:
+                weights["native"] = model, model.bytes_read, {"path": model.path}
             forms = {
                 name: Form(
-                    begin(session, decoder, conditioned, case, native),
+                    begin(transformer, decoder, conditioned, case),
                     bytes_of_step(decoder, case, conditioned, read),
                     decoder.step.precision,
-                    {"path": native.path} if native else {},
+                    facts,
                 )
-                for name, (native, read) in weights.items()
-                if name == "graph" or native is not None
+                for name, (transformer, read, facts) in weights.items()
             }
             found += [row | sizes(decoder) for row in turn_about(case, forms, memory)]
     return found

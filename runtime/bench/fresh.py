@@ -30,13 +30,13 @@ def memory_mb(field: str) -> float | None:
     return next((round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith(f"{field}:")), None)
 
 
-def stated_mb(manifest: Manifest, seconds: float, sampling: Mapping[str, SamplingConfig]) -> dict[str, float]:
+def stated_mb(manifest: Manifest, seconds: float, sampling: Mapping[str, SamplingConfig], native: bool) -> dict[str, float]:
     """What a clip should take, in MB: the bundle's files, as `musiclm inspect` gives them, and the caches of the largest stage, as the
     runtime reckons them before a request runs."""
     request = make_request(manifest, "x", seconds, 0, 1, "exact", None, None, sampling, None)
     caches = max(
-        decoder_bytes(getattr(manifest, stage), rows * (1 + is_guided(manifest, request, stage)), *sizes)
-        for stage, (rows, *sizes) in largest_runs(manifest, request).items()
+        decoder_bytes(getattr(manifest, stage), rows * (1 + is_guided(manifest, request, stage)), prompt, capacity, native)
+        for stage, (rows, prompt, capacity) in largest_runs(manifest, request).items()
     )
     return {"weights_mb": round(sum(record.bytes for record in manifest.files.values()) / 1e6, 1), "caches_mb": round(caches / 1e6, 1)}
 
@@ -62,7 +62,7 @@ def main(started: str, root: str, seconds: str, cond_scale: str, threads: str, r
             scale = float(cond_scale) if cond_scale else None
             request = clip_of(model, scale)
             request(1, 1, float(seconds))
-            memory |= {"peak_mb": memory_mb("VmHWM"), **stated_mb(manifest, float(seconds), guidance(manifest, scale))}
+            memory |= {"peak_mb": memory_mb("VmHWM"), **stated_mb(manifest, float(seconds), guidance(manifest, scale), model.step.native)}
             for _ in range(int(requests)):
                 began = time.perf_counter()
                 request(1, 1, SHORT_S)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from ..bundle import Bundle, Decoder, Manifest
 from ..decoder import DecoderRun
 from ..stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from .record import Memory, Row, ceiling, spread
-
-if TYPE_CHECKING:
-    from ...kernels.decoder_step import Model
 
 WARM_UP, TURN = 5, 10  # steps
 PAUSE_S = 0.005  # between the forms, in which the threads of the last one go to sleep
@@ -103,12 +100,12 @@ class Form:
     facts: Row = field(default_factory=dict)  # what else a row says of it
 
 
-def begin(session: Any, decoder: Decoder, context: Mapping[str, np.ndarray], case: Case, native: Model | None) -> Step:
-    """The bundle's own step: the graph's, or that of a native model. context: of one row, see `random_context`."""
+def begin(transformer: Any, decoder: Decoder, context: Mapping[str, np.ndarray], case: Case) -> Step:
+    """The bundle's own step: that of the graph whose session this is, or of a native model. context: of one row, see `random_context`."""
     repeated = {name: np.repeat(array, case.rows, axis=0) for name, array in context.items()}
     before = repeated["prefix_embeddings"].shape[1] if "prefix_embeddings" in repeated else 0
     plan, longest = case.plan, len(case.plan.prompts[0].rows) + len(case.tokens) + before
-    run = DecoderRun(session, decoder, repeated, case.rows, longest, native)
+    run = DecoderRun(transformer, decoder, repeated, case.rows, longest)
     run.prefill(plan.prompts, plan.head(0))
     return lambda step, tokens: run.step(plan.place(step, tokens), plan.head(step + 1))
 
@@ -181,7 +178,7 @@ def turn_about(case: Case, forms: Mapping[str, Form], memory: Memory) -> list[Ro
 
 def check_prefill(session: Any, decoder: Decoder, context: Mapping[str, np.ndarray], case: Case) -> None:
     """The graph's steps of a case must give what one long call of it gives. Raises RuntimeError."""
-    step = begin(session, decoder, context, case, None)
+    step = begin(session, decoder, context, case)
     found = [np.array(step(index, tokens)) for index, tokens in enumerate(case.tokens)][-1]
     placed = [case.plan.place(index, tokens) for index, tokens in enumerate(case.tokens)]
     prompts = [
