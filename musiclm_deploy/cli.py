@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--only", choices=["steps", "clips", "start"], help="one part of it (default: all three)")
     bench.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of the clips (default: 2)")
     bench.add_argument("--cond-scale", type=float, metavar="X", help="guidance of the clips (default: the bundle's)")
+    bench.add_argument("--fine-window", type=_count, metavar="N", help="frames of a fine window (default: the trained window)")
     bench.add_argument("--steps", type=_count, default=40, metavar="N", help="timed steps of each case (default: 40)")
     bench.add_argument("--repeats", type=_count, default=3, metavar="N", help="of each clip and each start (default: 3)")
     bench.add_argument("--threads", type=_count, metavar="N", help="of the CPU (default: one per core)")
@@ -322,7 +323,7 @@ def _bench(options: argparse.Namespace) -> int:
     from .runtime.bench import PARTS, bench
     from .runtime.bench.table import as_text
 
-    named = {name: getattr(options, name) for name in ("seconds", "cond_scale", "steps", "repeats", "threads", "json")}
+    named = {name: getattr(options, name) for name in ("seconds", "cond_scale", "fine_window", "steps", "repeats", "threads", "json")}
     print(as_text(bench(options.bundle, PARTS if options.only is None else (options.only,), **named)))
     return 0
 

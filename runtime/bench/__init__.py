@@ -30,6 +30,7 @@ def bench(
     *,
     seconds: float = 2.0,
     cond_scale: float | None = None,
+    fine_window: int | None = None,
     steps: int = 40,
     repeats: int = 3,
     threads: int | None = None,
@@ -37,19 +38,21 @@ def bench(
 ) -> list[Row]:
     """Measure the bundle at `root`; the rows of each part are appended to `json` as soon as it is done.
 
-    seconds: of the clips; cond_scale: guidance, the bundle's own by default; steps: timed in each case; repeats: of each clip and start.
+    seconds: of the clips; cond_scale: guidance, the bundle's own by default; fine_window: frames of a window of
+    the fine stage, the trained window by default; steps: timed in each case; repeats: of each clip and start.
     """
     bundle = Bundle.open(root)
     threads = threads or processors()
     guided = "" if cond_scale is None else f" --cond-scale {cond_scale:g}"
-    options = f"--seconds {seconds:g}{guided} --steps {steps} --repeats {repeats} --threads {threads}"
+    window = "" if fine_window is None else f" --fine-window {fine_window}"
+    options = f"--seconds {seconds:g}{guided}{window} --steps {steps} --repeats {repeats} --threads {threads}"
     common: Row = {"bundle": bundle.sha256[:12], "name": root.resolve().name}
     rows: list[Row] = []
     for part in parts:
         if part == "steps":
             made = time_steps(bundle, steps, threads)
         elif part == "clips":
-            made = time_clips(bundle, seconds, cond_scale, repeats, threads)
+            made = time_clips(bundle, seconds, cond_scale, fine_window, repeats, threads)
         else:
             made = time_start(root, seconds, cond_scale, repeats, threads)
         around = circumstances(f"musiclm bench {shlex.quote(str(root))} --only {part} {options}", threads)

@@ -14,6 +14,7 @@ from ..bundle import Bundle, Manifest
 from ..music import Music
 from ..musiclm import MusicLM, load
 from ..sampling import SamplingConfig
+from ..windows import Window
 from .record import Row, say, spread
 
 TEXT = "calm piano in a ballroom"
@@ -21,11 +22,11 @@ FORMS = {"one": (1, 1), "4 candidates": (1, 4), "8 prompts": (8, 1)}  # prompts,
 _STAGES = ("mulan", "semantic", "coarse", "fine", "codec", "rank")
 
 
-def time_clips(bundle: Bundle, seconds: float, cond_scale: float | None, repeats: int, threads: int) -> list[Row]:
-    """One clip, four candidates of it, and eight prompts at once, each `repeats` times."""
+def time_clips(bundle: Bundle, seconds: float, cond_scale: float | None, fine_window: int | None, repeats: int, threads: int) -> list[Row]:
+    """One clip, four candidates of it, and eight prompts at once, each `repeats` times; fine_window: in frames."""
     rows = []
     with load(bundle.root, "cpu", threads=threads) as model:
-        request = clip_of(model, cond_scale)
+        request = clip_of(model, cond_scale, fine_window)
         least = bundle.manifest.codec.min_frames * bundle.manifest.codec.samples_per_frame / bundle.manifest.codec.sample_hz
         request(1, 1, min(seconds, max(0.2, least)))
         alone: Music | None = None
@@ -36,17 +37,18 @@ def time_clips(bundle: Bundle, seconds: float, cond_scale: float | None, repeats
                 made.append(request(prompts, candidates, seconds))
             alone = alone or made[0][0]
             _check(form, made, alone)
-            rows.append(_row(form, prompts, candidates, seconds, made) | _facts(model, cond_scale))
+            rows.append(_row(form, prompts, candidates, seconds, made) | _facts(model, cond_scale, fine_window))
     return rows
 
 
-def clip_of(model: MusicLM, cond_scale: float | None) -> Callable[[int, int, float], list[Music]]:
+def clip_of(model: MusicLM, cond_scale: float | None, fine_window: int | None = None) -> Callable[[int, int, float], list[Music]]:
     """`(prompts, candidates, seconds) -> Music of each prompt`, with the guidance given, where the model was trained for one."""
+    windows = {} if fine_window is None else {"fine": Window(length=fine_window)}
     guided = guidance(model.bundle.manifest, cond_scale)
 
     def request(prompts: int, candidates: int, seconds: float) -> list[Music]:
         seeds = list(range(prompts))
-        return model.generate([TEXT] * prompts, seconds=seconds, seed=seeds, num_samples=candidates, sampling=guided)
+        return model.generate([TEXT] * prompts, seconds=seconds, seed=seeds, num_samples=candidates, sampling=guided, windows=windows)
 
     return request
 
@@ -87,8 +89,9 @@ def _count(music: Music) -> int:
     return sum(array.size for array in arrays if array is not None)
 
 
-def _facts(model: MusicLM, cond_scale: float | None) -> Row:
+def _facts(model: MusicLM, cond_scale: float | None, fine_window: int | None) -> Row:
     manifest = model.bundle.manifest
     scale = manifest.coarse.sampling.cond_scale if cond_scale is None else cond_scale
     facts: Row = {"precision": manifest.coarse.step.precision, "steps": "native" if model.step.native else "graph"}
+    facts |= {"fine_window": fine_window or manifest.fine.max_length}
     return facts | {"cond_scale": scale if manifest.coarse.guidance else 1.0, "dim": manifest.coarse.dim, "depth": manifest.coarse.depth}

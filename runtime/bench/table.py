@@ -61,10 +61,11 @@ SECTIONS = (
     Section(
         "Whole clips",
         "clip",
-        (*SIZE, "form", "seconds", "cond_scale", "steps"),
+        (*SIZE, "form", "seconds", "cond_scale", "fine_window", "steps"),
         (
             *MODEL,
             *(("steps", field("steps")), ("clips", field("form")), ("s each", field("seconds")), ("guidance", field("cond_scale"))),
+            ("fine window", field("fine_window")),
             *(("real-time factor", number("real_time_factor")), ("of the music kept", number("real_time_factor_of_music"))),
             *_TAILS[:2],
             *((stage, share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
