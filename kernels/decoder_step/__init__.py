@@ -242,12 +242,12 @@ class Run:
         C = context_values[0].shape[1] if context_values else 0
         prefix = np.zeros((0, sizes.dim), np.float32) if prefix is None else prefix
         numbers = (sequence_ids, row_ids, query_coordinates, lengths)
-        wanted = [(a, np.int64, (B,)) for a in numbers]
+        wanted: list[tuple[np.ndarray, type, tuple[int, ...]]] = [(a, np.int64, (B,)) for a in numbers]
         wanted += [(key_coordinates, np.int64, (N, capacity)), (logits, np.float32, (B, sizes.vocabulary))]
         wanted += [(a, np.float32, (N, 1, capacity, sizes.cache_head_size)) for a in (*keys, *values)]
         wanted += [(a, np.float32, (N, sizes.dim_head, C)) for a in context_keys]
         wanted += [(a, np.float32, (N, C, sizes.dim_head)) for a in context_values]
-        wanted.append((prefix, np.float32, (len(prefix), sizes.dim)))
+        wanted += [(prefix, np.float32, (len(prefix), sizes.dim))]
         for array, dtype, shape in wanted:
             if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
                 raise ValueError(f"the native step needs {np.dtype(dtype)} {list(shape)}, got {array.dtype} {list(array.shape)}")
