@@ -39,7 +39,8 @@ class DecoderRun:
         int64 [rows], the same number for rows whose context is the same; of such rows those that have the same prompt are prefilled once.
         All differ by default.
         """
-        self._decoder, self._context = decoder, context
+        self._decoder, self._prefix = decoder, context.get("prefix_embeddings")
+        self._context = context if self._prefix is None else {}  # that every step reads: a prefix stands in the caches after the prefill
         self._conditions = np.arange(rows) if conditions is None else conditions
         self._capacity = capacity
         shape = (rows, 1, capacity, decoder.cache_head_size)
@@ -67,7 +68,7 @@ class DecoderRun:
         The last `without_prefix` rows leave a conditioning prefix out.
         """
         assert not self._lengths.any(), "prefill comes first, once"
-        prefix, conditioned = self._context.get("prefix_embeddings"), len(prompts) - without_prefix
+        prefix, conditioned = self._prefix, len(prompts) - without_prefix
         if prefix is not None:
             C = prefix.shape[1]
             before = Positions(np.zeros(C, np.int64), np.zeros(C, np.int64), np.full(C, PREFIX_KEY))
@@ -90,7 +91,7 @@ class DecoderRun:
         return self._logits
 
     def _prefill_by_graph(self, head: int, distinct: list[int], prompts: list[Positions], told: list[int]) -> None:
-        prefix, S = self._context.get("prefix_embeddings"), max(len(prompt.rows) for prompt in prompts)
+        prefix, S = self._prefix, max(len(prompt.rows) for prompt in prompts)
         row_ids, query_coordinates = np.zeros((2, len(distinct), S), np.int64)
         for place, prompt in enumerate(prompts):
             n = len(prompt.rows)
@@ -106,7 +107,7 @@ class DecoderRun:
             rows = slice(first, min(first + at_once, len(distinct)))
             longest = self._lengths[rows].max()  # the operator takes no more positions than the longest of its rows has
             own = (np.ascontiguousarray(array[rows, :longest]) for array in (row_ids, query_coordinates, *masks))
-            context = {name: array[distinct[rows]] for name, array in self._context.items()} if prefix is None else {}
+            context = {name: array[distinct[rows]] for name, array in self._context.items()}
             self._run(self._bind(rows, context, *own), head, rows)
 
     def _prefill_native(self, head: int, distinct: list[int], prompts: list[Positions], told: list[int]) -> None:
@@ -115,14 +116,13 @@ class DecoderRun:
         lengths = self._lengths[: len(distinct)].copy()
         sequence, position = np.repeat(np.arange(len(distinct)), lengths), np.concatenate([np.arange(n) for n in lengths])
         fed = Positions.join(*prompts)
-        prefix = self._context.get("prefix_embeddings")
-        if prefix is not None:
+        if (prefix := self._prefix) is not None:
             of_prefix = position < np.array(told)[sequence]
             numbers = self._native.sizes.table_rows + np.repeat(distinct, lengths) * prefix.shape[1] + position
             fed = Positions(np.where(of_prefix, numbers, fed.rows), fed.query, fed.key)
         rows = min(len(position), POSITIONS_AT_ONCE)
         arrays, logits = list(np.zeros((4, rows), np.int64)), np.empty((rows, self._decoder.vocabulary), np.float32)
-        context = {name: array[distinct] for name, array in self._context.items() if array is not prefix}
+        context = {name: array[distinct] for name, array in self._context.items()}
         run = self._bind_native(self._native, slice(0, len(distinct)), arrays, logits, context, prefix)
         for first in range(0, len(position), rows):
             part = slice(first, min(first + rows, len(position)))
@@ -135,8 +135,7 @@ class DecoderRun:
 
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows alone, bool [B], in their order: the others cost nothing any more."""
-        if "prefix_embeddings" not in self._context:  # a prefix stands in the caches by now
-            self._context = {name: array[rows] for name, array in self._context.items()}
+        self._context = {name: array[rows] for name, array in self._context.items()}
         for name, cache in self._caches.items():
             kept = _aligned_zeros((int(np.count_nonzero(rows)), *cache.shape[1:]))
             self._caches[name] = np.compress(rows, cache, axis=0, out=kept)
@@ -156,13 +155,12 @@ class DecoderRun:
         if self._native is not None:
             if self._native_run is None:
                 rows = self._row_ids[:, 0], self._query_coordinates[:, 0], self._lengths
-                context = self._context if "prefix_embeddings" not in self._context else {}
-                self._native_run = self._bind_native(self._native, slice(None), (self._every_row, *rows), self._logits, context)
+                self._native_run = self._bind_native(self._native, slice(None), (self._every_row, *rows), self._logits, self._context)
             self._native_run.step(head)
             return self._logits
         if self._step_binding is None:
             masks = ()
-            if "prefix_embeddings" in self._context:
+            if self._prefix is not None:
                 rows = len(self._lengths)
                 masks = np.zeros((rows, 1, 1), bool), np.zeros((rows, 1, self._decoder.dim), np.float32)
             self._step_binding = self._bind(slice(None), self._context, self._row_ids, self._query_coordinates, *masks)
@@ -217,13 +215,11 @@ class DecoderRun:
         assert self._session is not None
         share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         binding = self._session.io_binding()
-        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total}
+        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total, **context}
         if self._decoder.bias is not None:
             inputs |= {"query_coordinates": query, "key_coordinates": self._key_coordinates[rows]}
         if prefix_mask is not None and prefix is not None:
             inputs |= {"prefix_mask": prefix_mask, "prefix_embeddings": prefix}
-        else:
-            inputs |= context
         if any(value.name == "head" for value in self._session.get_inputs()):
             inputs["head"] = self._head
         for name, array in inputs.items():

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = (
-    16  # windows of the fine stage in one batch: on two cores a step of 16 rows costs 2.5 times that of one, and memory is theirs
-)
+ROWS_AT_ONCE = 16  # windows of the fine stage in one batch: from eight on a row gains nothing by others beside it, and memory is theirs
 PREFILL_BYTES = 1 << 26  # of scores in one call of a graph's prefill: more rows at once gain nothing where each is as long as that
 POSITIONS_AT_ONCE = 64  # of a native prefill: with more the activations leave the nearer caches
 

@@ -85,3 +85,14 @@ def music(tiny_bundle):
 
     with md.load(tiny_bundle, device="cpu") as model:
         yield model
+
+
+@pytest.fixture(scope="module")
+def pools():
+    """Pools of the native step by their threads; what is small is shared among them, too."""
+    from musiclm_deploy.kernels.decoder_step import Pool, Unavailable
+
+    try:
+        return {threads: Pool(threads, least_bytes=0) for threads in (1, 2, 3)}
+    except Unavailable as missing:  # no compiler here
+        pytest.skip(str(missing))

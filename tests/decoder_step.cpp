@@ -1,6 +1,6 @@
 // Drives the native step through its C interface, for sanitizer builds: every path, 32, 8 and 4 bits, 1 to 3 threads, odd sizes, a full cache,
 // two callers of one pool. Memory that is touched wrongly is the sanitizers' to find; that rows do not depend on each other is checked here.
-// Built and run by test_decoder_step.py; prints what it did, and returns 1 when logits differ.
+// Built and run by test_decoder_products.py; prints what it did, and returns 1 when logits differ.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -125,12 +125,18 @@ std::vector<float> logits_of(ds_pool* pool, const ds_model* model, const Weights
   };
   if (at_once) {
     for (size_t at = 0; at < N; at++) place(at, at / kSteps, at % kSteps);
-    if (ds_step(run, N, DS_NO_HEAD) != DS_OK || ds_step(run, N, 1) != DS_OK) return {};  // the same positions twice: written over
-    all = logits;
+    if (ds_step(run, N, DS_NO_HEAD) != DS_OK) return {};
+    all.resize(logits.size());
+    for (int head = 0; head < Weights::outputs; head++) {  // the same positions again: they are written over
+      if (ds_step(run, N, head) != DS_OK) return {};
+      for (size_t i = 0; i < logits.size(); i++) {
+        if (static_cast<int>(i / Weights::vocabulary % kSteps) % Weights::outputs == head) all[i] = logits[i];
+      }
+    }
   } else {
     for (int step = 0; step < kSteps; step++) {
       for (size_t b = 0; b < B; b++) place(b, b, step);
-      if (ds_step(run, B, 1) != DS_OK) return {};
+      if (ds_step(run, B, step % Weights::outputs) != DS_OK) return {};
       all.insert(all.end(), logits.begin(), logits.end());
     }
   }
