@@ -27,6 +27,7 @@ from ..model.text_transformer import clip_merges_path
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step
 from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
+from .calibration import sounds_in
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
@@ -55,6 +56,7 @@ def export_checkpoints(
     config: Mapping[str, Any] | None = None,
     precision: str | Mapping[str, str] = "fp32",
     force: bool = False,
+    calibration: str | os.PathLike | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -65,7 +67,8 @@ def export_checkpoints(
     upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
-    these}. force: take a precision that loses more than it may.
+    these}. force: take a precision that loses more than it may. calibration: a folder of sounds to measure that on, in place of what the
+    fp32 model makes of a few texts.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
@@ -75,13 +78,14 @@ def export_checkpoints(
     sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
 
     out, asked = Path(out), wanted(precision)
+    sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, _aside(out) as folder:
         manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet)
         narrow = _write_narrow(sources, dict(config or {}), asked, folder)
         _step(bar, "validate")
-        measured = _validate(folder, sources, dict(config or {}), narrow)
+        measured = _validate(folder, sources, dict(config or {}), narrow, sounds)
         chosen = choose(asked, measured["narrow"], force)
         if narrow and not quiet:
             bar.write("\n".join(f"{stage}: {item}" for stage, item in chosen.items()), file=sys.stderr)
@@ -93,6 +97,15 @@ def export_checkpoints(
         _replace(folder, out)
         bar.update()
     return out
+
+
+def _calibration(folder: Path, asked: Mapping[str, str], sources: Mapping[str, Path]) -> list[Path]:
+    """Its sounds. What makes them useless is said before anything is exported."""
+    if not any(candidates(name) for name in asked.values()):
+        raise ExportError("calibration measures what 8 and 4 bits lose, and every stage is fp32: give a precision too, or leave it out.")
+    if not {"semantic-features", "hubert"} & sources.keys():
+        raise ExportError("calibration needs the semantic tokens of its sounds: give --semantic-features, or --hubert and --kmeans.")
+    return sounds_in(folder)
 
 
 def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool) -> Manifest:
@@ -201,13 +214,14 @@ def _export_conditioner(collected: Collected, folder: Path) -> Conditioner:
 
 
 def _validate(
-    folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any], narrow: Mapping[str, Mapping[str, Step]]
+    folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any], narrow: Mapping[str, Mapping[str, Step]], sounds: list[Path]
 ) -> dict[str, Any]:
     """Run `export.validate` in a process of its own: what it loads is what a user would load, from disk and from scratch."""
     task: dict[str, Any] = {
         "bundle": str(folder),
         "sources": {name: str(path) for name, path in sources.items()},
         "overrides": dict(overrides),
+        "sounds": [str(path) for path in sounds],
     }
     task["candidates"] = {stage: {name: asdict(step) for name, step in steps.items()} for stage, steps in narrow.items()}
     result = subprocess.run(

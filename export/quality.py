@@ -1,8 +1,9 @@
-"""What a narrower stage loses against the same stage in fp32, measured on music that the fp32 model makes.
+"""What a narrower stage loses against the same stage in fp32.
 
-In: a loaded fp32 bundle, the narrower graphs of its stages. Out: per stage and precision how often the likeliest token is the same, and how
-far the distributions are apart. Both are run by the real runtime and fed the same tokens, those that the fp32 model samples for a few texts
-with a fixed seed; logits are compared as they are sampled from, guidance included. It does not judge: `export.precision` does.
+In: a loaded fp32 bundle, the narrower graphs of its stages, a calibration. Out: per stage and precision how often the likeliest token is
+the same, and how far the distributions are apart. Both are run by the real runtime and fed the same tokens, those of the calibration's
+sounds, or those that the fp32 model samples with a fixed seed; logits are compared as they are sampled from, guidance included. It does
+not judge: `export.precision` does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..runtime.backend import open_session
-from ..runtime.bundle import STAGES, Decoder, Step
+from ..runtime.bundle import STAGES, Decoder, Manifest, Sampling, Step
 from ..runtime.decoder import DecoderRun
 from ..runtime.loop import decode
 from ..runtime.musiclm import MusicLM
@@ -24,19 +25,8 @@ from ..runtime.noise import PhiloxNoise
 from ..runtime.sampling import guide
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from ..runtime.step import open_native, open_pool
-from ..runtime.token_stages import with_null
-
-TEXTS = (
-    "calm piano in a ballroom",
-    "a brass band, lively",
-    "solo violin, slow and sad, in a minor key",
-    "drums and bass guitar, fast",
-    "a church organ",
-    "an acoustic guitar, cheerful",
-    "dark electronic music with synthesizers",
-    "a flute over soft pads, relaxing",
-)
-FRAMES = 100  # of each text, at most: some thousand tokens a stage, seconds on two cores
+from ..runtime.token_stages import unique_consecutive, with_null
+from .calibration import Calibration
 
 
 class Twins:
@@ -88,38 +78,60 @@ class Twins:
         }
 
 
-def measure(model: MusicLM, candidates: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, float]]]:
+def measure(
+    model: MusicLM, candidates: Mapping[str, Mapping[str, Mapping[str, Any]]], calibration: Calibration
+) -> dict[str, dict[str, dict[str, float]]]:
     """stage -> precision -> {"top1": share of tokens whose likeliest entry is the same, "kl": mean of KL(fp32 || narrower) in nats,
     "entropy": of the fp32 model's distributions, mean, as a share of the uniform one's, "tokens": how many were compared}.
 
     candidates: stage -> precision -> fields of its `Step`; the files lie in a folder of that name beside the bundle's.
     """
     manifest = model.bundle.manifest
-    conditioning = model.run(manifest.conditioner.graph, latent=model.embed_text(list(TEXTS)))
-    rows, codec = len(TEXTS), manifest.codec
-    coarse_columns, fine_columns = ((q or 1) * codec.groups for q in (manifest.coarse.coarse_quantizers, manifest.fine.fine_quantizers))
-    frames = min(manifest.coarse.max_length, manifest.fine.max_length, FRAMES)
-    seconds = frames * codec.samples_per_frame / codec.sample_hz
-    told = min(manifest.semantic.max_length, math.ceil(seconds * manifest.semantic_tokens_per_second))
+    conditioning = model.run(manifest.conditioner.graph, latent=calibration.latents)
+    rows, frames = len(calibration.latents), calibration.frames
+    coarse_columns, fine_columns = (
+        (q or 1) * manifest.codec.groups for q in (manifest.coarse.coarse_quantizers, manifest.fine.fine_quantizers)
+    )
+    given = _given(calibration, manifest)
     found: dict[str, dict[str, dict[str, float]]] = {}
     tokens: dict[str, list[np.ndarray]] = {}
     for stage in STAGES:
         if stage == "semantic":
-            plan = plan_semantic(manifest.semantic, rows, told, end_allowed=False)
+            lengths = [manifest.semantic.max_length, _semantic_length(calibration, manifest), *map(len, given.get("semantic", []))]
+            plan = plan_semantic(manifest.semantic, rows, min(lengths), end_allowed=False)  # rows end together
         elif stage == "coarse":
             plan = plan_coarse(manifest.coarse, tokens["semantic"], frames, coarse_columns, end_allowed=False)
         else:
             plan = plan_fine(manifest.fine, [row.reshape(frames, coarse_columns) for row in tokens["coarse"]], fine_columns, None)
-        tokens[stage], found[stage] = _stage(model, plan, conditioning.get(f"conditioning.{stage}"), candidates.get(stage, {}))
+        fed, found[stage] = _stage(model, plan, conditioning.get(f"conditioning.{stage}"), candidates.get(stage, {}), given.get(stage))
+        tokens[stage] = given.get(stage, fed)
         if not any(later in candidates for later in STAGES[STAGES.index(stage) + 1 :]):
             break
     return {stage: values for stage, values in found.items() if values}
 
 
+def _semantic_length(calibration: Calibration, manifest: Manifest) -> int:
+    """Semantic tokens of the calibration's frames, repeats and all."""
+    seconds = calibration.frames * manifest.codec.samples_per_frame / manifest.codec.sample_hz
+    return math.ceil(seconds * manifest.semantic_tokens_per_second)
+
+
+def _given(calibration: Calibration, manifest: Manifest) -> dict[str, list[np.ndarray]]:
+    """stage -> tokens int64 [n] of each of the calibration's sounds; none where there are none."""
+    given: dict[str, list[np.ndarray]] = {}
+    for sound in calibration.tokens or []:
+        assert sound.coarse is not None and sound.fine is not None
+        heard = sound.semantic[: _semantic_length(calibration, manifest)]
+        given.setdefault("semantic", []).append(unique_consecutive(heard) if manifest.unique_consecutive else heard)
+        given.setdefault("coarse", []).append(sound.coarse[: calibration.frames].ravel())
+        given.setdefault("fine", []).append(sound.fine[: calibration.frames].ravel())
+    return given
+
+
 def _stage(
-    model: MusicLM, plan: Plan, conditioning: np.ndarray | None, candidates: Mapping[str, Mapping[str, Any]]
+    model: MusicLM, plan: Plan, conditioning: np.ndarray | None, candidates: Mapping[str, Mapping[str, Any]], given: list[np.ndarray] | None
 ) -> tuple[list[np.ndarray], dict[str, dict[str, float]]]:
-    """Tokens of the fp32 model, int64 [n] per text, and what was measured on the way."""
+    """The tokens that were fed, int64 [n] per row, those that are given or the fp32 model's own, and what was measured on the way."""
     decoder, sampling, rows = plan.decoder, plan.decoder.sampling, len(plan.prompts)
     guided = decoder.guidance and sampling.cond_scale != 1
     context: dict[str, np.ndarray] = {}
@@ -137,13 +149,15 @@ def _stage(
         folder, record = model.bundle.root.with_name(precision), replace(decoder, step=Step(**step))
         others[precision] = run(open_native(folder, record, pool) if pool else open_session(Path(folder, decoder.graph), None), record)
     twins = Twins(run(model.transformer(plan.stage), decoder), others, sampling.cond_scale if guided else None)
-    noise = PhiloxNoise([(0, item) for item in range(rows)])
-    drawn = decode(
-        plan,
-        cast(DecoderRun, twins),
-        guided,
-        sampling,
-        lambda step, live: noise.gumbel(plan.stage, step, rows, decoder.vocabulary)[live],
-        lambda done, total: None,
-    )
-    return drawn, twins.measured(decoder.vocabulary)
+    philox = PhiloxNoise([(0, item) for item in range(rows)])
+
+    def noise(step: int, live: np.ndarray) -> np.ndarray:
+        if given is None:
+            return philox.gumbel(plan.stage, step, rows, decoder.vocabulary)[live]
+        certain = np.full((len(live), decoder.vocabulary), -np.inf, np.float32)  # every entry may be drawn, and only this one is
+        certain[np.arange(len(live)), [given[row][step] for row in live]] = 0
+        return certain
+
+    drawing = sampling if given is None else Sampling(temperature=1.0, filter_thres=0.0, cond_scale=sampling.cond_scale)
+    fed = decode(plan, cast(DecoderRun, twins), guided, drawing, noise, lambda done, total: None)
+    return fed, twins.measured(decoder.vocabulary)

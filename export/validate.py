@@ -22,6 +22,7 @@ from ..runtime.codec import decode_codes
 from ..runtime.decoder import DecoderRun
 from ..runtime.musiclm import MusicLM, load
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
+from .calibration import of_sounds, of_texts
 from .collect import Collected, collect
 from .errors import ExportError
 from .mulan import build_mulan
@@ -37,8 +38,11 @@ TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, **dict.fromkeys(("codec_d
 _ROWS, _STEPS = 2, 9
 
 
-def validate(bundle: Path, sources: dict[str, Path], overrides: dict[str, Any], candidates: dict[str, Any]) -> dict[str, Any]:
-    """ "errors": the largest of each stage; "quality": of the stages that have another measure as well; "narrow": of `export.quality`.
+def validate(
+    bundle: Path, sources: dict[str, Path], overrides: dict[str, Any], candidates: dict[str, Any], sounds: list[Path]
+) -> dict[str, Any]:
+    """ "errors": the largest of each stage; "quality": of the stages that have another measure as well; "narrow": of `export.quality`,
+    measured on the sounds if there are any.
 
     Raises ExportError if a stage misses its tolerance.
     """
@@ -51,7 +55,7 @@ def validate(bundle: Path, sources: dict[str, Path], overrides: dict[str, Any], 
             errors["wav2vec"] = _semantic_tokens(model, collected)
         for stage in STAGES:
             errors[stage] = _transformer(stage, model, collected)
-        narrow = measure(model, candidates) if candidates else {}
+        narrow = measure(model, candidates, of_sounds(model, sounds) if sounds else of_texts(model)) if candidates else {}
     faults = [
         f"{stage}: error {error:.2e}, allowed {TOLERANCES[stage]:.0e}" for stage, error in errors.items() if not error <= TOLERANCES[stage]
     ]
@@ -213,7 +217,7 @@ def main() -> int:
     warnings.simplefilter("ignore")  # standard error is for the reason of a failure
     try:
         sources = {name: Path(path) for name, path in task["sources"].items()}
-        measured = validate(Path(task["bundle"]), sources, task["overrides"], task["candidates"])
+        measured = validate(Path(task["bundle"]), sources, task["overrides"], task["candidates"], [Path(path) for path in task["sounds"]])
     except Exception as error:  # whatever it is, the export passes on one sentence and leaves nothing behind
         print(error if isinstance(error, ExportError) else f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

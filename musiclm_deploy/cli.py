@@ -166,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of the transformers' weights: fp32 (default), int8, int4, or auto, the narrowest that loses little; for one stage or all",
     )
     export.add_argument("--force", action="store_true", help="take a precision that loses more than it may")
+    export.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="measure that on these sounds, not on what the fp32 model makes of a few texts"
+    )
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to make")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     export.add_argument("--quiet", action="store_true", help="no progress bar, no table of settings")
@@ -342,6 +345,7 @@ def _export(options: argparse.Namespace) -> int:
         config=config,
         precision=precisions,
         force=options.force,
+        calibration=options.calibration,
         overwrite=options.overwrite,
         quiet=options.quiet,
     )

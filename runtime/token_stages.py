@@ -73,7 +73,7 @@ class TokenStages:
         """Semantic tokens that carry time, or those of upstream's single window: all windows one after another."""
         for item, prime in enumerate(self._primes):
             if prime is not None:
-                self._semantic[item] = _unique_consecutive(prime.semantic) if self._manifest.unique_consecutive else prime.semantic
+                self._semantic[item] = unique_consecutive(prime.semantic) if self._manifest.unique_consecutive else prime.semantic
         for span in self._request.clip.semantic:
             # of the others some have ended before, and a prime goes on beyond this window
             items = [item for item, tokens in enumerate(self._semantic) if span.new <= len(tokens) < span.stop]
@@ -95,7 +95,7 @@ class TokenStages:
         prime, span = self._primes[item], self._request.clip.coarse[window]
         assert prime is not None
         time = semantic_in(self._manifest, span)
-        return _unique_consecutive(prime.semantic[time if span.stop <= len(self._coarse[item]) else slice(time.start, None)])
+        return unique_consecutive(prime.semantic[time if span.stop <= len(self._coarse[item]) else slice(time.start, None)])
 
     def _tell(self, item: int, window: int) -> tuple[int, int]:
         """(tokens told, in all at most) of an item's semantic window, where tokens carry no time; a prime's that end in it are appended."""
@@ -151,7 +151,7 @@ class TokenStages:
         """The semantic tokens that a coarse window of these items sees."""
         clip, unique = self._request.clip, self._manifest.unique_consecutive
         if clip.tokens_per_frame is None:
-            return [_unique_consecutive(self._semantic[item][self._windows[item][window]]) for item in items]
+            return [unique_consecutive(self._semantic[item][self._windows[item][window]]) for item in items]
         semantic = [self._semantic[item][clip.seen(window)] for item in items]
         return _as_upstream_pads(semantic, self._request.semantic_steps, unique) if self._request.upstream else semantic
 
@@ -238,7 +238,7 @@ def with_null(name: str, rows: np.ndarray, guided: bool) -> np.ndarray:
     return np.concatenate([rows, np.broadcast_to(null, rows.shape)])
 
 
-def _unique_consecutive(tokens: np.ndarray) -> np.ndarray:
+def unique_consecutive(tokens: np.ndarray) -> np.ndarray:
     return tokens[np.append(True, tokens[1:] != tokens[:-1])] if len(tokens) else tokens
 
 
@@ -248,6 +248,6 @@ def _as_upstream_pads(semantic: list[np.ndarray], steps: int, unique: bool) -> l
     rows = [np.pad(tokens, (0, length - len(tokens)), constant_values=-1) for tokens in semantic]
     if not unique:
         return rows
-    rows = [_unique_consecutive(row) for row in rows]
+    rows = [unique_consecutive(row) for row in rows]
     longest = max(len(row) for row in rows)
     return [np.pad(row, (0, longest - len(row)), constant_values=-1) for row in rows]

@@ -12,21 +12,24 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import soundfile
 from onnx import TensorProto
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
+from musiclm_deploy.export import calibration, quality
 from musiclm_deploy.export import export as exporting
 from musiclm_deploy.export import validate as validating
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.graph import FLOAT, Graph
 from musiclm_deploy.export.precision import choose, wanted
-from musiclm_deploy.export.quality import measure
 from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.kernels.quantized_product import PRECISIONS, Form
 from musiclm_deploy.kernels.quantized_product.onnx_form import product
 from musiclm_deploy.kernels.quantized_product.reference import dequantize, quantize
+from musiclm_deploy.runtime.audio import load_audio
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest, Step
+from musiclm_deploy.runtime.primes import make_primes, prime_tokens
 
 try:
     PATHS = decoder_step.paths()
@@ -130,10 +133,12 @@ def at_once(tiny_bundle: Path, good, mel_file) -> Iterator[Callable[..., int]]:
         yield lambda out, *options: cli.main(["export", "--quiet", *files, "--out", str(out), *options])
 
 
-def in_this_process(folder: Path, sources: dict[str, Path], overrides: dict[str, Any], narrow: dict[str, dict[str, Step]]) -> Any:
+def in_this_process(
+    folder: Path, sources: dict[str, Path], overrides: dict[str, Any], narrow: dict[str, dict[str, Step]], sounds: list[Path]
+) -> Any:
     """The validation without a process of its own, which takes its time to import torch."""
     steps = {stage: {name: asdict(step) for name, step in made.items()} for stage, made in narrow.items()}
-    return validating.validate(folder, sources, overrides, steps)
+    return validating.validate(folder, sources, overrides, steps, sounds)
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +236,72 @@ def test_a_precision_that_nobody_knows(options: list[str], message: str, at_once
     assert message in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    """A folder of three sounds of different lengths and rates, and a file that is none."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for number, (hz, seconds) in enumerate(((16000, 1.7), (44100, 1.3), (24000, 2.2))):
+        wave = 0.1 * np.random.default_rng(number).standard_normal(round(hz * seconds))
+        soundfile.write(folder / f"{number}.wav", wave.astype(np.float32), hz)
+    (folder / "notes.txt").write_text("three sounds")
+    return folder
+
+
+def test_measured_on_sounds(at_once, sounds: Path, tmp_path: Path, monkeypatch) -> None:
+    """Fault: tokens that are not those of the sounds, or rows of one sound under the conditioning of another."""
+    fed = []
+
+    def watched(model, plan, conditioning, candidates, given):
+        drawn, found = quality_stage(model, plan, conditioning, candidates, given)
+        fed.append((plan.stage, conditioning, drawn))
+        return drawn, found
+
+    quality_stage = quality._stage
+    monkeypatch.setattr(quality, "_stage", watched)
+    monkeypatch.setattr(exporting, "_validate", in_this_process)
+    out = tmp_path / "bundle"
+    assert at_once(out, "--precision", "int8", "--force", "--calibration", str(sounds)) == 0
+    with md.load(out, device="cpu") as model:
+        manifest = model.bundle.manifest
+        heard = [load_audio(path) for path in calibration.sounds_in(sounds)]
+        tokens = [prime_tokens(model, make_primes(sound, 1, manifest)[0]) for sound in heard]
+        latents = np.concatenate([model.embed_audio(sound) for sound in heard])
+        expected = model.run(manifest.conditioner.graph, latent=latents)
+    frames = min(100, *(len(item.coarse) for item in tokens))
+    assert [stage for stage, *_ in fed] == ["semantic", "coarse", "fine"] and len(heard) == 3 and frames < 100
+    for stage, conditioning, drawn in fed:
+        np.testing.assert_array_equal(conditioning, expected[f"conditioning.{stage}"])
+        for row, item in zip(drawn, tokens, strict=True):
+            own = getattr(item, stage)
+            own = own[:frames].ravel() if stage != "semantic" else own[np.append(True, own[1:] != own[:-1])][: len(row)]
+            np.testing.assert_array_equal(row, own, err_msg=stage)
+        assert manifest.quality[stage]["tokens"] == sum(map(len, drawn)) > 30
+
+
+@pytest.mark.parametrize(
+    "precision,folder,message",
+    [
+        ("fp32", "sounds", "every stage is fp32: give a precision too"),
+        ("int8", "nowhere", "nowhere is not a directory"),
+        ("int8", "empty", "empty has no sounds (.wav, .flac, .ogg)"),
+        ("int8", "broken", "b.wav: not a sound file that can be read"),
+        ("int8", "short", "short.wav: a prime must last at least"),
+    ],
+)
+def test_sounds_that_nothing_is_measured_on(
+    precision: str, folder: str, message: str, at_once, sounds: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Fault: a table of nothing, or of fewer sounds than were given, without a word."""
+    monkeypatch.setattr(exporting, "_validate", in_this_process)
+    for name in ("empty", "broken", "short"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "b.wav").write_bytes(b"RIFF of nothing")
+    soundfile.write(tmp_path / "short" / "short.wav", np.zeros(20, np.float32), 16000)
+    given = sounds if folder == "sounds" else tmp_path / folder
+    assert at_once(tmp_path / "bundle", "--precision", precision, "--calibration", str(given)) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "bundle").exists()
+
+
 def test_the_measure_itself(tiny_bundle: Path, tmp_path: Path) -> None:
     """Fault: rows or steps of the two models that are not each other's: then even the same weights would seem to differ."""
     folder = tmp_path / "bundle"
@@ -249,7 +320,7 @@ def test_the_measure_itself(tiny_bundle: Path, tmp_path: Path) -> None:
         data.tofile(path)
     steps = {stage: dict.fromkeys(("same", "other"), asdict(getattr(manifest, stage).step)) for stage in ("semantic", "coarse", "fine")}
     with md.load(folder, device="cpu") as model:
-        found = measure(model, steps)
+        found = quality.measure(model, steps, calibration.of_texts(model))
     for stage, measured in found.items():
         assert measured["same"]["top1"] == 1 and abs(measured["same"]["kl"]) < 1e-12, stage
         assert measured["other"]["kl"] > 1e-3, stage
