@@ -88,12 +88,13 @@ def _codec(checkpoint: Path, real: np.ndarray, judge: Judge, styles: list[str]) 
     waves = torch.from_numpy(real)
     codes = torch.cat([model(part, return_encoded=True)[1] for part in waves.split(_BATCH)])
     made = torch.cat([model.decode_from_codebook_indices(part)[:, 0] for part in codes.split(_BATCH)])
-    logarithmic, linear = SpectralDistance(SIZES.sample_hz)(made, waves)
+    logarithmic, linear, flutter = SpectralDistance(SIZES.sample_hz)(made, waves)
     used = [len(codes[..., quantizer].unique()) for quantizer in range(codes.shape[-1])]
     return {
         "judge, on test clips through the codec": share(judge.name(made.numpy()), styles),
         "codec: SI-SNR": f"{si_snr(made, waves).mean():.1f} dB (median {si_snr(made, waves).median():.1f})",
         "codec: multi-scale log-mel distance": f"{logarithmic:.3f} nats",
+        "codec: difference of the log-mel bands' flutter": f"{flutter:.3f} nats a frame",
         "codec: error of magnitudes": f"{linear:.1%}",
         "codec: entries used, of the least used quantizer": f"{min(used)} of {SIZES.codebook_size}",
         "Fréchet distance, real test clips to the same through the codec": f"{judge.frechet(made.numpy(), real):.2f}",

@@ -29,14 +29,15 @@ def config(sizes: Sizes) -> dict[str, Any]:
 
 
 def pack(sizes: Sizes, runs: Path, out: Path) -> None:
-    """Write the averaged weights of every run as they stand, finished or not."""
+    """Write the averaged weights of every run as they stand, finished or not; of the codec's decoder those of `decoder`, if there."""
     model = codec(sizes)  # for the arguments that upstream saves beside the weights; it also makes upstream importable
     from audiolm_pytorch.version import __version__ as version
 
     out.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
         save_aside({"model": _half(_average(runs / stage)), "version": version}, out / f"{stage}.pt")
-    save_aside({"model": _half(_average(runs / "codec")), "config": model._configs, "version": version}, out / "codec.pt")
+    whole = _average(runs / "codec") | (_average(runs / "decoder") if (runs / "decoder" / "state.pt").is_file() else {})
+    save_aside({"model": _half(whole), "config": model._configs, "version": version}, out / "codec.pt")
     save_aside(_half(torch.load(runs / "fit" / "quantizer.pt", weights_only=True)), out / "quantizer.pt")
     save_aside(torch.load(runs / "fit" / "tokenizer.pt", weights_only=True), out / "tokenizer.pt")
     (out / "config.json").write_text(json.dumps(config(sizes), indent=2) + "\n", encoding="utf-8")

@@ -15,8 +15,9 @@ STAGES = {  # what is drawn of each
     "semantic": ("loss", "valid_loss"),
     "coarse": ("loss", "valid_loss"),
     "fine": ("loss", "valid_loss"),
+    "decoder": ("mel", "magnitude", "error", "flutter", "valid_mel"),
 }
-_UNITS = {"codec": "distance", "mulan": "nats, or share"}  # of the others: nats a token
+_UNITS = {"codec": "distance", "decoder": "distance", "mulan": "nats, or share"}  # of the others: nats a token
 
 
 def plot(runs: Path, out: Path) -> None:

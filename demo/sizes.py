@@ -58,6 +58,7 @@ class Sizes:
     heads: int = 4
     text_share: float = 0.5  # of the rows that are trained on the latent of a caption instead of the clip's own
     codec_schedule: Schedule = Schedule(steps=10000, batch=6, lr=6e-4, seconds=1.28, decay=0.8)
+    decoder_schedule: Schedule = Schedule(steps=3000, batch=8, lr=4e-4, seconds=1.28, decay=0.6)
     mulan_schedule: Schedule = Schedule(steps=1000, batch=40, lr=7e-4, seconds=4.0)
     semantic_schedule: Schedule = Schedule(steps=4000, batch=16, lr=1e-3, seconds=4.0)
     coarse_schedule: Schedule = Schedule(steps=4000, batch=10, lr=1e-3, seconds=4.0)

@@ -1,7 +1,7 @@
 """The clips as tokens, once: semantic tokens, codes and conditioning codes, so that no step of a transformer runs codec or MuLaN.
 
-In: clips, and the runs `fit` and `codec`. Out: files of `<folder>/tokens` and `<folder>/codes`, and `Tokens`, which reads them and draws
-batches. It knows no transformer.
+In: clips, and the runs `fit` and `codec`; for the last of them a bundle. Out: files of `<folder>/tokens`, `<folder>/codes` and
+`<folder>/played`, and `Tokens`, which reads them and draws batches. It knows no transformer but those of the bundle.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import musiclm_deploy as md
 from demo.data import Clips
 from demo.sizes import Sizes
 from demo.train_codec import trained_codec
 from demo.train_mulan import fitted_quantizer, fitted_tokenizer
+from musiclm_deploy.runtime.music import Tokens as Given
 
 _PIECES = 40  # in a file
 _CAPTIONS = 8  # of each piece
@@ -38,6 +40,32 @@ def make_codes(sizes: Sizes, clips: Clips, folder: Path) -> None:
     """The same of `<folder>/codes`: `codes` [P, W, frames, Q]."""
     codec = trained_codec(sizes, folder / "codec")
     _write(sizes, clips, folder / "codes", lambda _, windows: {"codes": codec(windows, return_encoded=True)[1]})
+
+
+def make_played(sizes: Sizes, clips: Clips, folder: Path, bundle: Path) -> None:
+    """The same of `<folder>/played`: `codes` [P, frames, Q] of one window of each piece, whose coarse codes are the sound's own and whose
+    fine codes the bundle's fine transformer made of them."""
+    tokens = Tokens(folder, clips.split, with_codes=True)
+    with md.load(bundle, device="cpu") as model:
+
+        def codes(piece: int, _: Tensor) -> dict[str, Tensor]:
+            window = window_of(piece)
+            semantic, coarse = tokens.semantic[piece, window], tokens.codes[piece, window, :, : sizes.coarse_quantizers]
+            prompt = clips.caption(piece, piece % _CAPTIONS)
+            made = model.generate(prompt, seconds=sizes.window_seconds, seed=piece, tokens=Given(semantic, coarse)).tokens
+            return {"codes": torch.from_numpy(np.concatenate((made.coarse, made.fine), axis=1))}
+
+        _write(sizes, clips, folder / "played", codes)
+
+
+def played(folder: Path, split: str) -> np.ndarray:
+    """What `make_played` wrote."""
+    return next(_read(folder / "played", split, "codes"))
+
+
+def window_of(piece: int) -> int:
+    """The window of a piece that was played."""
+    return piece % 4
 
 
 @torch.no_grad()

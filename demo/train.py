@@ -1,6 +1,7 @@
 """One command per stage of the demo's training: `python -m demo.train STAGE`. Each goes on where it was stopped.
 
-In: the folder of clips, the folder of runs. Out: a folder per stage there. Order: codec, codes; mulan, fit, tokens; then the three.
+In: the folder of clips, the folder of runs. Out: a folder per stage there. Order: codec, codes; mulan, fit, tokens; then the three;
+then, with a bundle of them, played and decoder.
 """
 
 import argparse
@@ -14,9 +15,10 @@ from demo.sizes import SIZES, STAGES
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="One stage of the training, on from where it was stopped.")
-    parser.add_argument("stage", choices=("codec", "mulan", "fit", "tokens", "codes", *STAGES))
+    parser.add_argument("stage", choices=("codec", "mulan", "fit", "tokens", "codes", *STAGES, "played", "decoder"))
     parser.add_argument("--clips", type=Path, default=Path("build/clips"))
     parser.add_argument("--runs", type=Path, default=Path("build/runs"))
+    parser.add_argument("--bundle", type=Path, default=Path("build/demo/bundle"), help="of the three transformers, for `played`")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -37,6 +39,15 @@ def main() -> None:
 
         for split in (clips, Clips(arguments.clips, "valid")):
             (make_tokens if stage == "tokens" else make_codes)(SIZES, split, runs)
+    elif stage == "played":
+        from demo.tokens import make_played
+
+        for split in (clips, Clips(arguments.clips, "valid")):
+            make_played(SIZES, split, runs, arguments.bundle)
+    elif stage == "decoder":
+        from demo.train_decoder import train_decoder
+
+        train_decoder(SIZES, clips, Clips(arguments.clips, "valid"), runs)
     else:
         from demo.train_mulan import fit, train_mulan
 

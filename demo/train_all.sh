@@ -6,10 +6,12 @@ clips=$1 runs=$2
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$runs"
 
-stage() { # name, threads
-    [ ! -e "$runs/$1.done" ] || return 0
-    nice -n 19 "$python" -m demo.train "$1" --clips "$clips" --runs "$runs" --threads "$2" >>"$runs/$1.log" 2>&1 || return 1
-    touch "$runs/$1.done"
+stage() { # name, threads, other options
+    name=$1 threads=$2
+    shift 2
+    [ ! -e "$runs/$name.done" ] || return 0
+    nice -n 19 "$python" -m demo.train "$name" --clips "$clips" --runs "$runs" --threads "$threads" "$@" >>"$runs/$name.log" 2>&1 || return 1
+    touch "$runs/$name.done"
 }
 
 nice -n 19 "$python" -m demo.render "$clips" >>"$runs/render.log" 2>&1
@@ -24,3 +26,13 @@ stage coarse 1 &
 coarse=$!
 stage fine 1
 wait "$coarse"
+# Once more the codec's decoder, on codes as these transformers write them.
+if [ ! -e "$runs/played.done" ]; then
+    first=$runs/first
+    nice -n 19 "$python" -m demo.pack "$runs" "$first" >>"$runs/played.log" 2>&1
+    nice -n 19 "$python" export_all.py --semantic "$first/semantic.pt" --coarse "$first/coarse.pt" --fine "$first/fine.pt" \
+        --codec "$first/codec.pt" --quantizer "$first/quantizer.pt" --config "$first/config.json" \
+        --out "$runs/bundle" --overwrite >>"$runs/played.log" 2>&1
+fi
+stage played 2 --bundle "$runs/bundle"
+stage decoder 1

@@ -29,7 +29,9 @@ _INITIAL = 8  # frames per entry that the codebooks are initialised with
 
 
 class SpectralDistance(torch.nn.Module):
-    """Waves [B, t] twice -> (mean distance of log-mel bands in nats, error of magnitudes as a share of them), averaged over the scales."""
+    """Waves [B, t] twice -> (mean distance of log-mel bands in nats, error of magnitudes as a share of them, difference of how much the
+    bands flutter, the mean of their changes from frame to frame, in nats), averaged over the scales. The first two compare frame by frame,
+    the third a texture: it can be met by a sound that is not the same one."""
 
     def __init__(self, sample_hz: int) -> None:
         super().__init__()
@@ -37,8 +39,8 @@ class SpectralDistance(torch.nn.Module):
             self.register_buffer(f"filters{size}", mel_filters(bands, size, sample_hz), persistent=False)
             self.register_buffer(f"window{size}", torch.hann_window(size) / (size / 2), persistent=False)
 
-    def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        both, logarithmic, linear = torch.cat((made, real)), [], []
+    def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        both, logarithmic, linear, flutter = torch.cat((made, real)), [], [], []
         for size, _ in _SCALES:
             window = getattr(self, f"window{size}")
             spectrum = torch.stft(both, size, size // 4, window=window, return_complex=True)
@@ -47,8 +49,10 @@ class SpectralDistance(torch.nn.Module):
             made_bands, real_bands = bands.chunk(2)
             made_size, real_size = magnitude.chunk(2)
             logarithmic.append((made_bands - real_bands).abs().mean())
+            made_change, real_change = bands.diff(dim=-1).abs().mean(dim=-1).chunk(2)
+            flutter.append((made_change - real_change).abs().mean())
             linear.append((made_size - real_size).abs().mean() / real_size.mean())
-        return torch.stack(logarithmic).mean(), torch.stack(linear).mean()
+        return torch.stack(logarithmic).mean(), torch.stack(linear).mean(), torch.stack(flutter).mean()
 
 
 def si_snr(made: Tensor, real: Tensor) -> Tensor:
@@ -80,7 +84,7 @@ def train_codec(sizes: Sizes, clips: Clips, valid: Clips, folder: Path) -> None:
             _initialise(model, clips.batch(rng, count, samples).to(run.device))
         latents, _, commitment = model.rq(encode(model, waves))
         made = model.decode(latents)[:, 0]
-        logarithmic, linear = distance(made, waves)
+        logarithmic, linear, _ = distance(made, waves)
         error = F.mse_loss(made, waves) / waves.square().mean()
         loss = logarithmic + linear + error + _COMMITMENT * commitment.sum()
         return {"loss": loss, "mel": logarithmic, "magnitude": linear, "error": error, "commitment": commitment.sum()}

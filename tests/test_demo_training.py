@@ -17,8 +17,9 @@ from demo.data import Clips
 from demo.pack import FILES, pack
 from demo.render import SAMPLE_HZ
 from demo.sizes import SIZES, STAGES, Schedule, codec
-from demo.tokens import Tokens, make_codes, make_tokens
+from demo.tokens import Tokens, make_codes, make_played, make_tokens, played, window_of
 from demo.train_codec import encode, si_snr, train_codec
+from demo.train_decoder import train_decoder
 from demo.train_mulan import fit, train_mulan
 from demo.train_tokens import train_transformer
 
@@ -42,6 +43,7 @@ TINY = replace(
     dims=(16, 24, 8),
     depths=(1, 2, 1),
     codec_schedule=replace(SHORT, steps=4),
+    decoder_schedule=SHORT,
     mulan_schedule=replace(SHORT, batch=4),
     semantic_schedule=SHORT,
     coarse_schedule=SHORT,
@@ -73,7 +75,22 @@ def runs(clips: Path, tmp_path_factory) -> Path:
         make_codes(TINY, split, folder)
     for stage in STAGES:
         train_transformer(TINY, stage, folder)
+    bundle = _exported(folder, tmp_path_factory.mktemp("first"))
+    for split in (train, valid):
+        make_played(TINY, split, folder, bundle)
+    train_decoder(TINY, train, valid, folder)
     return folder
+
+
+def _exported(runs: Path, out: Path) -> Path:
+    """The runs as they stand, packed into `out / "checkpoint"` and exported to a bundle."""
+    from musiclm_deploy.export.export import export_checkpoints
+
+    pack(TINY, runs, out / "checkpoint")
+    files = {name: out / "checkpoint" / name for name in FILES}
+    models = {stage: files[f"{stage}.pt"] for stage in (*STAGES, "codec", "quantizer")}
+    config = json.loads(files["config.json"].read_text())
+    return export_checkpoints(**models, semantic_features=files["tokenizer.pt"], config=config, out=out / "bundle", quiet=True)
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -152,20 +169,31 @@ def test_words_never_seen_say_nothing(runs: Path) -> None:
 
 def test_the_packed_checkpoint_becomes_music(runs: Path, tmp_path: Path) -> None:
     """Files that the export does not take, or not as what they were trained as; hashes of other files."""
-    from musiclm_deploy.export.export import export_checkpoints
-
-    pack(TINY, runs, tmp_path / "checkpoint")
+    bundle = _exported(runs, tmp_path)
     files = {name: tmp_path / "checkpoint" / name for name in FILES}
     sums = dict(line.split("  ")[::-1] for line in (tmp_path / "checkpoint" / "SHA256SUMS").read_text().splitlines())
     assert sums == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
-    models = {stage: files[f"{stage}.pt"] for stage in (*STAGES, "codec", "quantizer")}
-    config = json.loads(files["config.json"].read_text())
-    export_checkpoints(**models, semantic_features=files["tokenizer.pt"], config=config, out=tmp_path / "bundle", quiet=True)
-    with md.load(tmp_path / "bundle", device="cpu") as model:
+    with md.load(bundle, device="cpu") as model:
         manifest = model.bundle.manifest
         song = model.generate("a church organ", seconds=2, seed=0)
     assert (manifest.unique_consecutive, manifest.semantic.max_length, manifest.coarse.max_length) == (False, 40, 50)
     assert len(song.audio) == 2 * SAMPLE_HZ and song.tokens.semantic.shape == (40,)
+
+
+def test_only_the_decoder_is_trained_again(clips: Path, runs: Path, tmp_path: Path) -> None:
+    """Codes that mean another thing than before, fine codes of another window's coarse ones, a decoder that is not packed."""
+    own, drawn, heard = Tokens(runs, "valid", with_codes=True).codes, played(runs, "valid"), Clips(clips, "valid")
+    assert own is not None and drawn.shape == (len(heard), 50, 8) and 0 <= drawn.min() <= drawn.max() < TINY.codebook_size
+    windows = np.stack([own[piece, window_of(piece)] for piece in range(len(heard))])
+    np.testing.assert_array_equal(drawn[..., : TINY.coarse_quantizers], windows[..., : TINY.coarse_quantizers])
+    assert (drawn[..., TINY.coarse_quantizers :] != windows[..., TINY.coarse_quantizers :]).any()
+
+    before, again = (torch.load(runs / name / "state.pt", weights_only=True)["average"] for name in ("codec", "decoder"))
+    pack(TINY, runs, tmp_path)
+    packed = torch.load(tmp_path / "codec.pt", weights_only=True)["model"]
+    moved = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(packed[name], tensor.to(packed[name].dtype))}
+    assert moved == {"decoder", "decoder_attn"}
+    assert all(torch.equal(packed[name], tensor.to(packed[name].dtype)) for name, tensor in again.items())
 
 
 def test_the_codec_starts_as_a_transform() -> None:
