@@ -111,11 +111,11 @@ class AudioSpectrogramTransformer(nn.Module):
 
         row, column = _grid(torch.arange(rows, device=x.device), torch.arange(columns, device=x.device))
         x = x + _sincos_2d(row, column, self.dim)
+        bias = self._relative_bias(rows, columns, x.device)
         if self.training and self.patch_dropout_prob > 0 and not force_no_patch_dropout:
             kept = kept_patches(x.shape[0], x.shape[1], self.patch_dropout_prob, x.device)
             x = x.gather(1, kept[..., None].expand(-1, -1, self.dim))
-            row, column = row[kept], column[kept]
-        bias = self._relative_bias(row, column, rows, columns)
+            bias = bias[:, kept[:, :, None], kept[:, None]].transpose(0, 1)
         if not return_all_layers:
             return self.norm(self.transformer(x, bias).mean(dim=1))
         x, layers = self.transformer(x, bias, return_all_layers=True)
@@ -129,18 +129,22 @@ class AudioSpectrogramTransformer(nn.Module):
         frames = 1 + (samples - self.spec.min_samples(1)) // self.spec.hop_length
         return min(slowest + (fastest - slowest) * torch.rand(1).item(), frames / self.patch_size[1])
 
-    def _relative_bias(self, row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
-        """row, column of S patches: [S], or [B, S] where the clips keep different ones -> [H, S, S] or [B, H, S, S].
+    def _relative_bias(self, rows: int, columns: int, device: torch.device) -> Tensor:
+        """What is added to the scores of S = rows * columns patches, by how far below and right of the key's the query's is: [H, S, S].
 
         The MLP sees every distance once, not every pair of patches: for a 10 s clip at upstream's settings 17 thousand, not 28 million.
+        Pairs are laid out by copying, since to look each of them up takes longer than an attention: `columns` copies of 2 * columns
+        distances, written one after another and cut into rows of one less, are a matrix with a distance in each diagonal (as in Huang et
+        al. 2018, arxiv.org/abs/1809.04281).
         """
-        device = row.device
-        distances = _grid(torch.arange(1 - rows, rows, device=device), torch.arange(1 - columns, columns, device=device))
-        table = self.dynamic_pos_bias_mlp(torch.stack(distances, dim=-1).float())  # [(2 rows - 1)(2 columns - 1), H]
-        down, right = row[..., None] - row[..., None, :], column[..., None] - column[..., None, :]
-        index = (down + rows - 1) * (2 * columns - 1) + right + columns - 1
-        bias = table.T.index_select(1, index.flatten()).unflatten(1, index.shape)
-        return bias if index.ndim == 2 else bias.transpose(0, 1)
+        place = torch.arange(2 * columns, device=device)
+        right = torch.where(place < columns, -place, 2 * columns - place)  # of the query from the key; the one in the middle is not used
+        distances = _grid(torch.arange(rows - 1, -rows, -1, device=device), right)
+        table = self.dynamic_pos_bias_mlp(torch.stack(distances, dim=-1).float()).T.unflatten(1, (2 * rows - 1, 2 * columns))
+        written = table[:, :, None].expand(-1, -1, columns, -1).flatten(2)[..., : columns * (2 * columns - 1)]
+        by_column = written.unflatten(2, (columns, 2 * columns - 1))[..., :columns]  # [H, 2 rows - 1, query's column, key's column]
+        of_rows = [by_column[:, rows - 1 - row : 2 * rows - 1 - row].transpose(1, 2).flatten(2) for row in range(rows)]
+        return torch.cat(of_rows, dim=1)
 
     def _check_crop(self, height: int, width: int, cropped_height: int, cropped_width: int) -> None:
         spectrogram, patch = f"spectrogram of {height} bins x {width} frames", f"{self.patch_size[0]} x {self.patch_size[1]}"

@@ -47,6 +47,9 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    # At the second call of every shape a block for all of its values is laid out anew, which for MuLaN and a clip of 10 s takes as long as
+    # the call itself, and saves nothing later that the arena has not saved.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
