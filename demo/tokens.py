@@ -46,13 +46,15 @@ def make_played(sizes: Sizes, clips: Clips, folder: Path, bundle: Path) -> None:
     """The same of `<folder>/played`: `codes` [P, frames, Q] of one window of each piece, whose coarse codes are the sound's own and whose
     fine codes the bundle's fine transformer made of them."""
     tokens = Tokens(folder, clips.split, with_codes=True)
+    assert tokens.codes is not None
+    own = tokens.codes[..., : sizes.coarse_quantizers]
     with md.load(bundle, device="cpu") as model:
 
         def codes(piece: int, _: Tensor) -> dict[str, Tensor]:
             window = window_of(piece)
-            semantic, coarse = tokens.semantic[piece, window], tokens.codes[piece, window, :, : sizes.coarse_quantizers]
+            given = Given(tokens.semantic[piece, window], own[piece, window])
             prompt = clips.caption(piece, piece % _CAPTIONS)
-            made = model.generate(prompt, seconds=sizes.window_seconds, seed=piece, tokens=Given(semantic, coarse)).tokens
+            made = model.generate(prompt, seconds=sizes.window_seconds, seed=piece, tokens=given).tokens
             return {"codes": torch.from_numpy(np.concatenate((made.coarse, made.fine), axis=1))}
 
         _write(sizes, clips, folder / "played", codes)
