@@ -267,7 +267,7 @@ def test_missed_tolerance(tiny_checkpoints, mel_file, tiny_bundle, monkeypatch):
     """No error is exactly 0: with that as the limit every stage is named with what was measured and what was allowed."""
     monkeypatch.setattr(validating, "TOLERANCES", dict.fromkeys(validating.TOLERANCES, 0.0))
     with pytest.raises(ExportError) as caught:
-        validating.validate(tiny_bundle, {**tiny_checkpoints, "semantic-features": mel_file}, {}, {})
+        validating.validate(tiny_bundle, {**tiny_checkpoints, "semantic-features": mel_file}, {}, {}, [])
     message = str(caught.value)
     assert message.startswith("the exported graphs differ from PyTorch:\n")
     for stage in ("mulan_text", "mulan_audio", "codec_decode", "semantic", "coarse", "fine"):
