@@ -25,41 +25,14 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .launches import Launch, Step
+from .functions import functions_of
+from .launch import Launch, Step, key_of, signature_of
 
 FORMAT = 1
 RECORD = "kernels.json"
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 PTX_CAPABILITY = 80  # its PTX is compiled by the driver for any later card
-_POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int64": "*i64"}
 _EXACT = ("sample",)  # kernels whose products are not fused with sums: equal logits, equal tokens
-
-
-def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
-    """Type of every parameter, in the kernel's order: "*fp16", "i32", "constexpr" and so on, a tuple for a tuple."""
-
-    def kind(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(kind(one) for one in value)
-        if isinstance(value, str):
-            return _POINTERS[step.buffers[value][0]]
-        return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
-
-    def parameter(name: str) -> Any:
-        if name in launch.constants:
-            return "constexpr"
-        if name == "place":  # coordinates of one stage need 64 bits: the kernel is the same for all
-            return ("i64",) * len(launch.arguments[name])
-        return kind(launch.arguments[name])
-
-    return {name: parameter(name) for name in launch.kernel.arg_names}
-
-
-def key_of(launch: Launch, step: Step) -> str:
-    """A name for all launches that the same machine code serves."""
-    constants = {name: getattr(value, "__name__", None) or repr(value) for name, value in sorted(launch.constants.items())}
-    text = json.dumps([launch.kernel.__name__, signature_of(launch, step), constants])
-    return f"{launch.kernel.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def compile_steps(steps: Iterable[Step], folder: Path, capabilities: Iterable[int] = CAPABILITIES) -> dict[str, Any]:
@@ -91,7 +64,9 @@ def compile_steps(steps: Iterable[Step], folder: Path, capabilities: Iterable[in
 
 
 def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], folder: Path) -> dict[str, Any]:
-    signature, machines = signature_of(launch, step), {}
+    kernel, _ = functions_of(launch)
+    kinds, machines = signature_of(launch, step), {}
+    signature = {name: kinds[name] for name in kernel.arg_names}
     for capability in capabilities:
         try:
             compiled = _triton(launch, signature, capability)
@@ -108,8 +83,8 @@ def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], fold
         if capability == PTX_CAPABILITY:
             (folder / f"{key}.ptx").write_text(compiled.asm["ptx"], encoding="utf-8")
             machines["ptx"] = machines[str(capability)] | {"file": f"{key}.ptx"}
-    constants = {name: getattr(value, "__name__", None) or str(value) for name, value in launch.constants.items()}
-    return {"function": launch.kernel.__name__, "signature": signature, "constants": constants, "machines": machines}
+    constants = {name: str(value) for name, value in launch.constants.items()}
+    return {"function": launch.kernel, "signature": signature, "constants": constants, "machines": machines}
 
 
 def _triton(launch: Launch, signature: Mapping[str, Any], capability: int) -> Any:
@@ -118,8 +93,9 @@ def _triton(launch: Launch, signature: Mapping[str, Any], capability: int) -> An
     for index, kind in enumerate(signature.values()):
         parts = [((index, part), one) for part, one in enumerate(kind)] if isinstance(kind, tuple) else [((index,), kind)]
         aligned |= {path: [["tt.divisibility", 16]] for path, one in parts if one.startswith("*")}
-    source = ASTSource(launch.kernel, dict(signature), dict(launch.constants), aligned)
-    options = {"enable_fp_fusion": launch.kernel.__name__ not in _EXACT}
+    kernel, constants = functions_of(launch)
+    source = ASTSource(kernel, dict(signature), constants, aligned)
+    options = {"enable_fp_fusion": launch.kernel not in _EXACT}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Triton's, about defaults to come
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

@@ -1,9 +1,9 @@
-"""One decode step of a token transformer as a list of launches: eight a layer, one for the logits, one for the token and what follows it.
-And the entrance of MuLaN's audio tower, one launch.
+"""A token transformer as lists of launches: a decode step, eight a layer, one for the logits, one for the token and what follows it; and
+before it the prompt, several positions of every sequence at once.
 
-In: a transformer's sizes, rows of the batch, the type of weights and caches. Out: `Step`: every buffer by name, type and shape, and the
-launches in order, each with its kernel, its grid and its arguments by buffer name. It holds no memory, runs nothing and compiles nothing:
-the tests run the list in Triton's interpreter, `compile.py` beside it compiles it.
+In: a transformer's sizes, sequences of the batch, the type of weights and caches. Out: `Step`, which buffers there are and which kernels
+run on them, in order. Nothing here runs, compiles or needs Triton: `runtime/device` makes the lists where music is made, `compile.py`
+beside it compiles what they name.
 
     self    connect + norm + product   -> queries, new key and value     attend, append   -> partial        merge + product   -> y
     cross   connect + norm + product   -> queries                        attend           -> partial        merge + product   -> y
@@ -13,150 +13,169 @@ the tests run the list in Triton's interpreter, `compile.py` beside it compiles 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import triton
-
-from .attention.triton_form import Parts, attend, merge, nothing
+from .attention.constants import Parts
 from .decoder_step.sizes import Sizes
-from .geglu.triton_form import Inner, measure, read_normed
-from .hyper_connection.triton_form import Mixing, connect, read_branch
-from .product.triton_form import product
-from .sampling.triton_form import Draw, sample
-from .spectrogram import reference as spectrogram_layout
-from .spectrogram.triton_form import spectrogram
+from .geglu.constants import Inner
+from .hyper_connection.constants import Mixing
+from .launch import Launch, Step, power
+from .packing import pitch_of
+from .sampling.constants import PLAN, STATE, Draw
 
 TILE = 4096  # elements of a product's tile over all its rows: 32 a thread
 PROGRAMS = 264  # of a product, about: two for each of an H100's 132 processors; each repeats what comes before the product
 KEYS = 8192  # elements of a tile of keys over all heads: 64 a thread
 SPLITS = 16  # of a row's keys at most: a program has two tiles or more of a full cache
-PITCH = 16  # weights: rows of 32 bytes or more
+TILE_ROWS = 8  # of a product at once at most: what a list over positions of a prompt has, so that weights are read once for all of them
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One kernel of the step."""
+class Batch:
+    """Of a run: what its caches are as large as."""
 
-    name: str
-    kernel: Any  # the function in Triton
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]  # parameter -> a buffer's name, a number, or a tuple of these
-    constants: dict[str, Any]  # parameter -> what is known when the kernel is compiled
-
-
-@dataclass
-class Step:
-    """`buffers`: name -> type and shape. Types: fp32, int64, and `weights`' own, fp32, fp16 or bf16."""
-
-    buffers: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    launches: list[Launch] = field(default_factory=list)
+    sequences: int  # copies without condition included
+    capacity: int
+    context: int  # keys of the cross-attention
+    prefix: int = 0  # embeddings of all sequences' conditioning prefixes together
 
 
-def build_step(sizes: Sizes, rows: int, capacity: int, context: int, weights: str, sampling: Mapping[str, Any], head: int = 0) -> Step:
-    """rows: of the batch, copies without condition included; context: keys of the cross-attention; head: which output projection.
+def build_step(sizes: Sizes, batch: Batch, weights: str, sampling: Mapping[str, Any], head: int = 0, programs: int = PROGRAMS) -> Step:
+    """One token of every sequence: what `sample` or `begin` left is run through the layers and the output projection `head`.
 
-    sampling: the arguments of `sample` that are numbers, with `copies` and, for `place`, a `Place`.
+    sampling: the arguments of `sample` that are numbers, with `copies` and, for `place`, a `Place`. programs: of a product, about.
     """
-    return _Builder(sizes, rows, capacity, context, weights).build(dict(sampling), head)
+    builder = _Builder(sizes, batch, weights, programs)
+    builder.layers()
+    builder.logits(head)
+    builder.sample(dict(sampling))
+    return builder.step
 
 
-def build_patches(B: int, samples: int, n_fft: int, win_length: int, hop: int, center: bool, patch: tuple[int, int]) -> Step:
-    """Waves [B, samples] to the patches of MuLaN's audio tower, in one launch: buffers `wave`, `dft` and `patches`."""
-    (bins, frames), all_bins = patch, n_fft // 2 + 1
-    columns = spectrogram_layout.count_frames(samples, n_fft, hop, center) // frames
-    count = all_bins // bins * columns
-    step = Step(
-        {"wave": ("fp32", (B, samples)), "dft": ("fp32", (2, all_bins, win_length)), "patches": ("fp32", (B, count, bins * frames))}
-    )
-    before = spectrogram_layout.edges(n_fft, win_length, center)[1]
-    arguments = dict(wave="wave", dft="dft", out="patches", t=samples, columns=columns, patches=count, before=before, all_bins=all_bins)
-    known = dict(hop=hop, win_length=win_length, bins=bins, frames=frames, BLOCK=32)
-    known |= {
-        name: max(16, triton.next_power_of_2(size)) for name, size in (("BINS", bins), ("FRAMES", frames))
-    }  # 16: the least a dot takes
-    step.launches.append(Launch("patches", spectrogram, (count, B), arguments, known))
-    return step
+def build_prompt(sizes: Sizes, batch: Batch, weights: str, programs: int = PROGRAMS) -> Step:
+    """The next `positions_at_once` positions of every sequence's prompt: their keys and values, no logits.
+
+    Its buffers that have a row for every position are named `prompt.`; `prompt.ids` and `prompt.coordinates` hold whole prompts.
+    """
+    builder = _Builder(sizes, batch, weights, programs, positions_at_once(batch.sequences))
+    builder.embed()
+    builder.layers()
+    return builder.step
+
+
+def build_begin(sizes: Sizes, batch: Batch, weights: str, programs: int = PROGRAMS) -> Step:
+    """The last position of every prompt, into the buffers that a step begins with."""
+    builder = _Builder(sizes, batch, weights, programs)
+    builder.embed()
+    return builder.step
+
+
+def positions_at_once(sequences: int) -> int:
+    """How many positions of each sequence a list over a prompt has: a power of two, as capacities have a multiple of it."""
+    return 1 << max(TILE_ROWS // sequences, 1).bit_length() - 1
 
 
 class _Builder:
-    def __init__(self, sizes: Sizes, rows: int, capacity: int, context: int, weights: str) -> None:
-        self.sizes, self.rows, self.capacity, self.context, self.weights = sizes, rows, capacity, context, weights
+    def __init__(self, sizes: Sizes, batch: Batch, weights: str, programs: int, positions: int = 0) -> None:
+        """positions: of each sequence at once, in a list over prompts; 0: one, the last, in a list that ends with a token."""
+        assert not batch.capacity % max(positions, 1), (batch, positions)
+        self.sizes, self.batch, self.weights, self.programs = sizes, batch, weights, programs
+        self.in_prompt, self.positions = positions > 0, max(positions, 1)
+        self.rows, self.capacity = batch.sequences * self.positions, batch.capacity
         self.step = Step()
-        self.tile_rows = min(triton.next_power_of_2(rows), 8)
+        self.tile_rows = min(power(self.rows), TILE_ROWS)
         self._side = 0  # which of the two buffers of streams was written last
-        self._y = "no_branch"  # zeros: nothing is to be added to the streams that a step begins with
+        self._none = self._of_rows("no_branch", sizes.dim)  # zeros: nothing is to be added to the streams that a list begins with
+        self._y = self._none
 
-    def build(self, sampling: dict[str, Any], head: int) -> Step:
-        sizes, rows = self.sizes, self.rows
-        for side in (0, 1):
-            self._buffer(f"streams.{side}", rows, sizes.streams, sizes.dim)
-            self._buffer(f"beta.{side}", rows, sizes.streams)
-        self._buffer("no_branch", rows, sizes.dim)
-        for name in ("lengths", "query_coordinates"):
-            self._buffer(name, rows, kind="int64")
-        self._buffer("key_coordinates", rows, self.capacity, kind="int64")
-        self._buffer("bias_table", sizes.heads, max(sizes.bias_entries, 1))
-        if sizes.cross_attention:
-            self._buffer("context_lengths", rows, kind="int64")
-        for layer in range(sizes.depth):
+    def embed(self) -> None:
+        sizes, (prefix, prompts) = self.sizes, (self._none, (self.batch.sequences, self.capacity))
+        if self.batch.prefix:
+            prefix = self._buffer("prefix", self.batch.prefix, sizes.dim)
+        arguments = dict(table=self._table(), prefix=prefix, ids=self._buffer("prompt.ids", *prompts, kind="int64"))
+        arguments |= dict(coordinates=self._buffer("prompt.coordinates", *prompts, kind="int64"), lengths=self._lengths("lengths"))
+        arguments |= dict(query_coordinates=self._lengths("query_coordinates"), streams=self._streams(0))
+        arguments |= dict(capacity=self.capacity, positions=self.positions)
+        known = dict(DIM=sizes.dim, STREAMS=sizes.streams, BLOCK=min(power(sizes.dim), 1024))
+        self.step.launches.append(Launch("embed", "embed", (self.rows,), arguments, known))
+
+    def layers(self) -> None:
+        for layer in range(self.sizes.depth):
             self._self_attention(layer)
-            if sizes.cross_attention:
+            if self.sizes.cross_attention:
                 self._cross_attention(layer)
             self._feed_forward(layer)
-        self._connected(f"head.{head}", "norm", None, sizes.vocabulary, "logits", bias="head.bias")
-        self._sample(sampling)
-        return self.step
+
+    def logits(self, head: int) -> None:
+        self._connected(
+            f"head.{head}", "norm", None, self.sizes.vocabulary, "logits", bias=self._buffer("head.bias", self.sizes.vocabulary)
+        )
+
+    def sample(self, sampling: dict[str, Any]) -> None:
+        sizes, copies = self.sizes, sampling.pop("copies")
+        B = self.rows // copies
+        plans, states = self._buffer("plans", B, PLAN, kind="int64"), self._buffer("states", B, STATE, kind="int64")
+        tokens = self._buffer("tokens", B, sampling["total"], kind="int64")
+        arguments = dict(logits="logits", plans=plans, states=states, tokens=tokens, table=self._table(), lengths="lengths")
+        arguments |= dict(query_coordinates="query_coordinates", key_coordinates="key_coordinates", streams=self._streams(0))
+        arguments |= dict(B=B, capacity=self.capacity) | sampling
+        block = min(power(sizes.dim), 1024)
+        known = Draw(sizes.vocabulary, power(-(-sizes.vocabulary // 4)), copies, sizes.dim, sizes.streams, block)
+        self.step.launches.append(Launch("sample", "sample", (B,), arguments, {"sizes": known}))
 
     def _self_attention(self, layer: int) -> None:
         sizes, name = self.sizes, f"layers.{layer}.attention"
         D, stride = sizes.cache_head_size, (sizes.heads + 2) * sizes.cache_head_size
         out = "projected.first" if layer == 0 else "projected"
-        self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.0.connection", stride, out, normed=sizes.heads * D)
-        keys, values = (self._buffer(f"{layer}.{part}", self.rows, self.capacity, D, kind=self.weights) for part in ("key", "value"))
+        projected = self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.0.connection", stride, out, normed=sizes.heads * D)
+        first = self._of_rows("projected.first", stride)
         residual = sizes.value_residual and layer > 0
-        coordinates = ("lengths", "bias_table", "query_coordinates", "key_coordinates")
-        splits = min(SPLITS, triton.cdiv(self.capacity, 2 * self._keys(D)))
-        self._attend(name, (out, "projected.first", keys, values, *coordinates), stride, self.capacity, D, splits, True, residual)
-        self._merged(name, D, splits)
+        shape = (self.batch.sequences, self.capacity, D)
+        keys, values = (self._buffer(f"{layer}.{part}", *shape, kind=self.weights) for part in ("key", "value"))
+        if self.in_prompt:
+            buffers = dict(projected=projected, first=first, keys=keys, values=values, lengths=self._lengths("lengths"))
+            numbers = dict(stride=stride, capacity=self.capacity, positions=self.positions)
+            known = dict(H=sizes.heads, D=D, WIDTH=power(D), RESIDUAL=residual)
+            self.step.launches.append(Launch(f"{name}.append", "append", (self.rows,), buffers | numbers, known))
+        splits = min(SPLITS, -(-self.capacity // (2 * self._keys(D))))
+        buffers = (projected, first, keys, values, self._lengths("lengths"))
+        self._attend(name, buffers, stride, self.capacity, D, splits, True, residual)
 
     def _cross_attention(self, layer: int) -> None:
         sizes, name = self.sizes, f"layers.{layer}.cross_attention"
         D, wide = sizes.dim_head, sizes.heads * sizes.dim_head
-        self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.1.connection", wide, "query")
-        context = [self._buffer(f"context.{layer}.{part}", self.rows, self.context, D, kind=self.weights) for part in ("key", "value")]
-        unused = ("bias_table", "query_coordinates", "key_coordinates")
-        self._attend(name, ("query", "query", *context, "context_lengths", *unused), wide, self.context, D, 1, False, False)
-        self._merged(name, D, 1)
+        query = self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.1.connection", wide, "query")
+        shape = (self.batch.sequences, self.batch.context, D)
+        context = [self._buffer(f"context.{layer}.{part}", *shape, kind=self.weights) for part in ("key", "value")]
+        self._attend(name, (query, query, *context, self._lengths("context_lengths")), wide, self.batch.context, D, 1, False, False)
 
     def _feed_forward(self, layer: int) -> None:
         sizes, name = self.sizes, f"layers.{layer}.feed_forward"
-        self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.2.connection", sizes.inner, "inner", gated=True)
+        inner = self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.2.connection", sizes.inner, "inner", gated=True)
         gains = (self._buffer(f"{name}.inner_norm.{part}", sizes.inner) for part in ("gain", "bias"))
-        block = min(triton.next_power_of_2(sizes.inner), max(64, 1024 // self.tile_rows))
-        source = measure, read_normed, Inner(sizes.inner, block, True)
-        self._product(f"{name}.out", source, ("inner", *gains), sizes.inner, sizes.dim, "y", self._columns(sizes.dim))
+        block = min(power(sizes.inner), max(64, 1024 // self.tile_rows))
+        source = "measure", "read_normed", Inner(sizes.inner, block, True)
+        self._product(f"{name}.out", source, (inner, *gains), sizes.inner, sizes.dim, "y", self._columns(sizes.dim))
 
     def _attend(
-        self, name: str, buffers: tuple[str, ...], stride: int, capacity: int, D: int, splits: int, append: bool, residual: bool
+        self, name: str, buffers: tuple[str, ...], stride: int, capacity: int, D: int, splits: int, own: bool, residual: bool
     ) -> None:
-        H, entries = self.sizes.heads, max(self.sizes.bias_entries, 1)
-        heads, width = triton.next_power_of_2(H), triton.next_power_of_2(D)
-        partial, statistics = self._parts(D, splits)
-        self._buffer(partial, self.rows, splits, H, D)
-        self._buffer(statistics, self.rows, splits, H, 2)
+        """And the product that merges its parts. own: self-attention."""
+        sizes, H, entries = self.sizes, self.sizes.heads, max(self.sizes.bias_entries, 1)
+        parts = self._of_rows(f"partial.{splits}.{D}", splits, H, D), self._of_rows(f"statistics.{splits}", splits, H, 2)
+        coordinates = self._buffer("key_coordinates", self.batch.sequences, self.capacity, kind="int64")
+        buffers += self._buffer("bias_table", H, entries), self._lengths("query_coordinates"), coordinates, *parts
         parameters = ("projected", "first", "keys", "values", "lengths", "table", "query_coordinates", "key_coordinates")
-        arguments = dict(zip((*parameters, "partial", "statistics"), (*buffers, partial, statistics), strict=True))
-        scale = self.sizes.dim_head**-0.5 if append else 1.0  # the keys of a context come scaled
-        arguments |= dict(stride=stride, capacity=capacity, entries=entries, scale=scale)
-        constants = dict(H=H, D=D, HEADS=heads, WIDTH=width, BLOCK=self._keys(D), SPLITS=splits)
-        constants |= dict(APPEND=append, BIASED=append and self.sizes.bias_entries > 0, RESIDUAL=residual)
-        self.step.launches.append(Launch(f"{name}.attend", attend, (self.rows, splits), arguments, constants))
-
-    def _merged(self, name: str, D: int, splits: int) -> None:
-        inputs, source = self._parts(D, splits), (nothing, merge, Parts(self.sizes.heads, D, splits))
-        self._product(f"{name}.out", source, inputs, self.sizes.heads * D, self.sizes.dim, "y", self._columns(self.sizes.dim))
+        arguments: dict[str, Any] = dict(zip((*parameters, "partial", "statistics"), buffers, strict=True))
+        scale = sizes.dim_head**-0.5 if own else 1.0  # the keys of a context come scaled
+        arguments |= dict(stride=stride, capacity=capacity, entries=entries, positions=self.positions, scale=scale)
+        constants = dict(H=H, D=D, HEADS=power(H), WIDTH=power(D), BLOCK=self._keys(D), SPLITS=splits)
+        append = own and not self.in_prompt
+        constants |= dict(APPEND=append, BIASED=own and sizes.bias_entries > 0, RESIDUAL=append and residual)
+        self.step.launches.append(Launch(f"{name}.attend", "attend", (self.rows, splits), arguments, constants))
+        source = "nothing", "merge", Parts(H, D, splits)
+        self._product(f"{name}.out", source, parts, H * D, sizes.dim, "y", self._columns(sizes.dim))
 
     def _connected(
         self,
@@ -168,8 +187,8 @@ class _Builder:
         normed: int | None = None,
         gated: bool = False,
         bias: str | None = None,
-    ) -> None:
-        """The depth of the branch before, the width of this one, its norm, its first product.
+    ) -> str:
+        """The depth of the branch before, the width of this one, its norm, its first product, whose buffer is returned.
 
         connection: None for what reads the sum of the streams and hands none on; normed: how many outputs read the normed, if not all.
         """
@@ -178,20 +197,22 @@ class _Builder:
             columns = 8  # as the head size of a cache is a multiple of
         mixed, keep = connection is not None and sizes.streams > 1, connection is not None
         mixing = {"dynamic": (sizes.streams + 2, sizes.dim), "scale": (sizes.streams + 2,), "static": (sizes.streams, sizes.streams + 2)}
-        weights = [self._buffer(f"{connection}.{part}", *shape) if mixed else "no_branch" for part, shape in mixing.items()]
+        weights = [self._buffer(f"{connection}.{part}", *shape) if mixed else self._none for part, shape in mixing.items()]
         gains = [self._buffer(f"{norm}.{part}", sizes.dim) for part in ("gain", "bias")]
+        betas = [self._of_rows(f"beta.{side}", sizes.streams) for side in (0, 1)]
         read, written = self._side, 1 - self._side
         raw = 1 << 30 if normed is None else normed // columns
-        inputs = (f"streams.{read}", f"beta.{read}", self._y, *weights, *gains, f"streams.{written}", f"beta.{written}", raw)
-        block = min(triton.next_power_of_2(sizes.dim), max(64, 512 // self.tile_rows))
-        known = Mixing(sizes.dim, sizes.streams, triton.next_power_of_2(sizes.streams), block, mixed, keep, True)
-        self._product(name, (connect, read_branch, known), inputs, sizes.dim, outputs, out, columns, gated, bias)
-        self._side, self._y = written, "y"
+        inputs = (self._streams(read), betas[read], self._y, *weights, *gains, self._streams(written), betas[written], raw)
+        block = min(power(sizes.dim), max(64, 512 // self.tile_rows))
+        known = Mixing(sizes.dim, sizes.streams, power(sizes.streams), block, mixed, keep, True)
+        made = self._product(name, ("connect", "read_branch", known), inputs, sizes.dim, outputs, out, columns, gated, bias)
+        self._side, self._y = written, self._of_rows("y", sizes.dim)
+        return made
 
     def _product(
         self,
         name: str,
-        source: tuple[Any, Any, Any],
+        source: tuple[str, str, Any],
         inputs: tuple[str | int, ...],
         K: int,
         N: int,
@@ -199,78 +220,40 @@ class _Builder:
         columns: int,
         gated: bool = False,
         bias: str | None = None,
-    ) -> None:
-        pitch = -(-K // PITCH) * PITCH
-        weights = self._buffer(f"{name}.weight", N * (1 + gated), pitch, kind=self.weights)
-        self._buffer(out, self.rows, N)
-        if bias:
-            self._buffer(bias, N)
-        arguments = dict(inputs=inputs, weights=weights, scales="no_branch", bias=bias or "no_branch", out=out, rows=self.rows, N=N)
-        block = min(triton.next_power_of_2(K), max(64, TILE // self.tile_rows // columns // 2))
-        known = dict(zip(("prepare", "read", "sizes"), source, strict=True), K=K, PITCH=pitch, ROWS=self.tile_rows, COLUMNS=columns)
+    ) -> str:
+        pitch = pitch_of(K)
+        weights, made = self._buffer(f"{name}.weight", N * (1 + gated), pitch, kind=self.weights), self._of_rows(out, N)
+        arguments = dict(inputs=inputs, weights=weights, scales=self._none, bias=bias or self._none, out=made, rows=self.rows, N=N)
+        block = min(power(K), max(64, TILE // self.tile_rows // columns // 2))
+        known: dict[str, Any] = dict(zip(("prepare", "read", "sizes"), source, strict=True))
+        known |= dict(K=K, PITCH=pitch, ROWS=self.tile_rows, COLUMNS=columns)
         known |= dict(BLOCK=block, GROUP=0, GATED=gated, BIASED=bias is not None)
-        grid = (triton.cdiv(N, columns), triton.cdiv(self.rows, self.tile_rows))
-        self.step.launches.append(Launch(name, product, grid, arguments, known))
-
-    def _sample(self, sampling: dict[str, Any]) -> None:
-        sizes, copies = self.sizes, sampling.pop("copies")
-        B = self.rows // copies
-        self._buffer("plans", B, 6, kind="int64")
-        self._buffer("states", B, 3, kind="int64")
-        self._buffer("tokens", B, sampling["total"], kind="int64")
-        self._buffer("rows", sizes.table_rows, sizes.dim, kind=self.weights)
-        arguments = dict(logits="logits", plans="plans", states="states", tokens="tokens", table="rows", lengths="lengths")
-        arguments |= dict(query_coordinates="query_coordinates", key_coordinates="key_coordinates", streams="streams.0")
-        arguments |= dict(B=B, capacity=self.capacity) | sampling
-        fours = triton.next_power_of_2(triton.cdiv(sizes.vocabulary, 4))
-        block = min(triton.next_power_of_2(sizes.dim), 1024)
-        known = Draw(sizes.vocabulary, fours, copies, sizes.dim, sizes.streams, block)
-        self.step.launches.append(Launch("sample", sample, (B,), arguments, {"sizes": known}))
-
-    def _parts(self, D: int, splits: int) -> tuple[str, str]:
-        return f"partial.{splits}.{D}", f"statistics.{splits}"
+        grid = (-(-N // columns), -(-self.rows // self.tile_rows))
+        self.step.launches.append(Launch(name, "product", grid, arguments, known))
+        return made
 
     def _keys(self, D: int) -> int:
         """Of the attention's tile."""
-        return min(64, max(4, KEYS // (triton.next_power_of_2(self.sizes.heads) * triton.next_power_of_2(D))))
+        return min(64, max(4, KEYS // (power(self.sizes.heads) * power(D))))
 
     def _columns(self, outputs: int) -> int:
-        """4, 8 or 16 outputs a program, so that there are not many more than PROGRAMS of them; head sizes are multiples of 8."""
-        return next((columns for columns in (4, 8) if outputs <= columns * PROGRAMS), 16)
+        """4, 8 or 16 outputs a program, so that there are not many more than `programs` of them; head sizes are multiples of 8."""
+        return next((columns for columns in (4, 8) if outputs <= columns * self.programs), 16)
+
+    def _table(self) -> str:
+        return self._buffer("rows", self.sizes.table_rows, self.sizes.dim, kind=self.weights)
+
+    def _streams(self, side: int) -> str:
+        return self._of_rows(f"streams.{side}", self.sizes.streams, self.sizes.dim)
+
+    def _lengths(self, name: str) -> str:
+        return self._of_rows(name, kind="int64")
+
+    def _of_rows(self, name: str, *shape: int, kind: str = "fp32") -> str:
+        """A buffer with an entry for each row of the list."""
+        return self._buffer(f"prompt.{name}" if self.in_prompt else name, self.rows, *shape, kind=kind)
 
     def _buffer(self, name: str, *shape: int, kind: str = "fp32") -> str:
         found = self.step.buffers.setdefault(name, (kind, shape))
         assert found == (kind, shape), (name, found, kind, shape)
         return name
-
-
-def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The step's weight buffers, by name, float32: from those of `Sizes.shapes()`, to which norms and heads may add biases."""
-    packed: dict[str, np.ndarray] = {name: weights[name] for name in ("rows",)}
-    packed["bias_table"] = weights["bias_table"] if sizes.bias_entries else np.zeros((sizes.heads, 1), np.float32)
-    norms = ["norm"]
-    for layer in range(sizes.depth):
-        name = f"layers.{layer}"
-        attention, cross, feed = f"{name}.attention", f"{name}.cross_attention", f"{name}.feed_forward"
-        joined = np.concatenate([weights[f"{attention}.w_q"], weights[f"{attention}.w_kv"]], axis=1)
-        packed |= {f"{attention}.in.weight": joined.T, f"{attention}.out.weight": weights[f"{attention}.w_out"].T}
-        packed |= {f"{feed}.{part}.weight": weights[f"{feed}.w_{part}"].T for part in ("in", "out")}
-        norms += [f"{attention}.norm", f"{feed}.norm", f"{feed}.inner_norm"]
-        if sizes.cross_attention:
-            packed |= {f"{cross}.in.weight": weights[f"{cross}.w_q"].T, f"{cross}.out.weight": weights[f"{cross}.w_out"].T}
-            norms.append(f"{cross}.norm")
-        for branch in range(3):
-            at = f"{name}.{branch}.connection"
-            if f"{at}.norm" in weights:
-                packed[f"{at}.dynamic"] = (weights[f"{at}.dynamic"] * weights[f"{at}.norm"][:, None]).T
-                packed |= {f"{at}.{part}": weights[f"{at}.{part}"] for part in ("scale", "static")}
-    for name in norms:
-        gain = packed[f"{name}.gain"] = weights[f"{name}.gain"]
-        packed[f"{name}.bias"] = weights.get(f"{name}.bias", np.zeros_like(gain))
-    packed |= {f"head.{q}.weight": weights[f"head.{q}.weight"].T for q in range(sizes.outputs)}
-    packed["head.bias"] = weights.get("head.bias", np.zeros(sizes.vocabulary, np.float32))
-    for name, array in packed.items():
-        if name.endswith(".weight"):
-            array = np.pad(array, ((0, 0), (0, -array.shape[1] % PITCH)))
-        packed[name] = np.ascontiguousarray(array, np.float32)
-    return packed

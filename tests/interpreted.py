@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from musiclm_deploy.kernels.functions import functions_of
+
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
     """Run every program of the grid, one after another."""
@@ -24,7 +26,7 @@ def empty(*shape: int) -> torch.Tensor:
 
 
 def run_step(launches: list[Any], buffers: dict[str, torch.Tensor]) -> None:
-    """Run the launches of `kernels/launches.py`, in order, on these buffers."""
+    """Run the launches of `kernels/launch.py`, in order, on these buffers."""
 
     def resolve(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -32,4 +34,5 @@ def run_step(launches: list[Any], buffers: dict[str, torch.Tensor]) -> None:
         return buffers[value] if isinstance(value, str) else value
 
     for one in launches:
-        one.kernel[one.grid](**{name: resolve(value) for name, value in one.arguments.items()}, **one.constants)
+        kernel, constants = functions_of(one)
+        kernel[one.grid](**{name: resolve(value) for name, value in one.arguments.items()}, **constants)

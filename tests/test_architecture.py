@@ -103,11 +103,11 @@ def test_an_operation_stands_alone() -> None:
 
 
 def test_triton_is_for_kernels_alone() -> None:
-    """Fault: what reads a formula or places its ONNX form needs Triton; only a kernel's source does, and what lists or compiles them."""
+    """Fault: what reads a formula or places its ONNX form needs Triton; only a kernel's source does, and what compiles them."""
     imports = {path: names for folder in (*MAY_IMPORT, PACKAGE) for path, names in imports_of(folder).items()}
     users = {path for path, names in imports.items() if any(within(name, "triton") for name in names)}
     sources = {path for path in imports if path.startswith("kernels/") and path.endswith("/triton_form.py")}
-    assert sources and users == sources | {"kernels/launches.py", "kernels/compile.py"}
+    assert sources and users == sources | {"kernels/compile.py"}
 
 
 @pytest.mark.parametrize("folder", TORCH_FREE)

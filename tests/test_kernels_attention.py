@@ -12,10 +12,11 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from interpreted import empty, launch
+from interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.attention import reference
-from musiclm_deploy.kernels.attention.triton_form import Parts, attend, merge, nothing
+from musiclm_deploy.kernels.attention.constants import Parts
+from musiclm_deploy.kernels.attention.triton_form import append, attend, merge, nothing
 
 FP32 = 3e-6
 CAPACITY, ENTRIES = 13, 6
@@ -78,7 +79,7 @@ class Case:
             attend,
             (B, splits),
             *(torch.from_numpy(projected), torch.from_numpy(first), keys, values, *arrays, partial, statistics),
-            *(projected.shape[1], CAPACITY, ENTRIES, self.scale, H, D),
+            *(projected.shape[1], CAPACITY, ENTRIES, 1, self.scale, H, D),
             *(triton.next_power_of_2(H), triton.next_power_of_2(D), block, splits, append, self.biased, residual),
         )
         self.caches = keys, values
@@ -154,3 +155,40 @@ def test_large_scores_do_not_overflow() -> None:
     case = Case([11, 2], 3, 8, True)
     case.query *= 400
     np.testing.assert_allclose(case.run(torch.float32, 3), case.expected(case.keys, case.values), rtol=0, atol=400 * FP32)
+
+
+@pytest.mark.parametrize(("lengths", "positions"), [([1, 6, 4], 4), ([CAPACITY - 1], 2)])
+def test_positions_of_a_prompt_are_appended_then_attended(lengths: list[int], positions: int) -> None:
+    """Fault: a position that reads another sequence's cache, sees those behind it, or misses those before it that are computed with it."""
+    heads, dim, count = 3, 8, len(lengths)
+    rows = [Case([length + at for at in range(positions)], heads, dim, True, seed) for seed, length in enumerate(lengths)]
+    projected, first, queries = [], [], []
+    for case in rows:
+        case.keys[:], case.values[:], case.ck[:] = case.keys[0], case.values[0], case.ck[0]  # one sequence
+        last = case.lengths - 1
+        projected.append(
+            np.concatenate([case.query.reshape(positions, -1), case.keys[0, last], case.values[0, last] - 0.5 * case.first], axis=1)
+        )
+        first.append(np.concatenate([np.full((positions, heads * dim + dim), np.nan, np.float32), case.first], axis=1))
+        queries.append(case.cq)
+    B, stride = count * positions, (heads + 2) * dim
+    keys, values = (torch.full((count, CAPACITY, dim), torch.nan) for _ in range(2))
+    for row, case in enumerate(rows):
+        before = case.lengths[0] - 1
+        keys[row, :before], values[row, :before] = torch.from_numpy(case.keys[0, :before]), torch.from_numpy(case.values[0, :before])
+    shared = [floats(np.concatenate(projected)), floats(np.concatenate(first)), keys, values]
+    shared.append(torch.from_numpy(np.concatenate([case.lengths for case in rows])))
+    launch(append, (B,), *shared, stride, CAPACITY, positions, heads, dim, 8, True)
+    arrays = rows[0].table, np.concatenate(queries), np.stack([case.ck[0] for case in rows])
+    partial, statistics = empty(B, 2, heads, dim), empty(B, 2, heads, 2)
+    for case in rows:
+        case.table = rows[0].table
+    numbers = stride, CAPACITY, ENTRIES, positions, rows[0].scale, heads, dim, 4, 8, 4, 2, False, True, False
+    launch(attend, (B, 2), *shared, *map(torch.from_numpy, arrays), partial, statistics, *numbers)
+    out = empty(B, heads * dim)
+    launch(_merged, (1,), (partial, statistics), Parts(heads, dim, 2), out, B, heads * dim, triton.next_power_of_2(B), 32)
+    expected = np.concatenate([case.expected(case.keys, case.values) for case in rows])
+    np.testing.assert_allclose(out.reshape(B, heads, dim).numpy(), expected, rtol=0, atol=FP32)
+    for row, case in enumerate(rows):
+        np.testing.assert_allclose(keys[row, : case.lengths[-1]], case.keys[0, : case.lengths[-1]], rtol=0, atol=FP32)
+        assert keys[row, case.lengths[-1] :].isnan().all()

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
-from musiclm_deploy.kernels.launches import build_step
-from musiclm_deploy.kernels.sampling.triton_form import Place
+from musiclm_deploy.kernels.launches import Batch, build_prompt, build_step
+from musiclm_deploy.kernels.sampling.constants import Place
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILE = """
@@ -25,14 +25,18 @@ import sys
 from pathlib import Path
 from musiclm_deploy.kernels.compile import compile_steps
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
-from musiclm_deploy.kernels.launches import build_patches, build_step
-from musiclm_deploy.kernels.sampling.triton_form import Place
-step = build_step(Sizes(**{sizes}), 2, 64, 9, "{weights}", {numbers})
+from musiclm_deploy.kernels.launches import Batch, build_begin, build_prompt, build_step
+from musiclm_deploy.kernels.patches import build_patches
+from musiclm_deploy.kernels.sampling.constants import Place
+sizes, batch = Sizes(**{sizes}), Batch(2, 64, 9, 3)
+step = build_step(sizes, batch, "{weights}", {numbers})
+prompts = [build(sizes, batch, "{weights}") for build in (build_prompt, build_begin)]
 {change}
-compile_steps([step, build_patches(1, 999, 40, 24, 12, True, (5, 7))], Path(sys.argv[1]), {capabilities})
+compile_steps([step, *prompts, build_patches(1, 999, 40, 24, 12, True, (5, 7))], Path(sys.argv[1]), {capabilities})
 """
 SIZES = dict(dim=32, depth=2, heads=2, dim_head=8, cache_head_size=8, inner=40, streams=4, vocabulary=14, outputs=1, table_rows=50)
 SIZES |= dict(bias_entries=9, value_residual=True, cross_attention=True)
+BATCH = Batch(2, 64, 9, 3)
 NUMBERS = dict(copies=2, place=Place(1, 13, 2, 1 << 40, 1, 1, 1, 0), total=9, stage=1, frame=2, end=13, k=3, scale=2.0, temperature=1.0)
 
 
@@ -59,8 +63,8 @@ def record(folder: Path) -> dict[str, Any]:
 
 def test_every_kernel_compiles_and_is_listed(folder: Path, record: dict[str, Any]) -> None:
     """Fault: a kernel that only the interpreter takes; a file that the record does not know, or the other way round."""
-    step = build_step(Sizes(**SIZES), 2, 64, 9, "fp16", dict(NUMBERS))
-    functions = {launch.kernel.__name__ for launch in step.launches}
+    step, prompt = build_step(Sizes(**SIZES), BATCH, "fp16", NUMBERS), build_prompt(Sizes(**SIZES), BATCH, "fp16")
+    functions = {launch.kernel for launch in (*step.launches, *prompt.launches)}
     assert {kernel["function"] for kernel in record["kernels"].values()} == functions | {"spectrogram"}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "kernels.json"}
     assert record["files"] == hashes

@@ -13,9 +13,11 @@ import torch
 import triton
 from interpreted import empty, floats, launch
 
+from musiclm_deploy.kernels.geglu.constants import Inner
 from musiclm_deploy.kernels.geglu.reference import FeedForward, feed_forward
-from musiclm_deploy.kernels.geglu.triton_form import Inner, measure, read_normed
-from musiclm_deploy.kernels.hyper_connection.triton_form import Mixing, connect, read_branch
+from musiclm_deploy.kernels.geglu.triton_form import measure, read_normed
+from musiclm_deploy.kernels.hyper_connection.constants import Mixing
+from musiclm_deploy.kernels.hyper_connection.triton_form import connect, read_branch
 from musiclm_deploy.kernels.product.triton_form import product
 
 FP32 = 1e-5

@@ -13,8 +13,9 @@ import triton.language as tl
 from interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.geglu.reference import layer_norm
+from musiclm_deploy.kernels.hyper_connection.constants import Mixing
 from musiclm_deploy.kernels.hyper_connection.reference import HyperConnection, apply
-from musiclm_deploy.kernels.hyper_connection.triton_form import Mixing, connect, read_branch
+from musiclm_deploy.kernels.hyper_connection.triton_form import connect, read_branch
 
 FP32 = 2e-5
 PROGRAMS, RAW = 3, 2

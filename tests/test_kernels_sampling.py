@@ -16,14 +16,14 @@ import triton.language as tl
 from interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.sampling import triton_form
-from musiclm_deploy.kernels.sampling.triton_form import Draw, Place, sample
+from musiclm_deploy.kernels.sampling.constants import NEVER, Draw, Place
+from musiclm_deploy.kernels.sampling.triton_form import sample
 from musiclm_deploy.runtime.bundle import Bias, Decoder, Sampling, Step
 from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
 from musiclm_deploy.runtime.stages import FAR, Plan, plan_coarse, plan_fine, plan_semantic
 
 V, DIM, STREAMS, TABLE, CAPACITY = 11, 5, 2, 80, 40
-NEVER, ALWAYS = triton_form.NEVER.value, triton_form.ALWAYS.value
 _STEP = Step(dim_head=8, inner=8, streams=STREAMS, value_residual=True, precision="fp32", block=0, weights={})
 DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, 3, 2, {"padding": 0, "start": 1, "semantic": 2}, Bias(9, 1), 99, _STEP)
 ITEMS = [(2**63 + 5, 0), (7, 1), (2**64 - 1, 3)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from interpreted import empty, floats, run_step
 
-from musiclm_deploy.kernels.launches import build_patches
+from musiclm_deploy.kernels.patches import build_patches
 from musiclm_deploy.kernels.spectrogram import reference
 from musiclm_deploy.model.spectrogram import Spectrogram
 

@@ -15,8 +15,10 @@ from interpreted import run_step
 from test_decoder_step import VARIANTS, Stage
 
 from musiclm_deploy.kernels import decoder_step
-from musiclm_deploy.kernels.launches import Step, build_step, pack_weights
-from musiclm_deploy.kernels.sampling.triton_form import Place
+from musiclm_deploy.kernels.launch import Step
+from musiclm_deploy.kernels.launches import Batch, build_step
+from musiclm_deploy.kernels.packing import pack_weights
+from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.bundle import Sampling
 from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
@@ -40,7 +42,9 @@ class OnKernels:
         self.numbers: dict[str, Any] = dict(copies=1, place=place, total=int(self.plan.steps.max()), stage=STAGE_IDS["coarse"])
         self.numbers |= dict(frame=2, end=V - 1, k=max(int(0.5 * V), 1), scale=1.0, temperature=temperature)
         context = stage.context["context.0.value"].shape[1] if stage.context else 0
-        self.steps = [build_step(self.sizes, 2, CAPACITY, context, weights, self.numbers, head) for head in range(self.sizes.outputs)]
+        self.steps = [
+            build_step(self.sizes, Batch(2, CAPACITY, context), weights, self.numbers, head) for head in range(self.sizes.outputs)
+        ]
         self.buffers = {
             name: torch.zeros(shape, dtype=TYPES[kind]) if kind == "int64" else torch.full(shape, torch.nan).to(TYPES[kind])
             for step in self.steps

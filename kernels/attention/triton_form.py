@@ -1,4 +1,4 @@
-"""Attention of one new position per row against its cache, as a GPU kernel.
+"""Attention of new positions against the caches of their sequences, as GPU kernels: one position of each in a step, several in a prefill.
 
     out[b, h] = softmax_t( q[b, h] . k[b, t] * scale + table[h, clip(cq[b] - ck[b, t], 0, M)] ) @ v[b, t],   t < lengths[b]
 
@@ -6,41 +6,34 @@ In: what the product before it made, float32 [B, H * D + 2 * D]: the queries by 
 [B, T, D] in fp32, fp16 or bf16. Out: the new key and value in the caches at lengths[b] - 1, and `partial`, float32: for each part of
 the keys the exponentials' sum-product with the values, their sum, and the largest score, which `merge` joins when the next product reads
 them: a launch saved. Cross-attention is the same kernel without appending and without bias, over the few conditioning keys.
+Of a prefill each of a sequence's `positions` is a row; `append` puts the keys and values of all of them into the caches in a launch of its
+own, since a program of `attend` reads what those of earlier positions have written.
 
 Threads: program (b, split) has the keys of one row from split * span on, for all heads at once, since they share one key and value head;
 span follows the row's own length. Sums are float32, whatever the caches hold.
 Bytes: 2 * lengths[b] * D of the cache's type a row, read once, and 8 * lengths[b] of coordinates; 4 * H * (D + 2) a split written.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-
-
-class Parts(NamedTuple):
-    """Of the attention's output: what is known when a kernel that merges them is compiled."""
-
-    heads: int
-    dim_head: int
-    splits: int
 
 
 @triton.jit
 def attend(
     projected,  # float32 [B, stride]: queries [H, D], then the new key [D] and value [D]
     first,  # float32 [B, stride]: `projected` of layer 0, half of whose value is added; any pointer when not RESIDUAL
-    keys,  # [B, capacity, D]
-    values,  # [B, capacity, D]
-    lengths,  # int64 [B]: positions of each row, the new one included, at most the capacity
+    keys,  # [B / positions, capacity, D]
+    values,  # [B / positions, capacity, D]
+    lengths,  # int64 [B]: positions that a row sees, its own included, at most the capacity
     table,  # float32 [H, entries]
     query_coordinates,  # int64 [B]
-    key_coordinates,  # int64 [B, capacity], the new position's included
+    key_coordinates,  # int64 [B / positions, capacity], the new positions' included
     partial,  # float32 [B, SPLITS, H, D]
     statistics,  # float32 [B, SPLITS, H, 2]: largest score, sum of exponentials; -inf and 0 for a split without keys
     stride,
     capacity,
     entries,
+    positions,  # rows of one sequence, and of one cache
     scale,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -53,6 +46,7 @@ def attend(
     RESIDUAL: tl.constexpr,
 ):
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    sequence = b // positions
     h, d = tl.arange(0, HEADS), tl.arange(0, WIDTH)
     length = tl.load(lengths + b).to(tl.int32)
     span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
@@ -68,7 +62,7 @@ def attend(
             value += 0.5 * tl.load(first + at + D, mask=d < D, other=0.0)
         key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
         if split == 0:
-            place = (b * capacity + length - 1) * D + d
+            place = (sequence * capacity + length - 1) * D + d
             tl.store(keys + place, key, mask=d < D)
             tl.store(values + place, value, mask=d < D)
     if BIASED:
@@ -79,7 +73,7 @@ def attend(
     out = tl.zeros([HEADS, WIDTH], tl.float32)
     for start in range(begin, end, BLOCK):
         t = start + tl.arange(0, BLOCK)
-        place = (b * capacity + t[:, None]) * D + d[None, :]
+        place = (sequence * capacity + t[:, None]) * D + d[None, :]
         cached = (t[:, None] < (length - 1 if APPEND else length)) & (t[:, None] < end) & (d[None, :] < D)
         k = tl.load(keys + place, mask=cached, other=0.0)
         v = tl.load(values + place, mask=cached, other=0.0)
@@ -89,7 +83,7 @@ def attend(
         k, v = k.to(tl.float32), v.to(tl.float32)
         score = tl.sum(query[:, None, :] * k[None, :, :], axis=2)
         if BIASED:
-            distance = coordinate - tl.load(key_coordinates + b * capacity + t, mask=t < end, other=0)
+            distance = coordinate - tl.load(key_coordinates + sequence * capacity + t, mask=t < end, other=0)
             entry = tl.minimum(tl.maximum(distance, 0), entries - 1)
             score += tl.load(table + h[:, None] * entries + entry[None, :], mask=(h[:, None] < H) & (t[None, :] < end), other=0.0)
         score = tl.where(t[None, :] < end, score, float("-inf"))
@@ -103,6 +97,34 @@ def attend(
     tl.store(statistics + place * 2, largest, mask=h < H)
     tl.store(statistics + place * 2 + 1, total, mask=h < H)
     tl.store(partial + place[:, None] * D + d[None, :], out, mask=there)
+
+
+@triton.jit
+def append(
+    projected,  # float32 [B, stride], as in `attend`
+    first,
+    keys,  # [B / positions, capacity, D]
+    values,
+    lengths,  # int64 [B]: the position's number, from 1 on
+    stride,
+    capacity,
+    positions,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    WIDTH: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+):
+    b = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, WIDTH)
+    length = tl.load(lengths + b)
+    at = b * stride + H * D + d
+    key = tl.load(projected + at, mask=d < D, other=0.0)
+    value = tl.load(projected + at + D, mask=d < D, other=0.0)
+    if RESIDUAL:
+        value += 0.5 * tl.load(first + at + D, mask=d < D, other=0.0)
+    place = (b // positions * capacity + length - 1) * D + d
+    tl.store(keys + place, key.to(keys.dtype.element_ty), mask=d < D)
+    tl.store(values + place, value.to(values.dtype.element_ty), mask=d < D)
 
 
 @triton.jit

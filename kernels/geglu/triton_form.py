@@ -10,18 +10,8 @@ is 11 kB a row, which stays in the nearest cache. Mean first, then squares of wh
 Bytes: 4 * inner a row and program, and 4 * inner of gains a program, nearly all from the caches.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-
-
-class Inner(NamedTuple):
-    """What is known when the kernel is compiled."""
-
-    dim: int
-    block: int  # inputs at a time
-    shifted: bool
 
 
 @triton.jit

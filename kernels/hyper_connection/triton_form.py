@@ -14,23 +14,8 @@ streams i, i + programs, ... and beta as one more.
 Bytes: 4 * dim * (S + 1) a row for x' and y, 4 * dim of D for each column of m a program works out; 4 * dim * S a row written once.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
-
-
-class Mixing(NamedTuple):
-    """What is known when the kernel is compiled."""
-
-    dim: int
-    streams: int
-    padded: int  # streams up to a power of two
-    block: int  # inputs at a time while the mixing is worked out
-    mixed: bool
-    keep: bool  # whether the streams are written: somebody reads them after this branch
-    shifted: bool
-
 
 # inputs, in this order: streams float32 [B, S, dim]; beta float32 [B, S]; y float32 [B, dim]; D float32 [S + 2, dim], the norm's gain
 # multiplied in; scale float32 [S + 2]; static float32 [S, S + 2]; gain, shift float32 [dim]; streams and beta to write, like those read;

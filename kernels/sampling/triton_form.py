@@ -15,39 +15,13 @@ Bytes: 4 * V * copies read, 4 * dim * S * copies written, one row of the table r
 logarithms an entry.
 """
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
-PLAN = tl.constexpr(6)  # int64 of a row: seed, item, index of its first token in the noise, in its positions, in its frames, tokens at most
-STATE = tl.constexpr(3)  # int64 of a row: tokens drawn, whether it goes on, tokens it keeps
-# `frame`: when the last entry is forbidden, if not in all tokens but the first of a frame after the first frame
-NEVER, ALWAYS = tl.constexpr(0), tl.constexpr(-1)
+from . import constants
 
-
-class Draw(NamedTuple):
-    """What is known when the kernel is compiled."""
-
-    vocabulary: int
-    fours: int  # of the vocabulary, up to a power of two
-    copies: int  # 2 with guidance
-    dim: int
-    streams: int
-    block: int  # of the embedding at a time
-
-
-class Place(NamedTuple):
-    """Where a stage's tokens stand, see runtime/stages.py; index counts them from the row's first one."""
-
-    first_row: int  # row of the table: first_row + index % quantizers * codebook + token
-    codebook: int
-    quantizers: int
-    origin: int  # coordinate: origin + index // per_frame * stride + index % per_frame; the query's is `shift` more
-    per_frame: int
-    stride: int
-    shift: int
-    padding: int  # row of the table for a row that has ended
+PLAN, STATE = tl.constexpr(constants.PLAN), tl.constexpr(constants.STATE)
+NEVER, ALWAYS = tl.constexpr(constants.NEVER), tl.constexpr(constants.ALWAYS)
 
 
 @triton.jit
@@ -55,7 +29,7 @@ def sample(
     logits,  # float32 [copies * B, V]
     plans,  # int64 [B, PLAN]
     states,  # int64 [B, STATE]
-    tokens,  # int64 [B, total]
+    tokens,  # int64 [B, total], a ring: token number n at n % total
     table,  # [rows, dim], fp32, fp16 or bf16
     lengths,  # int64 [copies * B]
     query_coordinates,  # int64 [copies * B]
@@ -71,7 +45,7 @@ def sample(
     k,
     scale,
     temperature,  # 0: greedy
-    sizes: tl.constexpr,
+    sizes: tl.constexpr,  # a Draw
 ):
     first_row, codebook, quantizers, origin, per_frame, stride, shift, padding = place
     b = tl.program_id(0)
@@ -96,7 +70,7 @@ def sample(
         score = tl.where((score >= kth) & (v < V), drawn, float("-inf"))
     token = tl.argmax(score, axis=0).to(tl.int64)
 
-    tl.store(tokens + b * total + step, token, mask=step < total)
+    tl.store(tokens + b * total + step % total, token)
     going = (running != 0) & (token != end)
     kept = tl.where(going, step + 1, kept)
     going = going & (tl.load(plans + b * PLAN + 5) > step + 1)

@@ -1,0 +1,68 @@
+"""What a list of launches is made of, and the name of the machine code that a launch needs.
+
+In: a launch and the buffers it is given. Out: its signature and key, the same where kernels are compiled and where they are launched.
+It knows no kernel, needs no Triton and holds no memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int64": 8}
+_POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int64": "*i64"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of the step."""
+
+    name: str
+    kernel: str  # the function's name
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]  # parameter -> a buffer's name, a number, or a tuple of these
+    constants: dict[str, Any]  # parameter -> what is known when the kernel is compiled; a function by its name
+
+
+@dataclass
+class Step:
+    """`buffers`: name -> type and shape. Types: fp32, int64, and `weights`' own, fp32, fp16 or bf16."""
+
+    buffers: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+
+
+def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
+    """Type of every parameter: "*fp16", "i32", "constexpr" and so on, a tuple for a tuple."""
+
+    def kind(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(one) for one in value)
+        if isinstance(value, str):
+            return _POINTERS[step.buffers[value][0]]
+        return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
+
+    kinds = {name: kind(value) for name, value in launch.arguments.items()}
+    if "place" in kinds:  # coordinates of one stage need 64 bits: the kernel is the same for all
+        kinds["place"] = ("i64",) * len(launch.arguments["place"])
+    return kinds | dict.fromkeys(launch.constants, "constexpr")
+
+
+def key_of(launch: Launch, step: Step) -> str:
+    """A name for all launches that the same machine code serves."""
+    constants = {name: value if isinstance(value, str) else repr(value) for name, value in launch.constants.items()}
+    text = json.dumps([launch.kernel, signature_of(launch, step), constants], sort_keys=True)
+    return f"{launch.kernel}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def bytes_of(kind: str, shape: tuple[int, ...]) -> int:
+    """Of a buffer."""
+    return BYTES[kind] * math.prod(shape)
+
+
+def power(count: int) -> int:
+    """The least power of two that is no smaller."""
+    return 1 << (count - 1).bit_length()
