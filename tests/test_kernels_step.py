@@ -16,7 +16,7 @@ from test_decoder_step import VARIANTS, Stage
 
 from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.kernels.launch import Step
-from musiclm_deploy.kernels.launches import Batch, build_step
+from musiclm_deploy.kernels.launches import Batch, build_begin, build_prompt, build_step, positions_at_once
 from musiclm_deploy.kernels.packing import pack_weights
 from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.bundle import Sampling
@@ -45,22 +45,34 @@ class OnKernels:
         self.steps = [
             build_step(self.sizes, Batch(2, CAPACITY, context), weights, self.numbers, head) for head in range(self.sizes.outputs)
         ]
-        self.buffers = {
-            name: torch.zeros(shape, dtype=TYPES[kind]) if kind == "int64" else torch.full(shape, torch.nan).to(TYPES[kind])
-            for step in self.steps
-            for name, (kind, shape) in step.buffers.items()
-        }
+        self.context, self.buffers = context, {}
+        for step in self.steps:
+            self.place(step)
         self._fill(pack_weights(self.sizes, model._weights))
-        self._fill({"no_branch": np.zeros((2, self.sizes.dim)), "logits": logits, "lengths": run._lengths})
-        self._fill(
-            {f"beta.{side}": np.ones((2, self.sizes.streams)) for side in (0, 1)}
-            if self.sizes.streams == 1
-            else {"beta.0": np.zeros((2, 4))}
-        )
+        self._fill({"logits": logits, "lengths": run._lengths})
         self._fill({"key_coordinates": run._key_coordinates, "plans": self._plans(), "states": [[0, 1, 0]] * 2})
         self._fill({name: cache[:, 0] for name, cache in run._caches.items()})
         for name, array in stage.context.items():
-            self._fill({name: np.swapaxes(array, 1, 2)[:2] if name.endswith("key") else array[:2], "context_lengths": [context] * 2})
+            self._fill(
+                {
+                    name: np.swapaxes(array, 1, 2)[:2] if name.endswith("key") else array[:2],
+                }
+            )
+
+    def place(self, step: Step, rows: str = "") -> None:
+        """Make the buffers that are not there yet, and fill those that no launch writes; rows: what the names of its own begin with."""
+        for name, (kind, shape) in step.buffers.items():
+            if name not in self.buffers:
+                empty = torch.zeros(shape, dtype=TYPES[kind]) if kind == "int64" else torch.full(shape, torch.nan).to(TYPES[kind])
+                self.buffers[name] = empty
+        self.buffers[f"{rows}no_branch"].zero_()
+        for side in (0, 1):  # with one stream a branch is added as it is; with more the first launch adds nothing
+            if self.sizes.streams == 1:
+                self.buffers[f"{rows}beta.{side}"].fill_(1)
+            elif side == 0:
+                self.buffers[f"{rows}beta.{side}"].zero_()
+        if self.context:
+            self.buffers[f"{rows}context_lengths"].fill_(self.context)
 
     def _fill(self, arrays: Any) -> None:
         for name, array in arrays.items():
@@ -128,6 +140,38 @@ def test_a_step_is_the_graphs(variant: str, stages) -> None:
             found = kernels.buffers[name][row, :length]
             np.testing.assert_allclose(found, cache[row, 0, :length], rtol=0, atol=1e-5 * np.abs(cache).max(), err_msg=name)
     np.testing.assert_array_equal(kernels.buffers["lengths"] - kernels.buffers["states"][:, 1], run._lengths)
+
+
+@pytest.mark.parametrize("variant", ["cross-attention, four streams", "no value residual, before 2.2, five heads of 7"])
+def test_a_prompt_is_the_graphs(variant: str, stages) -> None:
+    """Fault: positions that see what comes after them, or keys of another sequence; a round that begins where the one before did not end; a
+    short prompt that a longer one's rounds run on over; a last position that the step does not begin with."""
+    stage = stages(variant)
+    kernels, plan, run = OnKernels(stage, "fp32", 0.0), stage.plan([0, 1]), stage.run(None, [0, 1], CAPACITY)
+    expected, lengths = run.prefill(plan.prompts, 0), [len(prompt.rows) for prompt in plan.prompts]
+    batch, positions = Batch(2, CAPACITY, kernels.context), positions_at_once(2)
+    rounds, begin = build_prompt(kernels.sizes, batch, "fp32", programs=1), build_begin(kernels.sizes, batch, "fp32", programs=1)
+    kernels.place(rounds, "prompt.")
+    kernels.place(begin)
+    buffers = kernels.buffers
+    for name in run._caches:
+        buffers[name].fill_(torch.nan)
+    for row, prompt in enumerate(plan.prompts):
+        buffers["prompt.ids"][row, : lengths[row]] = torch.from_numpy(prompt.rows)
+        buffers["prompt.coordinates"][row, : lengths[row]] = torch.from_numpy(prompt.query)
+    buffers["prompt.lengths"].copy_(torch.arange(1 - positions, 1).repeat(2))
+    buffers["lengths"].copy_(torch.tensor(lengths) - 1)
+    assert positions == 4 and len(set(lengths)) == 2 and max(lengths) - 1 > positions
+    for _ in range(-(-(max(lengths) - 1) // positions)):
+        run_step(rounds.launches, buffers)
+    run_step([*begin.launches, *kernels.steps[0].launches[:-1]], buffers)
+    error = np.abs(buffers["logits"].numpy() - expected).max() / np.abs(expected).max()
+    assert error < 1e-5
+    for name, cache in run._caches.items():
+        for row, length in enumerate(lengths):
+            found = buffers[name][row, :length]
+            np.testing.assert_allclose(found, cache[row, 0, :length], rtol=0, atol=1e-5 * np.abs(cache).max(), err_msg=name)
+    assert buffers["lengths"].tolist() == lengths
 
 
 @pytest.mark.parametrize(("weights", "lost"), [("fp16", 2e-3), ("bf16", 1.6e-2)])
