@@ -85,10 +85,10 @@ def targets(rows: Sequence[Row], dim: int) -> list[list[str]]:
     )
     clip = {"benchmark": "clip", "form": "one", "dim": dim}
     line("real-time factor of a clip", "at most 2.5, 0.9, 0.6", "{:.2f}", lambda p: last("real_time_factor", clip | {"precision": p}))
-    peer = {"benchmark": "peer clip", "dim": dim}
+    peer = {"benchmark": "peer clip", "dim": dim, "seconds": 2.0}  # the aim's length: it grows with it
     theirs, ours = peer | {"form": "audiolm-pytorch"}, peer | {"form": "musiclm-deploy"}
     line(
-        "times faster than audiolm-pytorch on a clip",
+        "times faster than audiolm-pytorch on a clip of 2 s",
         "at least 20",
         "{:.0f}×",
         lambda p: ratio(rows, "median_ms", theirs, ours) if p == "fp32" else None,
