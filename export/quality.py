@@ -26,6 +26,7 @@ from ..runtime.sampling import guide
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from ..runtime.step import open_native, open_pool
 from ..runtime.token_stages import unique_consecutive, with_null
+from ..runtime.windows import Span, semantic_in
 from .calibration import Calibration
 
 
@@ -92,12 +93,13 @@ def measure(
     coarse_columns, fine_columns = (
         (q or 1) * manifest.codec.groups for q in (manifest.coarse.coarse_quantizers, manifest.fine.fine_quantizers)
     )
-    given = _given(calibration, manifest)
+    in_time = semantic_in(manifest, Span(0, 0, frames))
+    given = _given(calibration, manifest, in_time)
     found: dict[str, dict[str, dict[str, float]]] = {}
     tokens: dict[str, list[np.ndarray]] = {}
     for stage in STAGES:
         if stage == "semantic":
-            lengths = [manifest.semantic.max_length, _semantic_length(calibration, manifest), *map(len, given.get("semantic", []))]
+            lengths = [manifest.semantic.max_length, in_time.stop, *map(len, given.get("semantic", []))]
             plan = plan_semantic(manifest.semantic, rows, min(lengths), end_allowed=False)  # rows end together
         elif stage == "coarse":
             plan = plan_coarse(manifest.coarse, tokens["semantic"], frames, coarse_columns, end_allowed=False)
@@ -110,18 +112,12 @@ def measure(
     return {stage: values for stage, values in found.items() if values}
 
 
-def _semantic_length(calibration: Calibration, manifest: Manifest) -> int:
-    """Semantic tokens of the calibration's frames, repeats and all."""
-    seconds = calibration.frames * manifest.codec.samples_per_frame / manifest.codec.sample_hz
-    return math.ceil(seconds * manifest.semantic_tokens_per_second)
-
-
-def _given(calibration: Calibration, manifest: Manifest) -> dict[str, list[np.ndarray]]:
-    """stage -> tokens int64 [n] of each of the calibration's sounds; none where there are none."""
+def _given(calibration: Calibration, manifest: Manifest, in_time: slice) -> dict[str, list[np.ndarray]]:
+    """stage -> tokens int64 [n] of each of the calibration's sounds, semantic ones those of `in_time`; none where there are none."""
     given: dict[str, list[np.ndarray]] = {}
     for sound in calibration.tokens or []:
         assert sound.coarse is not None and sound.fine is not None
-        heard = sound.semantic[: _semantic_length(calibration, manifest)]
+        heard = sound.semantic[in_time]
         given.setdefault("semantic", []).append(unique_consecutive(heard) if manifest.unique_consecutive else heard)
         given.setdefault("coarse", []).append(sound.coarse[: calibration.frames].ravel())
         given.setdefault("fine", []).append(sound.fine[: calibration.frames].ravel())

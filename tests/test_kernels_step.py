@@ -47,19 +47,15 @@ class OnKernels:
         ]
         self.context, self.buffers = context, {}
         for step in self.steps:
-            self.place(step)
+            self.allocate(step)
         self._fill(pack_weights(self.sizes, model._weights))
         self._fill({"logits": logits, "lengths": run._lengths})
         self._fill({"key_coordinates": run._key_coordinates, "plans": self._plans(), "states": [[0, 1, 0]] * 2})
         self._fill({name: cache[:, 0] for name, cache in run._caches.items()})
         for name, array in stage.context.items():
-            self._fill(
-                {
-                    name: np.swapaxes(array, 1, 2)[:2] if name.endswith("key") else array[:2],
-                }
-            )
+            self._fill({name: np.swapaxes(array, 1, 2)[:2] if name.endswith("key") else array[:2]})
 
-    def place(self, step: Step, rows: str = "") -> None:
+    def allocate(self, step: Step, rows: str = "") -> None:
         """Make the buffers that are not there yet, and fill those that no launch writes; rows: what the names of its own begin with."""
         for name, (kind, shape) in step.buffers.items():
             if name not in self.buffers:
@@ -151,8 +147,8 @@ def test_a_prompt_is_the_graphs(variant: str, stages) -> None:
     expected, lengths = run.prefill(plan.prompts, 0), [len(prompt.rows) for prompt in plan.prompts]
     batch, positions = Batch(2, CAPACITY, kernels.context), positions_at_once(2)
     rounds, begin = build_prompt(kernels.sizes, batch, "fp32", programs=1), build_begin(kernels.sizes, batch, "fp32", programs=1)
-    kernels.place(rounds, "prompt.")
-    kernels.place(begin)
+    kernels.allocate(rounds, "prompt.")
+    kernels.allocate(begin)
     buffers = kernels.buffers
     for name in run._caches:
         buffers[name].fill_(torch.nan)
