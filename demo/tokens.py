@@ -1,6 +1,6 @@
 """The clips as tokens, once: semantic tokens, codes and conditioning codes, so that no step of a transformer runs codec or MuLaN.
 
-In: clips, and the runs `fit` and `codec`; for the last of them a bundle. Out: files of `<folder>/tokens`, `<folder>/codes` and
+In: clips, and the runs `fit` and `codec`; for the last of them `<folder>/bundle`. Out: files of `<folder>/tokens`, `<folder>/codes` and
 `<folder>/played`, and `Tokens`, which reads them and draws batches. It knows no transformer but those of the bundle.
 """
 
@@ -42,13 +42,13 @@ def make_codes(sizes: Sizes, clips: Clips, folder: Path) -> None:
     _write(sizes, clips, folder / "codes", lambda _, windows: {"codes": codec(windows, return_encoded=True)[1]})
 
 
-def make_played(sizes: Sizes, clips: Clips, folder: Path, bundle: Path) -> None:
+def make_played(sizes: Sizes, clips: Clips, folder: Path) -> None:
     """The same of `<folder>/played`: `codes` [P, frames, Q] of one window of each piece, whose coarse codes are the sound's own and whose
-    fine codes the bundle's fine transformer made of them."""
+    fine codes the fine transformer of `<folder>/bundle` made of them."""
     tokens = Tokens(folder, clips.split, with_codes=True)
     assert tokens.codes is not None
     own = tokens.codes[..., : sizes.coarse_quantizers]
-    with md.load(bundle, device="cpu") as model:
+    with md.load(folder / "bundle", device="cpu") as model:
 
         def codes(piece: int, _: Tensor) -> dict[str, Tensor]:
             window = window_of(piece)

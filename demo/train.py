@@ -1,7 +1,7 @@
 """One command per stage of the demo's training: `python -m demo.train STAGE`. Each goes on where it was stopped.
 
 In: the folder of clips, the folder of runs. Out: a folder per stage there. Order: codec, codes; mulan, fit, tokens; then the three;
-then, with a bundle of them, played and decoder.
+then, with all of these exported to `bundle` there, played and decoder.
 """
 
 import argparse
@@ -18,7 +18,6 @@ def main() -> None:
     parser.add_argument("stage", choices=("codec", "mulan", "fit", "tokens", "codes", *STAGES, "played", "decoder"))
     parser.add_argument("--clips", type=Path, default=Path("build/clips"))
     parser.add_argument("--runs", type=Path, default=Path("build/runs"))
-    parser.add_argument("--bundle", type=Path, default=Path("build/demo/bundle"), help="of the three transformers, for `played`")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -34,16 +33,11 @@ def main() -> None:
         from demo.train_codec import train_codec
 
         train_codec(SIZES, clips, Clips(arguments.clips, "valid"), runs / "codec")
-    elif stage in ("tokens", "codes"):
-        from demo.tokens import make_codes, make_tokens
+    elif stage in ("tokens", "codes", "played"):
+        from demo.tokens import make_codes, make_played, make_tokens
 
         for split in (clips, Clips(arguments.clips, "valid")):
-            (make_tokens if stage == "tokens" else make_codes)(SIZES, split, runs)
-    elif stage == "played":
-        from demo.tokens import make_played
-
-        for split in (clips, Clips(arguments.clips, "valid")):
-            make_played(SIZES, split, runs, arguments.bundle)
+            {"tokens": make_tokens, "codes": make_codes, "played": make_played}[stage](SIZES, split, runs)
     elif stage == "decoder":
         from demo.train_decoder import train_decoder
 

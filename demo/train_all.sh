@@ -6,12 +6,10 @@ clips=$1 runs=$2
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$runs"
 
-stage() { # name, threads, other options
-    name=$1 threads=$2
-    shift 2
-    [ ! -e "$runs/$name.done" ] || return 0
-    nice -n 19 "$python" -m demo.train "$name" --clips "$clips" --runs "$runs" --threads "$threads" "$@" >>"$runs/$name.log" 2>&1 || return 1
-    touch "$runs/$name.done"
+stage() { # name, threads
+    [ ! -e "$runs/$1.done" ] || return 0
+    nice -n 19 "$python" -m demo.train "$1" --clips "$clips" --runs "$runs" --threads "$2" >>"$runs/$1.log" 2>&1 || return 1
+    touch "$runs/$1.done"
 }
 
 nice -n 19 "$python" -m demo.render "$clips" >>"$runs/render.log" 2>&1
@@ -34,5 +32,5 @@ if [ ! -e "$runs/played.done" ]; then
         --codec "$first/codec.pt" --quantizer "$first/quantizer.pt" --config "$first/config.json" \
         --out "$runs/bundle" --overwrite >>"$runs/played.log" 2>&1
 fi
-stage played 2 --bundle "$runs/bundle"
+stage played 2
 stage decoder 1

@@ -75,9 +75,9 @@ def runs(clips: Path, tmp_path_factory) -> Path:
         make_codes(TINY, split, folder)
     for stage in STAGES:
         train_transformer(TINY, stage, folder)
-    bundle = _exported(folder, tmp_path_factory.mktemp("first"))
+    _exported(folder, folder)
     for split in (train, valid):
-        make_played(TINY, split, folder, bundle)
+        make_played(TINY, split, folder)
     train_decoder(TINY, train, valid, folder)
     return folder
 
