@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,18 @@ from benchmarks import bundle as bundles
 from benchmarks.peers.upstream import compare_clips
 from benchmarks.report import BEGIN, END, ratio, write
 from benchmarks.steps import Bench
+from demo.checkpoints import TINY, build_models
 from musiclm_deploy import cli
+from musiclm_deploy.export.checkpoint import Checkpoint
+from musiclm_deploy.export.stage import export_stage
+from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.runtime import bench
+from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bench import record, steps
 from musiclm_deploy.runtime.bench.table import SECTIONS, cells
+from musiclm_deploy.runtime.decoder import DecoderRun
+from musiclm_deploy.runtime.stages import Positions
 from musiclm_deploy.runtime.step import Choice
 
 try:
@@ -173,6 +181,33 @@ def test_a_wrong_answer_is_no_result(music, wrong):
     assert len(steps.turn_about(case, {"graph": right, "native": right}, memory)) == 2
     with pytest.raises(RuntimeError, match="the logits of native differ"):
         steps.turn_about(case, {"graph": right, "native": bad}, memory)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_steps_are_one_long_call(precision, music, tmp_path, monkeypatch):
+    """Fault: an int8 bundle of real size is refused for the rounding of its activations, which tiny ones do not meet; a wrong step is not.
+
+    At this size a value's rounding flips in one case or another: a difference is nothing, or thousands of times that.
+    """
+    wide = replace(TINY, shared_arguments={"dim": 256, "depth": 4, "heads": 8, "dim_head": 64})
+    state = build_models(wide, seed=3)["coarse"].state_dict()
+    checkpoint, manifest = Checkpoint("coarse.pt", state, "2.4.0"), music.bundle.manifest
+    settings = infer_transformer("coarse", checkpoint, {"max_time_steps": manifest.coarse.max_length})
+    decoder = export_stage("coarse", checkpoint, settings, tmp_path, 32, 1, precision)
+    session, contexts = (open_session(tmp_path / str(graph), 2) for graph in (decoder.graph, decoder.context))
+    manifest = replace(manifest, coarse=decoder, conditioner=replace(manifest.conditioner, namespaces={"coarse": 256}))
+    _, context = steps.random_context(manifest, "coarse", contexts)
+    cases = [steps.make_case(manifest, "coarse", rows, length, 8) for rows, length in ((1, 100), (1, 500), (2, 200), (4, 200))]
+    apart = [steps.check_prefill(session, decoder, context, case) for case in cases if case]
+    assert len(apart) == 4 and (max(apart) > 2e-4) == (precision != "fp32"), apart
+
+    def misplaced(run: DecoderRun, positions: Positions, head: int) -> np.ndarray:
+        return as_it_is(run, replace(positions, rows=positions.rows - 1), head)
+
+    as_it_is = DecoderRun.step
+    monkeypatch.setattr(DecoderRun, "step", misplaced)
+    with pytest.raises(RuntimeError, match=f"is expected of {precision}"):
+        steps.check_prefill(session, decoder, context, cases[0])
 
 
 def test_arithmetic():
