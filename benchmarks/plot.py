@@ -11,6 +11,9 @@ from typing import Any
 
 from musiclm_deploy.runtime.bench.record import Row
 
+_COLOURS = {"graph": "tab:blue", "native": "tab:red", "eager": "tab:gray", "compiled": "tab:green", "upstream": "tab:purple"}
+_MARKERS = {"fp32": "o", "bf16": "D", "int8": "s", "int4": "^"}
+
 
 def draw(rows: Sequence[Row], out: Path) -> None:
     """Raises ImportError, with what to install, where matplotlib is missing."""
@@ -21,14 +24,16 @@ def draw(rows: Sequence[Row], out: Path) -> None:
 
     widest = max(row["dim"] for row in rows)
     rows = [row for row in rows if row["dim"] == widest]
-    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
     by_rows, by_context, clips = figure.subplots(1, 3)
     steps = [row for row in rows if row["benchmark"] == "step" and row["stage"] == "coarse"]
     compared = [row for row in steps if "-" in row["form"] or row["form"] == "graph"]
     shared = max((row["context"] for row in compared if row["rows"] > 1), default=None)
     _lines(by_rows, [row for row in compared if row["context"] == shared], "rows", error_bars=True)
     by_rows.set(title=f"One step of coarse, dim {widest}, {shared} positions", xlabel="rows in the step", ylabel="median, quarters (ms)")
-    _lines(by_context, [row for row in steps if row["rows"] == 1], "context")
+    of_one = [row for row in steps if row["rows"] == 1]
+    contexts = {form: {row["context"] for row in of_one if _form(row) == form} for form in map(_form, of_one)}
+    _lines(by_context, [row for row in of_one if len(contexts[_form(row)]) > 1], "context")
     by_context.set(title="One step of coarse, one row", xlabel="positions before the step", ylabel="median (ms)")
     for axis in (by_rows, by_context):
         axis.set(xscale="log", yscale="log")
@@ -50,16 +55,24 @@ def draw(rows: Sequence[Row], out: Path) -> None:
     figure.savefig(out, dpi=100)
 
 
+def _form(row: Row) -> tuple[str, str]:
+    """(native, int8) of a form, whether its name says the precision or the row does."""
+    return row["form"].partition("-")[0], row["precision"]
+
+
 def _lines(axis: Any, rows: Sequence[Row], x: str, error_bars: bool = False) -> None:
-    """A line for each form, the last row of each point; beside ours, dashed, what the memory allows."""
-    for form in dict.fromkeys((row["form"], row["precision"]) for row in rows):
-        points = {row[x]: row for row in rows if (row["form"], row["precision"]) == form}
+    """A line for each form, the last row of each point; beside ours, dashed, what the memory allows. A colour for each kind of form, a
+    marker for each precision."""
+    for kind, precision in sorted({_form(row) for row in rows}):
+        points = {row[x]: row for row in rows if _form(row) == (kind, precision)}
         at = sorted(points)
         median = [points[one]["median_ms"] for one in at]
         quarters = [[abs(points[one][name] - points[one]["median_ms"]) for one in at] for name in ("p25_ms", "p75_ms")]
-        label = form[0] if "-" in form[0] else " ".join(form)
-        (line, *_) = axis.errorbar(at, median, quarters if error_bars else None, marker="o", markersize=3, label=label)
-        if form[0].startswith("native") and all(points[one]["ceiling_ms"] for one in at):
-            axis.plot(at, [points[one]["ceiling_ms"] for one in at], "--", color=line.get_color(), linewidth=0.8)
+        style = {"color": _COLOURS[kind], "marker": _MARKERS[precision], "markersize": 4, "label": f"{kind} {precision}"}
+        axis.errorbar(at, median, quarters if error_bars else None, linewidth=1.2, **style)
+        if kind == "native" and all(points[one]["ceiling_ms"] for one in at):
+            axis.plot(at, [points[one]["ceiling_ms"] for one in at], "--", color=_COLOURS[kind], linewidth=0.8)
     if rows:
-        axis.legend(fontsize=7, title="dashed: what the memory allows", title_fontsize=7)
+        axis.legend(
+            fontsize=7, title="dashed: what the memory allows", title_fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16)
+        )

@@ -21,7 +21,7 @@ from ..stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from .record import Memory, Row, ceiling, spread
 
 WARM_UP, TURN = 5, 10  # steps
-PAUSE_S = 0.2  # between the forms: ONNX Runtime's threads look for work for longer than 5 ms, in which whoever came next took twice the time
+PAUSE_S = 0.2  # between the forms: ONNX Runtime's threads spin for longer than 5 ms, in which whoever came next took twice the time
 # Difference of logits over their largest beyond which an answer is wrong: of the same weights in one call and in many. Activations of 8
 # bits make of another order of sums (1e-7) nothing at all or, where a value then rounds to the other side, a whole step of it, which later
 # layers carry on: 1.2e-2 was seen at dim 1024, and 2e-6 of the same weights with activations in float32.
