@@ -65,6 +65,7 @@ EXTRAS = {
     "tensorrt": ["tensorrt>=10.15,<12"],
     "pycuda": ["pycuda>=2026.1"],
     "export": [TORCH, "einops>=0.8,<1", "onnx>=1.23,<2", "onnxscript>=0.7,<1", "safetensors>=0.8,<1", "vector-quantize-pytorch>=1.32,<2"],
+    "kernels": ["triton>=3.9,<3.10"],  # for `export_all.py --kernels`
     # What upstream imports. Upstream itself cannot be resolved by pip, see requirements/upstream.txt.
     "train": [
         TORCH,
@@ -88,7 +89,14 @@ EXTRAS = {
     ],
     # What the demo's own training needs besides: notes to MIDI, curves to pictures. FluidSynth comes from Debian, see demo/README.md.
     "demo": ["matplotlib>=3.11,<4", "mido>=1.3.3,<2"],
-    "dev": ["hypothesis>=6.170,<7", "pyright[nodejs]>=1.1.414,<2", "pytest>=9.2,<10", "ruff>=0.17.6,<1", "triton>=3.9,<3.10"],
+    "dev": [
+        "cuda-bindings>=13,<14",
+        "hypothesis>=6.170,<7",
+        "pyright[nodejs]>=1.1.414,<2",
+        "pytest>=9.2,<10",
+        "ruff>=0.17.6,<1",
+        "triton>=3.9,<3.10",
+    ],
 }
 
 setup(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import file_digest
@@ -31,6 +31,7 @@ from .calibration import sounds_in
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
+from .kernels import pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
 from .precision import Chosen, candidates, choose, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
@@ -57,6 +58,8 @@ def export_checkpoints(
     precision: str | Mapping[str, str] = "fp32",
     force: bool = False,
     calibration: str | os.PathLike | None = None,
+    kernels: Sequence[str] = (),
+    compute_capabilities: Sequence[int] | None = None,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Path:
@@ -69,6 +72,8 @@ def export_checkpoints(
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
     these}. force: take a precision that loses more than it may. calibration: a folder of sounds to measure that on, in place of what the
     fp32 model makes of a few texts.
+    kernels: types of weights, fp16, bf16 or fp32, for which what device="cuda" launches is compiled into the bundle, by Triton and on any
+    machine; compute_capabilities: of the GPUs that they are for, 90 for 9.0, all that the compiler knows by default.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
@@ -93,6 +98,8 @@ def export_checkpoints(
         manifest = _take(manifest, chosen, narrow, folder)
         quality = {stage: item.record() for stage, item in chosen.items()} | measured["quality"]
         (folder / MANIFEST).write_text(replace(manifest, errors=measured["errors"], quality=quality).to_json(), encoding="utf-8")
+        if kernels:
+            pack_kernels(folder, kernels, compute_capabilities, quiet)
         _check_out(out, overwrite)  # once more: something may have been put there meanwhile
         _replace(folder, out)
         bar.update()

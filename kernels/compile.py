@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,15 @@ PTX_CAPABILITY = 80  # its PTX is compiled by the driver for any later card
 _EXACT = ("sample",)  # kernels whose products are not fused with sums: equal logits, equal tokens
 
 
-def compile_steps(steps: Iterable[Step], folder: Path, capabilities: Iterable[int] = CAPABILITIES) -> dict[str, Any]:
+def compile_steps(
+    steps: Iterable[Step],
+    folder: Path,
+    capabilities: Iterable[int] = CAPABILITIES,
+    on_kernel: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
     """Compile every kernel of the steps into `folder`, which must not exist; returns what kernels.json records.
+
+    on_kernel(done, total) is called after each one.
 
     ValueError for a capability that is not one of CAPABILITIES: given one that it does not know, the compiler ends the process.
     RuntimeError names the kernel and the capability that Triton could not compile. Nothing is left behind then.
@@ -52,7 +59,10 @@ def compile_steps(steps: Iterable[Step], folder: Path, capabilities: Iterable[in
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        kernels = {key: _compile(key, launch, step, capabilities, aside) for key, (launch, step) in sorted(found.items())}
+        kernels = {}
+        for key, (launch, step) in sorted(found.items()):
+            kernels[key] = _compile(key, launch, step, capabilities, aside)
+            on_kernel(len(kernels), len(found))
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(aside.iterdir())}
         record = {"format": FORMAT, "triton": triton.__version__, "kernels": kernels, "files": files}
         (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -38,7 +38,7 @@ class Batch:
     sequences: int  # copies without condition included
     capacity: int
     context: int  # keys of the cross-attention
-    prefix: int = 0  # embeddings of all sequences' conditioning prefixes together
+    prefix: int = 0  # keys of a sequence's conditioning prefix
 
 
 def build_step(sizes: Sizes, batch: Batch, weights: str, sampling: Mapping[str, Any], head: int = 0, programs: int = PROGRAMS) -> Step:
@@ -72,14 +72,24 @@ def build_begin(sizes: Sizes, batch: Batch, weights: str, programs: int = PROGRA
 
 
 def positions_at_once(sequences: int) -> int:
-    """How many positions of each sequence a list over a prompt has: a power of two, as capacities have a multiple of it."""
+    """How many positions of each sequence a list over a prompt has. A cache holds so many less one more than the longest sequence has: the
+    last round goes on for all of them."""
     return 1 << max(TILE_ROWS // sequences, 1).bit_length() - 1
+
+
+def build_prefix(sizes: Sizes, batch: Batch, weights: str, copies: int) -> Step:
+    """Keys and values of the conditioning prefixes, of the first of `copies` copies of every sequence, to where its positions begin.
+
+    They are the same whatever follows: `prefix.<layer>`, float32 [sequences / copies * prefix, 2 * D], holds each position's key and value.
+    """
+    builder = _Builder(sizes, batch, weights, 1, batch.prefix)
+    builder.prefix(batch.sequences // copies * batch.prefix)
+    return builder.step
 
 
 class _Builder:
     def __init__(self, sizes: Sizes, batch: Batch, weights: str, programs: int, positions: int = 0) -> None:
         """positions: of each sequence at once, in a list over prompts; 0: one, the last, in a list that ends with a token."""
-        assert not batch.capacity % max(positions, 1), (batch, positions)
         self.sizes, self.batch, self.weights, self.programs = sizes, batch, weights, programs
         self.in_prompt, self.positions = positions > 0, max(positions, 1)
         self.rows, self.capacity = batch.sequences * self.positions, batch.capacity
@@ -90,15 +100,23 @@ class _Builder:
         self._y = self._none
 
     def embed(self) -> None:
-        sizes, (prefix, prompts) = self.sizes, (self._none, (self.batch.sequences, self.capacity))
-        if self.batch.prefix:
-            prefix = self._buffer("prefix", self.batch.prefix, sizes.dim)
-        arguments = dict(table=self._table(), prefix=prefix, ids=self._buffer("prompt.ids", *prompts, kind="int64"))
+        sizes, prompts = self.sizes, (self.batch.sequences, self.capacity)
+        arguments = dict(table=self._table(), ids=self._buffer("prompt.ids", *prompts, kind="int64"))
         arguments |= dict(coordinates=self._buffer("prompt.coordinates", *prompts, kind="int64"), lengths=self._lengths("lengths"))
         arguments |= dict(query_coordinates=self._lengths("query_coordinates"), streams=self._streams(0))
         arguments |= dict(capacity=self.capacity, positions=self.positions)
         known = dict(DIM=sizes.dim, STREAMS=sizes.streams, BLOCK=min(power(sizes.dim), 1024))
         self.step.launches.append(Launch("embed", "embed", (self.rows,), arguments, known))
+
+    def prefix(self, rows: int) -> None:
+        D = self.sizes.cache_head_size
+        lengths = self._buffer("prefix.lengths", rows, kind="int64")
+        for layer in range(self.sizes.depth):
+            told, (keys, values) = self._buffer(f"prefix.{layer}", rows, 2 * D), self._caches(layer)
+            buffers = dict(projected=told, first=told, keys=keys, values=values, lengths=lengths)
+            numbers = dict(stride=2 * D, capacity=self.capacity, positions=self.batch.prefix)
+            known = dict(H=0, D=D, WIDTH=power(D), RESIDUAL=False)
+            self.step.launches.append(Launch(f"layers.{layer}.prefix", "append", (rows,), buffers | numbers, known))
 
     def layers(self) -> None:
         for layer in range(self.sizes.depth):
@@ -131,8 +149,7 @@ class _Builder:
         projected = self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.0.connection", stride, out, normed=sizes.heads * D)
         first = self._of_rows("projected.first", stride)
         residual = sizes.value_residual and layer > 0
-        shape = (self.batch.sequences, self.capacity, D)
-        keys, values = (self._buffer(f"{layer}.{part}", *shape, kind=self.weights) for part in ("key", "value"))
+        keys, values = self._caches(layer)
         if self.in_prompt:
             buffers = dict(projected=projected, first=first, keys=keys, values=values, lengths=self._lengths("lengths"))
             numbers = dict(stride=stride, capacity=self.capacity, positions=self.positions)
@@ -245,6 +262,10 @@ class _Builder:
 
     def _streams(self, side: int) -> str:
         return self._of_rows(f"streams.{side}", self.sizes.streams, self.sizes.dim)
+
+    def _caches(self, layer: int) -> list[str]:
+        shape = (self.batch.sequences, self.capacity, self.sizes.cache_head_size)
+        return [self._buffer(f"{layer}.{part}", *shape, kind=self.weights) for part in ("key", "value")]
 
     def _lengths(self, name: str) -> str:
         return self._of_rows(name, kind="int64")

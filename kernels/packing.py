@@ -1,6 +1,6 @@
 """A transformer's weights as the launches of a step read them.
 
-In: weights by the names of `Sizes.shapes()`. Out: buffers by the names of launches.py, float32, and their numbers in 16 bits.
+In: weights by the names of `Sizes.shapes()`. Out: arrays by the names of the buffers of launches.py, of their types.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,11 @@ def pitch_of(inputs: int) -> int:
     return -(-inputs // PITCH) * PITCH
 
 
-def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The step's weight buffers, by name, float32: from those of `Sizes.shapes()`, to which norms and heads may add biases.
+def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """The step's weight buffers, by name: from those of `Sizes.shapes()` at 32 bits, to which norms and heads may add biases.
 
-    Matrices of 8 and 4 bits are given back the numbers that they stand for.
+    kind: of matrices and of the table, fp32, fp16 or bf16, as `narrow` has it; what else there is stays float32.
     """
-    weights = _in_full(sizes, weights)
     packed: dict[str, np.ndarray] = {name: weights[name] for name in ("rows",)}
     packed["bias_table"] = weights["bias_table"] if sizes.bias_entries else np.zeros((sizes.heads, 1), np.float32)
     norms = ["norm"]
@@ -50,7 +49,8 @@ def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray]) -> dict[str, n
     for name, array in packed.items():
         if name.endswith(".weight"):
             array = np.pad(array, ((0, 0), (0, pitch_of(array.shape[1]) - array.shape[1])))
-        packed[name] = np.ascontiguousarray(array, np.float32)
+        is_wide = name != "rows" and not name.endswith(".weight")
+        packed[name] = narrow(np.ascontiguousarray(array, np.float32), "fp32" if is_wide else kind)
     return packed
 
 
@@ -62,8 +62,8 @@ def narrow(array: np.ndarray, kind: str) -> np.ndarray:
     return array.astype(np.float16 if kind == "fp16" else np.float32)
 
 
-def _in_full(sizes: Sizes, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every matrix in float32."""
+def in_full(sizes: Sizes, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights by the same names, those of 8 and 4 bits as the numbers that they stand for, float32."""
     full, inputs = dict(weights), Sizes(**{**vars(sizes), "bits": 32}).shapes()
     for name in [name.removesuffix(".values") for name in weights if name.endswith(".values")]:
         full[name] = dequantize(full.pop(f"{name}.values"), full.pop(f"{name}.scales"), sizes.bits, inputs[name][0])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class BackendError(RuntimeError):
@@ -36,13 +37,23 @@ def choose_device(device: str) -> str:
         raise BackendError(
             "ONNX Runtime is not installed. Install one: pip install musiclm-deploy[cpu], or musiclm-deploy[gpu] for NVIDIA GPUs."
         )
-    if device in ("cuda", "tensorrt"):
-        raise BackendError(f"device={device!r}: this version has no {device} backend; it runs on device='cpu'.")
-    return "cpu"
+    if device == "tensorrt":
+        raise BackendError("device='tensorrt': this version has no tensorrt backend; it has device='cpu' and device='cuda'.")
+    if device == "cuda":
+        import onnxruntime as ort
+
+        if _PROVIDERS["cuda"] not in ort.get_available_providers():
+            raise BackendError(
+                "device='cuda': this ONNX Runtime is for CPUs alone. Uninstall onnxruntime, then pip install musiclm-deploy[gpu]."
+            )
+    return "cpu" if device == "auto" else device
 
 
-def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
-    """A session on the CPU. `threads` None takes one per physical core. BundleError for a graph that does not load."""
+def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.InferenceSession:
+    """A session on "cpu" or "cuda". `threads` None takes one per physical core.
+
+    BundleError for a graph that does not load, BackendError where it would run on another device than was asked for.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -53,10 +64,14 @@ def open_session(path: Path, threads: int | None) -> ort.InferenceSession:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
+    providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))  # the CPU has what reads shapes, and what CUDA does not know
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise BundleError(f"{path}: ONNX Runtime refuses this graph: {error}") from error
+    if session.get_providers()[0] != providers[0]:  # it goes on without one that fails to start
+        raise BackendError(f"device={device!r}: ONNX Runtime could not start {providers[0]}: check the GPU's driver and CUDA's libraries.")
+    return session
 
 
 def _is_installed(distribution: str) -> bool:

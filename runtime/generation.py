@@ -108,7 +108,8 @@ class Generation:
         """What each stage will take at most beside the weights, in bytes. One stage's memory is free again when the next begins."""
         request, manifest = self._request, self._manifest
         needed = {}
-        for stage, (rows, prompt, capacity) in largest_runs(manifest, request).items():
+        on_host = self._model.driver is None  # a device says itself what it takes, when a stage begins
+        for stage, (rows, prompt, capacity) in largest_runs(manifest, request).items() if on_host else ():
             decoder = getattr(manifest, stage)
             prefix = manifest.conditioner.quantizers if decoder.conditioning == "prefix" else 0
             rows *= 2 if is_guided(manifest, request, stage) else 1

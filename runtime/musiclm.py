@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ import numpy as np
 from .audio import resample
 from .backend import choose_device, open_session
 from .bundle import STAGES, Bundle, Decoder
+from .device.cuda import CudaDriver
+from .device.driver import Driver
+from .device.model import TYPES, DeviceModel
 from .generation import Generation, Progress
 from .memory import check_memory, encode_bytes, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
@@ -25,7 +29,7 @@ from .primes import encoder_of, tokenizer_of
 from .prompts import Blend, Prompt, Sound, is_sound
 from .request import make_request
 from .sampling import SamplingConfig
-from .step import Choice, choose_step, open_native, open_pool
+from .step import Choice, choose_step, open_native, open_pool, open_weights
 from .tokenizer import ClipTokenizer
 from .windows import Window
 
@@ -35,31 +39,43 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def load(bundle: str | os.PathLike, device: str = "auto", *, threads: int | None = None, step: str = "auto") -> MusicLM:
+def load(
+    bundle: str | os.PathLike, device: str = "auto", *, threads: int | None = None, step: str = "auto", weights: str = "fp16"
+) -> MusicLM:
     """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default.
 
-    step: "native" or "graph", what computes a token after the first; "auto" is native where it was built.
+    step: "native" or "graph", what computes a token after the first on a CPU; "auto" is native where it was built.
+    weights: "fp16", "bf16" or "fp32", in which a GPU has the transformers' matrices and caches. "auto" is the CPU.
 
     Raises BundleError with every fault of the bundle, BackendError when the device cannot be had. A graph is opened when it is first
     used; one that ONNX Runtime refuses, though its hash is right, is a BundleError then.
     """
     if threads is not None and (not isinstance(threads, int) or threads < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
-    opened = Bundle.open(Path(bundle))
-    return MusicLM(opened, choose_device(device), threads, choose_step(step, [getattr(opened.manifest, stage) for stage in STAGES]))
+    if weights not in TYPES:
+        raise ValueError(f"weights must be one of {', '.join(TYPES)}, got {weights!r}.")
+    opened, chosen = Bundle.open(Path(bundle)), choose_device(device)
+    if chosen == "cuda":
+        return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), CudaDriver(opened.root), weights)
+    return MusicLM(opened, chosen, threads, choose_step(step, [getattr(opened.manifest, stage) for stage in STAGES]))
 
 
 class MusicLM:
     """A loaded bundle. One object serves several threads at once; each request has its own caches."""
 
-    def __init__(self, bundle: Bundle, device: str, threads: int | None, step: Choice) -> None:
-        self.bundle, self.device, self.step = bundle, device, step
+    def __init__(
+        self, bundle: Bundle, device: str, threads: int | None, step: Choice, driver: Driver | None = None, weights: str = "fp32"
+    ) -> None:
+        """driver: of the device that makes the tokens, the CPU without one; weights: their type there, fp32, fp16 or bf16."""
+        self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
-        self._threads, self._lock = threads, threading.Lock()
+        self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.Lock()
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
+        self._on_device: dict[str, DeviceModel] = {}
         self._pool = open_pool(threads) if step.native else None
-        _LOG.info("%s on %s: steps %s: %s", bundle.root, device, "native" if step.native else "by graph", step.reason)
+        form = "native" if step.native else "by graph" if driver is None else "by kernels"
+        _LOG.info("%s on %s: steps %s: %s", bundle.root, device, form, step.reason)
 
     def generate(
         self,
@@ -102,6 +118,8 @@ class MusicLM:
         noise: a `NoiseSource` in place of the seeded one.
         progress: called as (stage, done, total); cancel: when set, the request stops with GenerationCancelled.
         """
+        if noise is not None and self.driver is not None:
+            raise ValueError("noise= is for device='cpu': on a GPU noise is drawn where the tokens are, from the seed, the same as here.")
         like: Any = prime if text is None and audio is None else audio
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
         request = make_request(self.bundle.manifest, text, *limits, like, prime, include_prime)
@@ -162,7 +180,7 @@ class MusicLM:
             if self._sessions is None:
                 raise RuntimeError("this MusicLM is closed.")
             if graph not in self._sessions:
-                self._sessions[graph] = open_session(self.bundle.path(graph), self._threads)
+                self._sessions[graph] = open_session(self.bundle.path(graph), self._threads, self.device)
             return self._sessions[graph]
 
     def transformer(self, stage: str) -> Any:
@@ -176,10 +194,22 @@ class MusicLM:
                 self._native[stage] = open_native(self.bundle.root, self._decoder(stage), self._pool)
             return self._native[stage]
 
+    @contextmanager
+    def on_device(self, stage: str) -> Iterator[DeviceModel]:
+        """A stage's weights on the device, uploaded when they are first asked for; for one request at a time, as there is one stream."""
+        assert self.driver is not None
+        with self._device_lock:
+            if self._sessions is None:
+                raise RuntimeError("this MusicLM is closed.")
+            if stage not in self._on_device:
+                _, sizes, numbers = open_weights(self.bundle.root, self._decoder(stage))
+                self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights)
+            yield self._on_device[stage]
+
     def close(self) -> None:
         """Free the sessions and their memory. A request that is still running ends at its next stage, with an error that says so."""
         with self._lock:
-            self._sessions, self._native, self._pool = None, {}, None
+            self._sessions, self._native, self._pool, self._on_device = None, {}, None, {}
 
     def __enter__(self) -> MusicLM:
         return self

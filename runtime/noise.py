@@ -55,11 +55,11 @@ class PhiloxNoise:
     """The default source: item i of a request draws from (seed, candidate) = items[i]."""
 
     def __init__(self, items: list[tuple[int, int]]) -> None:
-        self._items = items
+        self.items = items
         self._blocks: dict[tuple[str, int, int, int], np.ndarray] = {}  # (stage, item, block, vocab) -> [steps of a block, vocab]
 
     def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
-        assert batch == len(self._items), (batch, len(self._items))
+        assert batch == len(self.items), (batch, len(self.items))
         return self.rows(stage, np.arange(batch), np.full(batch, step), vocab)
 
     def rows(self, stage: str, items: np.ndarray, steps: np.ndarray, vocab: int) -> np.ndarray:
@@ -76,7 +76,7 @@ class PhiloxNoise:
 
     def _block(self, key: tuple[str, int, int, int]) -> np.ndarray:
         stage, item, block, vocab = key
-        return self._gumbel(stage, block * _STEPS_AHEAD, *self._items[item], vocab)
+        return self._gumbel(stage, block * _STEPS_AHEAD, *self.items[item], vocab)
 
     @staticmethod
     def _gumbel(stage: str, first: int, seed: int, item: int, vocab: int) -> np.ndarray:

@@ -49,7 +49,7 @@ class Plan:
 
     def head(self, step: int) -> int:
         """Which output projection predicts the tokens of `step`: the same in every row, since a prime holds whole frames."""
-        return step % (self._quantizers or 1)
+        return step % self.quantizers
 
     def forbid_last(self, step: int | np.ndarray) -> np.ndarray:
         """bool [rows], or [steps, rows] of steps [steps, 1]: whether the last entry of the vocabulary is excluded at `step`.
@@ -72,8 +72,9 @@ class Plan:
         return int(max(len(prompt.rows) + steps for prompt, steps in zip(self.prompts, self.steps, strict=True)))
 
     @property
-    def _quantizers(self) -> int | None:
-        return {"semantic": None, "coarse": self.decoder.coarse_quantizers, "fine": self.decoder.fine_quantizers}[self.stage]
+    def quantizers(self) -> int:
+        """Of the stage's codes, 1 for semantic tokens: after so many tokens output projections and rows of the table come round."""
+        return {"semantic": 1, "coarse": self.decoder.coarse_quantizers, "fine": self.decoder.fine_quantizers}[self.stage] or 1
 
     def _positions(self, index: np.ndarray, tokens: np.ndarray) -> Positions:
         """Positions of the stage's own tokens, number `index` of their row."""

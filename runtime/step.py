@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..kernels import decoder_step
+from ..kernels.decoder_step.sizes import Sizes
 from .backend import BackendError
 from .bundle import BundleError, Decoder
 
@@ -66,38 +67,47 @@ def open_native(folder: Path, decoder: Decoder, pool: decoder_step.Pool, path: s
     path: one of `decoder_step.paths()`, the best by default.
     """
     data = folder / f"{decoder.graph}.data"
-    step = decoder.step
+    try:
+        mapped, sizes, weights = open_weights(folder, decoder)
+        model = decoder_step.Model(pool, sizes, weights, path)
+    except ValueError as error:
+        raise BundleError(f"{data}: {error}") from error
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # what was packed is not read again; tables and norms come back when they are used
+    return model
+
+
+def open_weights(folder: Path, decoder: Decoder) -> tuple[mmap.mmap, Sizes, dict[str, np.ndarray]]:
+    """A stage's weights by the names of `Sizes.shapes()`, views of the file, of which nothing is read yet. BundleError as `open_native`."""
+    data, step = folder / f"{decoder.graph}.data", decoder.step
     if step.precision not in _BITS:
         raise BundleError(f"{decoder.graph}: precision {step.precision!r}, expected one of {', '.join(_BITS)}: update musiclm-deploy")
     try:
         with data.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # nothing is read before it is used
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         weights = _weights(mapped, step.weights)
         if decoder.depth > len(weights):
             raise ValueError(f"{len(weights)} weights are too few for {decoder.depth} layers")
-        sizes = decoder_step.Sizes(
-            dim=decoder.dim,
-            depth=decoder.depth,
-            heads=decoder.heads,
-            dim_head=step.dim_head,
-            cache_head_size=decoder.cache_head_size,
-            inner=step.inner,
-            streams=step.streams,
-            vocabulary=decoder.vocabulary,
-            outputs=sum(name.startswith("head.") and name.endswith(".weight") for name in weights),
-            table_rows=len(weights["rows"]) if "rows" in weights else 1,
-            bias_entries=decoder.bias.entries if decoder.bias else 0,
-            value_residual=step.value_residual,
-            cross_attention=decoder.conditioning == "cross_attention",
-            bits=_BITS[step.precision],
-            block=step.block,
-        )
-        model = decoder_step.Model(pool, sizes, weights, path)
-        if hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)  # what was packed is not read again; tables and norms come back when they are used
-        return model
     except (OSError, ValueError) as error:
         raise BundleError(f"{data}: {error}") from error
+    sizes = Sizes(
+        dim=decoder.dim,
+        depth=decoder.depth,
+        heads=decoder.heads,
+        dim_head=step.dim_head,
+        cache_head_size=decoder.cache_head_size,
+        inner=step.inner,
+        streams=step.streams,
+        vocabulary=decoder.vocabulary,
+        outputs=sum(name.startswith("head.") and name.endswith(".weight") for name in weights),
+        table_rows=len(weights["rows"]) if "rows" in weights else 1,
+        bias_entries=decoder.bias.entries if decoder.bias else 0,
+        value_residual=step.value_residual,
+        cross_attention=decoder.conditioning == "cross_attention",
+        bits=_BITS[step.precision],
+        block=step.block,
+    )
+    return mapped, sizes, weights
 
 
 def _weights(data: mmap.mmap, places: dict[str, list]) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .bundle import Manifest
 from .decoder import DecoderRun
+from .device.decode import decode as decode_on_device
 from .loop import decode
 from .memory import ROWS_AT_ONCE
 from .music import Tokens
@@ -200,11 +201,19 @@ class TokenStages:
         def gumbel(step: int, rows: np.ndarray) -> np.ndarray:
             return self._noise.rows(stage, of_row[rows], first[rows] + step, plan.decoder.vocabulary)
 
+        def report(step: int, _: int) -> None:
+            self._report(stage, done + step, total)
+
+        if self._model.driver is not None:
+            assert isinstance(self._noise, PhiloxNoise)
+            draws = [(*self._noise.items[item], number) for item, number in zip(items, before, strict=True)]
+            with self._timed(stage), self._model.on_device(stage) as model:
+                return decode_on_device(model, plan, context, guided, sampling, draws, report)
         # a row without condition is like any other
         conditions = np.concatenate([prompts if context else 0 * prompts, np.full(len(items) * guided, -1)])
         with self._timed(stage):
             run = DecoderRun(self._model.transformer(stage), plan.decoder, context, len(conditions), capacity, conditions)
-            return decode(plan, run, guided, sampling, gumbel, lambda step, _: self._report(stage, done + step, total))
+            return decode(plan, run, guided, sampling, gumbel, report)
 
     def _known(self, prime: Tokens | None, stage: str) -> np.ndarray:
         """int64 [frames, columns] of a prime, [0, columns] without one."""

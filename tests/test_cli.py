@@ -197,7 +197,7 @@ def test_help(run, command):
 
 def test_version(run):
     """The version alone, for bug reports."""
-    assert run("--version") == (0, f"musiclm-deploy {cli.__version__}\n", "")
+    assert run("--version") == (0, f"musiclm-deploy {md.__version__}\n", "")
 
 
 def test_installed_command(tiny_bundle):
@@ -205,7 +205,7 @@ def test_installed_command(tiny_bundle):
     script = Path(sys.executable).parent / "musiclm"
     if not script.exists():
         pytest.skip("musiclm-deploy is not installed here")
-    assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == f"musiclm-deploy {cli.__version__}\n"
+    assert subprocess.run([script, "--version"], capture_output=True, text=True).stdout == f"musiclm-deploy {md.__version__}\n"
 
 
 def test_export_all(tmp_path):
@@ -394,6 +394,16 @@ def test_interrupt(tiny_bundle, tmp_path):
     assert process.wait() == 130, rest
     assert rest.endswith("musiclm: interrupted; nothing half-written was left behind.\n") and "Traceback" not in rest
     assert not any(tmp_path.iterdir())
+
+
+def test_interrupt_of_an_import(run, monkeypatch):
+    """Fault: Ctrl-C while ONNX Runtime is loaded, which Python turns into an ImportError, is told as an error."""
+
+    def load(*_: object, **__: object) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(musiclm, "load", load)
+    assert run("generate", "bundle", "x") == (130, "", "musiclm: interrupted; nothing half-written was left behind.\n")
 
 
 @pytest.mark.parametrize("verbose", [False, True])

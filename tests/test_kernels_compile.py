@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,13 @@ from typing import Any
 import pytest
 
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
+from musiclm_deploy.kernels.launch import key_of
 from musiclm_deploy.kernels.launches import Batch, build_prompt, build_step
 from musiclm_deploy.kernels.sampling.constants import Place
+from musiclm_deploy.runtime.bundle import Bundle
+from musiclm_deploy.runtime.device.kernels import Kernels
+from musiclm_deploy.runtime.device.model import every_list
+from musiclm_deploy.runtime.step import open_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILE = """
@@ -42,6 +48,11 @@ NUMBERS = dict(copies=2, place=Place(1, 13, 2, 1 << 40, 1, 1, 1, 0), total=9, st
 
 def compiled(folder: Path, capabilities: tuple[int, ...], change: str = "", **environment: str) -> subprocess.CompletedProcess:
     code = COMPILE.format(sizes=SIZES, weights="fp16", numbers=NUMBERS, capabilities=capabilities, change=change)
+    return in_a_process(code, folder, **environment)
+
+
+def in_a_process(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    """Where Triton compiles and does not interpret."""
     kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     where = {"PYTHONPATH": path, "TRITON_CACHE_DIR": str(folder.parent / "cache")}
@@ -102,3 +113,22 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         ran = compiled(tmp_path / "kernels", **arguments)
         assert ran.returncode == 1 and all(part in ran.stderr for part in message.split(".*")), ran.stderr
         assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
+
+
+def test_a_bundle_is_packed(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Fault: a bundle whose runtime asks for a kernel that the export did not compile, or looks for it elsewhere; a mix of two."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    code = "import sys; from musiclm_deploy.export.kernels import pack_kernels; pack_kernels(Path(sys.argv[1]), ['fp32'], [90])"
+    ran = in_a_process(f"from pathlib import Path; {code}", bundle)
+    assert ran.returncode == 0 and "kernel" in ran.stderr, ran.stderr
+    kernels, manifest = Kernels(bundle), Bundle.open(bundle).manifest
+    for stage in ("semantic", "coarse", "fine"):
+        decoder = getattr(manifest, stage)
+        _, sizes, _ = open_weights(bundle, decoder)
+        for step in every_list(sizes, decoder.guidance, False, "fp32"):
+            for launch in step.launches:
+                found = kernels.find(key_of(launch, step), 90)
+                assert found.function == launch.kernel and found.image.startswith(b"\x7fELF")
+    again = in_a_process(f"from pathlib import Path; {code}", bundle)
+    assert again.returncode == 1 and "is there already: remove it" in again.stderr

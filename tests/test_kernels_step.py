@@ -48,7 +48,7 @@ class OnKernels:
         self.context, self.buffers = context, {}
         for step in self.steps:
             self.allocate(step)
-        self._fill(pack_weights(self.sizes, model._weights))
+        self._fill(pack_weights(self.sizes, model._weights, "fp32"))
         self._fill({"logits": logits, "lengths": run._lengths})
         self._fill({"key_coordinates": run._key_coordinates, "plans": self._plans(), "states": [[0, 1, 0]] * 2})
         self._fill({name: cache[:, 0] for name, cache in run._caches.items()})

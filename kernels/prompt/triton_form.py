@@ -1,10 +1,9 @@
 """The beginning of a launch list over the positions of a prompt, on a GPU.
 
-    at = lengths[b] + positions - 1,    x[b, s] = table[ids[sequence, at]] or prefix[-1 - id],    lengths[b] = at + 1
+    at = lengths[b] + positions - 1,    x[b, s] = table[ids[sequence, at]],    lengths[b] = at + 1
 
 In: prompts of all sequences, int64 [sequences, capacity], and `lengths`, which says how far each row has come. Out: the streams of its next
-position, its coordinate, its length. Row b is position b % positions of sequence b / positions. The capacity is a multiple of `positions`,
-so that no row comes to its end in the middle of a round.
+position, its coordinate, its length. Row b is position b % positions of sequence b / positions.
 
 Threads: program b has row b.
 Bytes: a row of the table read, 4 * dim * S written.
@@ -17,8 +16,7 @@ import triton.language as tl
 @triton.jit
 def embed(
     table,  # [rows, dim], fp32, fp16 or bf16
-    prefix,  # float32 [n, dim], for rows of the table below 0; any float32 pointer where there are none
-    ids,  # int64 [B / positions, capacity]: rows of the table; -1 - n: row n of the prefix
+    ids,  # int64 [B / positions, capacity]: rows of the table
     coordinates,  # int64 [B / positions, capacity], of the queries
     lengths,  # int64 [B]
     query_coordinates,  # int64 [B]
@@ -37,7 +35,6 @@ def embed(
     tl.store(query_coordinates + b, tl.load(coordinates + place))
     for start in range(0, DIM, BLOCK):
         d = start + tl.arange(0, BLOCK)
-        own = tl.load(table + row * DIM + d, mask=d < tl.where(row >= 0, DIM, 0), other=0.0).to(tl.float32)
-        x = own + tl.load(prefix + (-1 - row) * DIM + d, mask=d < tl.where(row < 0, DIM, 0), other=0.0)
+        x = tl.load(table + row * DIM + d, mask=d < DIM, other=0.0).to(tl.float32)
         for s in range(STREAMS):
             tl.store(streams + (b * STREAMS + s) * DIM + d, x, mask=d < DIM)

@@ -1,0 +1,50 @@
+"""The kernels of a bundle's steps for GPUs, compiled ahead of time and put beside its graphs: what device='cuda' launches.
+
+In: a bundle's folder, types of weights, compute capabilities. Out: its folder `kernels/`, with a record of its own (`kernels/compile.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..kernels.launch import Step
+from ..runtime.bundle import STAGES, Bundle
+from ..runtime.device.kernels import FOLDER
+from ..runtime.device.model import every_list
+from ..runtime.step import open_weights
+from .errors import ExportError
+
+
+def pack_kernels(bundle: Path, types: Sequence[str], capabilities: Sequence[int] | None = None, quiet: bool = False) -> Path:
+    """Compile what the bundle's three transformers launch, and return the folder. ExportError where it is there already or cannot be made.
+
+    types: of weights and caches, some of fp16, bf16 and fp32. capabilities: of GPUs, 90 for 9.0; all that the compiler knows by default.
+    """
+    try:
+        from ..kernels.compile import CAPABILITIES, compile_steps
+    except ImportError as error:
+        raise ExportError(f"kernels are compiled by Triton, which is not here ({error}): pip install musiclm-deploy[kernels].") from error
+    opened = Bundle.open(bundle)
+    steps = [step for kind in dict.fromkeys(types) for step in _steps(opened, kind)]
+    with tqdm(desc="kernels", unit="kernel", disable=quiet, file=sys.stderr) as bar:
+
+        def on_kernel(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        try:
+            compile_steps(steps, bundle / FOLDER, capabilities or CAPABILITIES, on_kernel)
+        except (RuntimeError, ValueError, FileExistsError) as error:
+            raise ExportError(f"kernels: {error}.") from error
+    return bundle / FOLDER
+
+
+def _steps(bundle: Bundle, kind: str) -> Iterator[Step]:
+    for stage in STAGES:
+        decoder = getattr(bundle.manifest, stage)
+        _, sizes, _ = open_weights(bundle.root, decoder)
+        yield from every_list(sizes, decoder.guidance, decoder.conditioning == "prefix", kind)

@@ -1,0 +1,190 @@
+"""The driver of an NVIDIA GPU: the kernels of a bundle, launched as CUDA graphs by cuda-python, with neither torch nor Triton.
+
+In: a folder of kernels as `kernels/compile.py` writes it. Out: a `Driver`. Importing it needs no GPU and no cuda-python; opening it does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...kernels.launch import Launch, Step, bytes_of, key_of
+from ...kernels.launches import PROGRAMS
+from ..backend import BackendError
+from .driver import DeviceError, Download
+from .kernels import Code, Kernels
+
+_NUMBERS = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
+_SHARED = 48 << 10  # bytes of shared memory that a kernel may have without asking
+_AGAIN = "The GPU answers this process no more: load the bundle in a new one."
+
+
+class CudaDriver:
+    """One GPU, one stream. Calls may come from any thread, one at a time."""
+
+    programs = PROGRAMS
+
+    def __init__(self, bundle: Path, index: int = 0) -> None:
+        """index: of the GPU among those that are visible. BackendError where there is none; BundleError for a bundle without kernels."""
+        try:
+            self._cuda: Any = import_module("cuda.bindings.driver")
+        except ImportError as error:
+            raise BackendError("device='cuda' needs cuda-python: pip install musiclm-deploy[gpu].") from error
+        self._thread, self._functions = threading.local(), {}
+        self._pinned: defaultdict[tuple[int, ...], list[Pinned]] = defaultdict(list)  # that no copy is on its way to
+        try:
+            self._do("cuInit", 0)
+            device = self._do("cuDeviceGet", index)
+            self._context = self._do("cuDevicePrimaryCtxRetain", device)
+        except (DeviceError, RuntimeError) as error:  # cuda-python raises RuntimeError where there is no driver's library
+            raise BackendError(f"device='cuda': no NVIDIA GPU can be used here: {error}") from error
+        self.kernels = Kernels(bundle)
+        kinds = self._cuda.CUdevice_attribute
+        major = self._do("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
+        minor = self._do("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
+        self.capability = 10 * major + minor
+        self.name = self._do("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
+        self.stream = self.call("cuStreamCreate", self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
+
+    def free_bytes(self) -> int:
+        return self.call("cuMemGetInfo")[0]
+
+    def allocate(self, kind: str, shape: tuple[int, ...]) -> Memory:
+        return Memory(self, bytes_of(kind, shape), shape)
+
+    def upload(self, buffer: Memory, array: np.ndarray) -> None:
+        assert array.nbytes == buffer.count and array.flags.c_contiguous, (array.nbytes, buffer.count)
+        self.call("cuMemcpyHtoDAsync", buffer.address, array.ctypes.data, array.nbytes, self.stream)  # returns when the array was read
+
+    def record(self, step: Step, buffers: Mapping[str, Memory]) -> Recorded:
+        ready = [self._prepared(launch, step, buffers) for launch in step.launches]  # a module cannot be loaded while launches are recorded
+        self.call("cuStreamBeginCapture", self.stream, self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+        try:
+            for function, grid, code, parameters, _ in ready:
+                sizes = *grid, *(1,) * (3 - len(grid)), code.threads, 1, 1, code.shared_bytes
+                self.call("cuLaunchKernel", function, *sizes, self.stream, parameters.ctypes.data, 0)
+        finally:
+            graph = self.call("cuStreamEndCapture", self.stream)
+        return Recorded(self, graph, list(buffers.values()))
+
+    def replay(self, recorded: Recorded) -> None:
+        self.call("cuGraphLaunch", recorded.graph, self.stream)
+
+    def download(self, buffers: Sequence[Memory]) -> Download:
+        pinned = [self._pinned[buffer.shape].pop() if self._pinned[buffer.shape] else Pinned(self, buffer.shape) for buffer in buffers]
+        for to, buffer in zip(pinned, buffers, strict=True):
+            self.call("cuMemcpyDtoHAsync", to.address, buffer.address, buffer.count, self.stream)
+        event = self.call("cuEventCreate", self._cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self.call("cuEventRecord", event, self.stream)
+
+        def wait() -> list[np.ndarray]:
+            self.call("cuEventSynchronize", event)
+            self.call("cuEventDestroy", event)
+            arrays = [one.array.copy() for one in pinned]
+            for one in pinned:
+                self._pinned[one.array.shape].append(one)
+            return arrays
+
+        return wait
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """A function of the driver's API, on this GPU. DeviceError, or MemoryError where it has no more, says what to do."""
+        if not getattr(self._thread, "ready", False):
+            self._do("cuCtxSetCurrent", self._context)
+            self._thread.ready = True
+        return self._do(name, *arguments)
+
+    def _do(self, name: str, *arguments: Any) -> Any:
+        error, *found = getattr(self._cuda, name)(*arguments)
+        if error:
+            text = self._cuda.cuGetErrorString(error)[1]
+            message = f"{name}: {text.decode() if text else error!r} ({error!r})."
+            if error == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+                raise MemoryError(f"{message} Ask for fewer seconds, samples or prompts at once, or free what else runs on the GPU.")
+            sound = ("CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_INVALID_DEVICE", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
+            raise DeviceError(message if error.name in sound else f"{message} {_AGAIN}")
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _prepared(self, launch: Launch, step: Step, buffers: Mapping[str, Memory]) -> tuple[Any, tuple[int, ...], Code, np.ndarray, Any]:
+        """(function, grid, code, addresses of its parameters, the parameters), ready to be launched."""
+        function, code = self._function(key_of(launch, step))
+        values: list[np.ndarray] = []
+
+        def add(value: Any, kind: Any) -> None:
+            if isinstance(value, tuple):
+                for part in zip(value, kind, strict=True):
+                    add(*part)
+            elif isinstance(value, str):
+                values.append(np.array(buffers[value].address, np.uint64))
+            else:
+                values.append(np.array(value, _NUMBERS[kind]))
+
+        for name, kind in code.signature.items():
+            if kind != "constexpr":
+                add(launch.arguments[name], kind)
+        values += [np.array(0, np.uint64)] * 2  # scratch memory, which no kernel uses
+        return function, launch.grid, code, np.array([value.ctypes.data for value in values], np.uint64), values
+
+    def _function(self, key: str) -> tuple[Any, Code]:
+        if key not in self._functions:
+            code = self.kernels.find(key, self.capability)
+            module = self.call("cuModuleLoadData", code.image)
+            function = self.call("cuModuleGetFunction", module, code.function.encode())
+            if code.shared_bytes > _SHARED:
+                kind = self._cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self.call("cuFuncSetAttribute", function, kind, code.shared_bytes)
+            self._functions[key] = function, code
+        return self._functions[key]
+
+    def give_back(self, name: str, handle: Any) -> None:
+        """Free something; when the process ends, or the GPU is lost, there is nothing left to free."""
+        try:
+            self.call(name, handle)
+        except Exception:  # in a destructor: no one could catch it
+            return
+
+
+class Memory:
+    """Of the GPU, freed with the last reference to it."""
+
+    def __init__(self, driver: CudaDriver, count: int, shape: tuple[int, ...]) -> None:
+        self.count, self.shape, self._driver = count, shape, driver
+        self.address = int(driver.call("cuMemAlloc", max(count, 1)))
+
+    def __del__(self) -> None:
+        if hasattr(self, "address"):
+            self._driver.give_back("cuMemFree", self.address)
+
+
+class Pinned:
+    """Memory of the host, int64, into which the GPU copies by itself."""
+
+    def __init__(self, driver: CudaDriver, shape: tuple[int, ...]) -> None:
+        self._driver = driver
+        self.address = int(driver.call("cuMemHostAlloc", 8 * max(math.prod(shape), 1), 0))
+        self.array = np.ctypeslib.as_array(ctypes.cast(self.address, ctypes.POINTER(ctypes.c_int64)), shape)
+
+    def __del__(self) -> None:
+        if hasattr(self, "address"):
+            self._driver.give_back("cuMemFreeHost", self.address)
+
+
+class Recorded:
+    """A graph of launches, and the memory that they use."""
+
+    def __init__(self, driver: CudaDriver, graph: Any, buffers: list[Memory]) -> None:
+        self._driver, self._buffers = driver, buffers
+        self.graph = driver.call("cuGraphInstantiate", graph, 0)
+        driver.call("cuGraphDestroy", graph)
+
+    def __del__(self) -> None:
+        if hasattr(self, "graph"):
+            self._driver.give_back("cuGraphExecDestroy", self.graph)

@@ -1,0 +1,52 @@
+"""What the loop asks of a device: memory, lists of launches that are recorded once and run many times, copies that come back later.
+
+All that is asked of a driver happens in order, and nothing waits for the host but `Download`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...kernels.launch import Step
+
+Buffer = Any  # memory of a driver, of one type and shape
+Recorded = Any  # launches of a driver
+Download = Callable[[], list[np.ndarray]]  # waits until the arrays have come; they stay what they are
+
+
+class DeviceError(RuntimeError):
+    """The device refused something, or is lost; the message says what to do next. The process goes on."""
+
+
+class Driver(Protocol):
+    programs: int  # of a product, about, as `kernels.launches` takes it: what its kernels were compiled for
+
+    def free_bytes(self) -> int:
+        """Memory that can still be taken."""
+        ...
+
+    def allocate(self, kind: str, shape: tuple[int, ...]) -> Buffer:
+        """Memory for `shape` elements of a type of `kernels.launch`, what is in it unknown. It is freed when nothing refers to it any more.
+
+        MemoryError where the device has no more.
+        """
+        ...
+
+    def upload(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Fill the buffer; the array may be changed afterwards. Its elements are the buffer's, bf16 as uint16."""
+        ...
+
+    def record(self, step: Step, buffers: Mapping[str, Buffer]) -> Recorded:
+        """The step's launches on these buffers. DeviceError for a kernel that is not there."""
+        ...
+
+    def replay(self, recorded: Recorded) -> None:
+        """Run them; returns before they have run."""
+        ...
+
+    def download(self, buffers: Sequence[Buffer]) -> Download:
+        """Begin to copy int64 buffers to the host, as they are after all that was asked for so far."""
+        ...

@@ -1,0 +1,128 @@
+"""A stage's transformer on a device: its weights, and for each size of request its buffers and recorded launches, kept for the next one.
+
+In: a stage's weights and sizes, a driver. Out: `Lane`, in which one plan runs at a time. It does not know what tokens mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ...kernels.decoder_step.sizes import Sizes
+from ...kernels.launch import Step, bytes_of
+from ...kernels.launches import Batch, build_begin, build_prefix, build_prompt, build_step, positions_at_once
+from ...kernels.packing import in_full, pack_weights
+from ...kernels.sampling.constants import Place
+from .driver import Buffer, Driver
+
+TYPES = ("fp16", "bf16", "fp32")  # of matrices and caches
+LEAST_CAPACITY = 512  # of a cache: kernels differ by the parts that they cut shorter ones into, and each kernel must have been compiled
+
+
+class DeviceModel:
+    """The weights of a stage on a device, packed once, and the lanes that were made so far."""
+
+    def __init__(self, driver: Driver, name: str, sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> None:
+        """kind: fp32, fp16 or bf16, of matrices and caches; name: of the stage, for messages. MemoryError where the device is full."""
+        self.driver, self.name, self.sizes, self.kind = driver, name, sizes, kind
+        full = in_full(sizes, weights)
+        packed = pack_weights(sizes, full, kind)
+        state_bytes(driver, f"the weights of the {name} stage", sum(array.nbytes for array in packed.values()))
+        self.weights: dict[str, Buffer] = {}
+        for key, array in packed.items():
+            narrow = kind if key == "rows" or key.endswith(".weight") else "fp32"
+            self.weights[key] = driver.allocate(narrow, array.shape)
+            driver.upload(self.weights[key], array)
+        self._lanes: dict[tuple[Batch, int], Lane] = {}
+        self._of_prefix = [full[f"layers.{layer}.attention.w_kv"] for layer in range(sizes.depth)]
+
+    def keys_and_values(self, prefix: np.ndarray) -> list[np.ndarray]:
+        """Of a conditioning prefix, float32 [n, dim]: [n, 2 * D] of each layer. They are made of its embeddings in every layer."""
+        made, D = [prefix @ weight for weight in self._of_prefix], self.sizes.cache_head_size
+        for one in made[1:] if self.sizes.value_residual else ():
+            one[:, D:] += 0.5 * made[0][:, D:]
+        return made
+
+    def lane(self, batch: Batch, copies: int) -> Lane:
+        """The one for requests of this size; made where there is none. MemoryError says what it would take."""
+        key = batch, copies
+        if key not in self._lanes:
+            self._lanes[key] = Lane(self, batch, copies)
+        return self._lanes[key]
+
+
+class Lane:
+    """Buffers of one size of batch, and the launches on them."""
+
+    def __init__(self, model: DeviceModel, batch: Batch, copies: int) -> None:
+        self._model, self.batch, self._copies = model, batch, copies
+        self.positions = positions_at_once(batch.sequences)
+        sizes, kind, programs = model.sizes, model.kind, model.driver.programs
+        # `prefix`: keys and values of the conditioning; `prompt`: the next positions of all prompts; `begin`: their last ones
+        self._lists = {"prompt": build_prompt(sizes, batch, kind, programs), "begin": build_begin(sizes, batch, kind, programs)}
+        if batch.prefix:
+            self._lists["prefix"] = build_prefix(sizes, batch, kind, copies)
+        self._numbers: dict[str, Any] | None = None
+        self.buffers: dict[str, Buffer] = dict(model.weights)
+        self.recorded: dict[str, Any] = {}
+        self.steps: list[Any] = []  # by output projection
+
+    def prepare(self, numbers: dict[str, Any]) -> None:
+        """Record the launches for these numbers of `sample`, unless they are those of the last request."""
+        if numbers == self._numbers:
+            return
+        model = self._model
+        lists = [
+            build_step(model.sizes, self.batch, model.kind, numbers | {"copies": self._copies}, head, model.driver.programs)
+            for head in range(model.sizes.outputs)
+        ]
+        if not self.recorded:
+            self._allocate([*self._lists.values(), *lists])
+            self.recorded = {name: model.driver.record(step, self.buffers) for name, step in self._lists.items()}
+        self.steps = [model.driver.record(step, self.buffers) for step in lists]
+        self._numbers = numbers
+
+    def _allocate(self, lists: list[Step]) -> None:
+        model, driver = self._model, self._model.driver
+        wanted = {name: buffer for step in lists for name, buffer in step.buffers.items() if name not in self.buffers}
+        state_bytes(driver, f"the {model.name} stage of this request", sum(bytes_of(*buffer) for buffer in wanted.values()))
+        made = {name: driver.allocate(*buffer) for name, buffer in wanted.items()}
+        for name, (_, shape) in wanted.items():
+            # Nothing is to be added to the streams that a list begins with; with one stream a branch is always added as it is.
+            of_list = name.removeprefix("prompt.")
+            if of_list == "no_branch" or (of_list == "beta.0" and model.sizes.streams > 1):
+                driver.upload(made[name], np.zeros(shape, np.float32))
+            elif of_list in ("beta.0", "beta.1") and model.sizes.streams == 1:
+                driver.upload(made[name], np.ones(shape, np.float32))
+            elif of_list == "context_lengths":
+                driver.upload(made[name], np.full(shape, self.batch.context, np.int64))
+        self.buffers |= made
+
+
+def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str) -> Iterator[Step]:
+    """Lists that name every kernel which a request of a stage can need, however many rows it has and however long they are.
+
+    guided: whether the stage can be; prefix: whether its conditioning is one.
+    """
+    numbers = dict(place=Place(*[0] * len(Place._fields)), total=1, stage=0, frame=0, end=0, k=1, scale=1.0, temperature=1.0)
+    # of more rows products take eight at a time; from 2048 on a cache is cut into the same number of parts
+    for capacity, sequences in itertools.product((LEAST_CAPACITY, 1024, 2048), (1, 2, 4, 8)):
+        batch = Batch(sequences, capacity, 1, int(prefix))
+        for head, copies in itertools.product(range(sizes.outputs), (1, 2) if guided and sequences > 1 else (1,)):
+            yield build_step(sizes, batch, kind, numbers | {"copies": copies}, head)
+        yield build_prompt(sizes, batch, kind)
+        yield build_begin(sizes, batch, kind)
+        if prefix:
+            yield build_prefix(sizes, batch, kind, 1)
+
+
+def state_bytes(driver: Driver, who: str, needed: int) -> None:
+    """MemoryError, before anything is taken, where the device has less than that."""
+    if (free := driver.free_bytes()) < needed:
+        raise MemoryError(
+            f"{who}: {needed / 1e6:.1f} MB of the GPU's memory are needed, {free / 1e6:.1f} MB are free. "
+            "Ask for fewer seconds, samples or prompts at once, or free what else runs there."
+        )
