@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 REQUIREMENTS := base export upstream-needs dev
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench gpu-check clean
 
 STEP := kernels/decoder_step
 
@@ -38,6 +38,11 @@ check: setup
 bench: setup
 	$(BIN)/pip install -q -r requirements/demo.txt
 	$(BIN)/python -m benchmarks.run
+
+# Where there is an NVIDIA GPU: tokens against the CPU's, then times.
+gpu-check: setup
+	$(BIN)/pip install -q "cuda-python>=13,<14"
+	$(BIN)/python -m benchmarks.gpu
 
 clean:
 	rm -rf build dist *.egg-info $(STEP)/*.so .hypothesis .pytest_cache .ruff_cache

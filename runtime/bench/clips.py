@@ -22,10 +22,19 @@ FORMS = {"one": (1, 1), "4 candidates": (1, 4), "8 prompts": (8, 1)}  # prompts,
 _STAGES = ("mulan", "semantic", "coarse", "fine", "codec", "rank")
 
 
-def time_clips(bundle: Bundle, seconds: float, cond_scale: float | None, fine_window: int | None, repeats: int, threads: int) -> list[Row]:
-    """One clip, four candidates of it, and eight prompts at once, each `repeats` times; fine_window: in frames."""
+def time_clips(
+    bundle: Bundle,
+    seconds: float,
+    cond_scale: float | None,
+    fine_window: int | None,
+    repeats: int,
+    threads: int | None,
+    device: str = "cpu",
+    weights: str = "fp16",
+) -> list[Row]:
+    """One clip, four candidates of it, and eight prompts at once, each `repeats` times; fine_window: in frames; weights: on a GPU."""
     rows = []
-    with load(bundle.root, "cpu", threads=threads) as model:
+    with load(bundle.root, device, threads=threads, weights=weights) as model:
         request = clip_of(model, cond_scale, fine_window)
         least = bundle.manifest.codec.min_frames * bundle.manifest.codec.samples_per_frame / bundle.manifest.codec.sample_hz
         request(1, 1, min(seconds, max(0.2, least)))
@@ -92,6 +101,9 @@ def _count(music: Music) -> int:
 def _facts(model: MusicLM, cond_scale: float | None, fine_window: int | None) -> Row:
     manifest = model.bundle.manifest
     scale = manifest.coarse.sampling.cond_scale if cond_scale is None else cond_scale
-    facts: Row = {"precision": manifest.coarse.step.precision, "steps": "native" if model.step.native else "graph"}
+    steps, precision = "native" if model.step.native else "graph", manifest.coarse.step.precision
+    if model.driver is not None:
+        steps, precision = model.device, model.weights
+    facts: Row = {"precision": precision, "steps": steps}
     facts |= {"fine_window": fine_window or manifest.fine.max_length}
     return facts | {"cond_scale": scale if manifest.coarse.guidance else 1.0, "dim": manifest.coarse.dim, "depth": manifest.coarse.depth}

@@ -120,10 +120,10 @@ def cells(rows: Sequence[Row], section: Section) -> list[list[str]]:
     return [[name for name, _ in section.columns], *([value(row) for _, value in section.columns] for row in shown)] if shown else []
 
 
-def as_text(rows: Sequence[Row]) -> str:
-    """All sections for a terminal."""
+def as_text(rows: Sequence[Row], sections: Sequence[Section] = SECTIONS) -> str:
+    """These sections for a terminal."""
     parts = []
-    for section in SECTIONS:
+    for section in sections:
         if table := cells(rows, section):
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             lines = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table]

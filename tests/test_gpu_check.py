@@ -1,0 +1,46 @@
+"""`make gpu-check` on the interpreter's device: it runs, its rows say how they were got, and a wrong token ends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from interpreted import InterpreterDriver
+
+from benchmarks import gpu
+from musiclm_deploy.runtime.bench.table import as_text
+from musiclm_deploy.runtime.bundle import Bundle
+from musiclm_deploy.runtime.device import decode as device
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """The interpreter takes its time for every part of a cache."""
+    monkeypatch.setattr(device, "LEAST_CAPACITY", 32)
+
+
+def test_it_runs_and_says_what_it_saw(tiny_bundle) -> None:
+    """Fault: a check that needs a GPU to show that it does not run; a stage left out; bytes of another type."""
+    made = gpu.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (20,), 1)
+    tokens, steps = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
+    assert [(row["stage"], row["equal"], row["tokens"]) for row in tokens] == [(stage, 1, 1) for stage in ("semantic", "coarse", "fine")]
+    assert [row["stage"] for row in steps] == ["semantic", "coarse", "fine"] and all(row["host_us"] > 0 for row in steps)
+    bench = gpu.Bench(Bundle.open(tiny_bundle), "fine", InterpreterDriver(), "fp32")
+    products = [array for name, array in bench.model.weights.items() if name.endswith(".weight") and not name.startswith("head.")]
+    head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * (20 + 1.5)
+    assert steps[2]["mb_read"] == pytest.approx((4 * sum(one.numel() for one in [*products, head]) + caches) / 1e6, rel=1e-3)
+    text = as_text([row | {"gpu": "interpreter"} for row in made], gpu.SECTIONS)
+    assert text.count("interpreter") == 6 and "step µs" in text
+
+
+def test_a_wrong_token_ends_it(tiny_bundle, monkeypatch) -> None:
+    """Fault: times of a GPU that computes something else."""
+    right = gpu.device.decode
+
+    def wrong(*arguments: Any) -> list[np.ndarray]:
+        return [row + 1 for row in right(*arguments)]
+
+    monkeypatch.setattr(gpu.device, "decode", wrong)
+    with pytest.raises(RuntimeError, match=r"semantic, fp32: 0 of 1 tokens are the CPU's after the same tokens, 100% must be"):
+        gpu.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", None, (1,), (20,), 1)
