@@ -95,6 +95,8 @@ EXTRAS = {
         "pyright[nodejs]>=1.1.414,<2",
         "pytest>=9.2,<10",
         "ruff>=0.17.6,<1",
+        "tensorrt-rtx-cu13-bindings>=1.7,<2",
+        "tensorrt-rtx-cu13-libs>=1.7,<2",
         "triton>=3.9,<3.10",
     ],
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..kernels.attention.onnx_form import cached_attention, cross_attention, table_bias
+from ..kernels.attention.onnx_form import cached_attention, cross_attention, first_of_call, masked_bias, scattered_attention, table_bias
 from ..kernels.geglu.onnx_form import feed_forward, layer_norm
 from ..kernels.geglu.reference import FeedForward
 from ..kernels.hyper_connection.onnx_form import hyper_connection, residual
@@ -17,7 +17,7 @@ from ..kernels.hyper_connection.reference import HyperConnection
 from ..kernels.quantized_product import Form
 from ..kernels.quantized_product.onnx_form import product
 from .checkpoint import Checkpoint
-from .graph import BOOL, FLOAT, INT32, INT64, Graph
+from .graph import BOOL, FLOAT, INT32, INT64, OPSET, Graph
 from .settings import Settings
 from .transformers import branch
 
@@ -32,33 +32,43 @@ def cache_head_size(settings: Settings) -> int:
 class DecoderBuilder:
     """Places the nodes of one transformer; the checkpoint notes each tensor it reads."""
 
-    def __init__(self, stage: str, checkpoint: Checkpoint, settings: Settings, form: Form) -> None:
-        """form: of the matrices of the layers; output projections, norms, mixing weights and tables stay as they are."""
+    def __init__(self, stage: str, checkpoint: Checkpoint, settings: Settings, form: Form, capacity: int | None) -> None:
+        """form: of the matrices of the layers; output projections, norms, mixing weights and tables stay as they are.
+
+        capacity: of the caches in TensorRT's form, which has the operators of opset 24 alone and caches of a static length, over
+        all of which it attends; None for ONNX Runtime's.
+        """
+        self.capacity = capacity
         self.stage, self.checkpoint, self.settings, self.form = stage, checkpoint, settings, form
         self.streams: int = settings["num_residual_streams"]
         self.wrapped = branch(0, 0, True) + "to_q.weight" in checkpoint.state
         self.prefix: bool = settings["cond_as_self_attn_prefix"]
         self.cross: bool = settings["audio_text_condition"] and not self.prefix
         self.inner: int = checkpoint.shape(branch(0, 2, self.wrapped) + "3.gamma", 1)[0]
-        self.g = Graph(stage)
+        self.g = Graph(stage, opset=24 if capacity else OPSET)  # 24 brings TensorScatter
         self._first_values: str | None = None
+        self._first = ""  # where a call's positions begin, in TensorRT's form
 
     def decoder(self, rows: np.ndarray, bias: np.ndarray | None) -> Graph:
         g, dim, depth, D = self.g, self.settings["dim"], self.settings["depth"], cache_head_size(self.settings)
         row_ids = g.input("row_ids", INT64, ["B", "S"])
         seqlens = g.input("seqlens_k", INT32, ["B"])
-        total = g.input("total_sequence_length", INT32, [1])
-        bias_values = ""
+        total = "" if self.capacity else g.input("total_sequence_length", INT32, [1])
+        coordinates, bias_values = ("", ""), ""
         if bias is not None:
-            coordinates = g.input("query_coordinates", INT64, ["B", "S"]), g.input("key_coordinates", INT64, ["B", "T"])
+            coordinates = g.input("query_coordinates", INT64, ["B", "S"]), g.input("key_coordinates", INT64, ["B", self.capacity or "T"])
+        if self.capacity is not None:
+            self._first = first_of_call(g, row_ids, seqlens)
+            bias_values = masked_bias(g, bias, self.settings["heads"], coordinates, row_ids, self._first, self.capacity)
+        elif bias is not None:
             bias_values = table_bias(g, bias, *coordinates, total)
         if self.prefix:
             g.input("prefix_mask", BOOL, ["B", "S", 1])
             g.input("prefix_embeddings", FLOAT, ["B", "S", dim])
         for layer in range(depth):
             for part in ("key", "value"):
-                g.input(f"past_key_values.{layer}.{part}", FLOAT, ["B", 1, "T", D])
-                g.output(f"present.{layer}.{part}", FLOAT, ["B", 1, "T", D])
+                g.input(f"past_key_values.{layer}.{part}", FLOAT, ["B", 1, self.capacity or "T", D])
+                g.output(f"present.{layer}.{part}", FLOAT, ["B", 1, self.capacity or "T", D])
             if self.cross:
                 g.input(f"context.{layer}.key", FLOAT, ["B", self.settings["dim_head"], "C"])
                 g.input(f"context.{layer}.value", FLOAT, ["B", "C", self.settings["dim_head"]])
@@ -93,7 +103,7 @@ class DecoderBuilder:
             beta_scale=float(read(at + "dynamic_beta_scale")),
             static_beta=read(at + "static_beta", s),
         )
-        return hyper_connection(self.g, f"layers.{layer}.{index}.connection", connection, x, place)
+        return hyper_connection(self.g, f"layers.{layer}.{index}.connection", connection, x, place, fused=self.capacity is None)
 
     def _self_attention(self, x: str, layer: int, bias: str) -> str:
         """Keys and values come from the branch input before the norm; values of layer 0 are averaged into later layers."""
@@ -120,7 +130,10 @@ class DecoderBuilder:
             value = g.op("Add", value, self._first_values)
         elif self.settings["add_value_residual"] and self.settings["depth"] > 1:
             self._first_values = g.op("Mul", value, g.constant(0.5, np.float32))
-        output = cached_attention(g, query, key, value, layer, bias, H, D**-0.5)
+        if self.capacity:
+            output = scattered_attention(g, query, key, value, layer, bias, self._first, padded, D**-0.5)
+        else:
+            output = cached_attention(g, query, key, value, layer, bias, H, D**-0.5)
         return self._product(f"{name}.w_out", output, w_out)
 
     def _cross_attention(self, x: str, layer: int) -> str:
@@ -163,6 +176,9 @@ class DecoderBuilder:
         if len(names) == 1:
             return g.op("MatMul", x, names[0], outputs=["logits"])
         head = g.input("head", INT64, [1])
+        if self.capacity:
+            weights = g.op("Concat", *(g.op("Unsqueeze", name, g.constant([0])) for name in names), axis=0)
+            return g.op("MatMul", x, g.op("Squeeze", g.op("Gather", weights, head), g.constant([0])), outputs=["logits"])
         self._choose(g, x, head, names, 0, "logits")
         return "logits"
 

@@ -24,8 +24,8 @@ _ALIGNMENT = 64  # bytes, of each weight in the data: a cache line
 class Graph:
     """Values are referred to by name; `op` returns the names of a node's outputs."""
 
-    def __init__(self, name: str, parent: Graph | None = None) -> None:
-        self.name = name
+    def __init__(self, name: str, parent: Graph | None = None, opset: int = OPSET) -> None:
+        self.name, self._opset = name, opset
         self._parent = parent
         self._nodes: list[onnx.NodeProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
@@ -95,7 +95,7 @@ class Graph:
             if tensor.name in places:
                 set_external_data(tensor, data.name, places[tensor.name][1], length=len(tensor.raw_data))
                 tensor.ClearField("raw_data")
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        opsets = [helper.make_opsetid("", self._opset), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="musiclm-deploy")
         path.write_bytes(model.SerializeToString())
         data.unlink(missing_ok=True)

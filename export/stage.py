@@ -17,10 +17,17 @@ _TRAINING_HEADS = {"semantic": (), "coarse": ("to_semantic_logits.",), "fine": (
 
 
 def export_stage(
-    stage: str, checkpoint: Checkpoint, settings: Settings, folder: Path, semantic_length: int, groups: int, precision: str = "fp32"
+    stage: str,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    folder: Path,
+    semantic_length: int,
+    groups: int,
+    precision: str = "fp32",
+    capacity: int | None = None,
 ) -> Decoder:
     """Write `<stage>.onnx` (and `<stage>_context.onnx`) into `folder`; arguments as of `build_stage`."""
-    built = build_stage(stage, checkpoint, settings, semantic_length, groups, precision)
+    built = build_stage(stage, checkpoint, settings, semantic_length, groups, precision, capacity)
     built.graph.save(folder / built.record.graph)
     if built.context is not None and built.record.context is not None:
         built.context.save(folder / built.record.context)
@@ -35,11 +42,18 @@ class Built:
 
 
 def build_stage(
-    stage: str, checkpoint: Checkpoint, settings: Settings, semantic_length: int, groups: int, precision: str = "fp32"
+    stage: str,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    semantic_length: int,
+    groups: int,
+    precision: str = "fp32",
+    capacity: int | None = None,
 ) -> Built:
     """The graphs of a stage in memory, for which every tensor is looked at.
 
-    semantic_length: the longest semantic sequence; groups: residual groups of the codec; precision: of the decoder's large matrices.
+    semantic_length: the longest semantic sequence; groups: residual groups of the codec; precision: of the decoder's large matrices;
+    capacity: of TensorRT's form, see `DecoderBuilder`.
     """
     form = PRECISIONS[precision]
     length = settings["max_length"] if stage == "semantic" else settings["max_time_steps"]
@@ -47,7 +61,7 @@ def build_stage(
         raise ExportError(f"{stage}: the trained window must be a whole number of at least 1, got {length!r}.")
     rows, first_rows = build_rows(stage, checkpoint, settings)
     bias = build_bias(stage, checkpoint, settings, _positions(stage, settings, length, semantic_length, groups))
-    builder = DecoderBuilder(stage, checkpoint, settings, form)
+    builder = DecoderBuilder(stage, checkpoint, settings, form, capacity)
     graph = builder.decoder(rows, bias)
     context = build_context(stage, checkpoint, settings) if settings["audio_text_condition"] else None
     checkpoint.refuse_unread(ignored=(*_TRAINING_HEADS[stage], *([] if context else ["proj_text_embed."])))

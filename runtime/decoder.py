@@ -215,13 +215,13 @@ class DecoderRun:
         assert self._session is not None
         share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         binding = self._session.io_binding()
-        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total, **context}
+        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], **context}
         if self._decoder.bias is not None:
             inputs |= {"query_coordinates": query, "key_coordinates": self._key_coordinates[rows]}
         if prefix_mask is not None and prefix is not None:
             inputs |= {"prefix_mask": prefix_mask, "prefix_embeddings": prefix}
-        if any(value.name == "head" for value in self._session.get_inputs()):
-            inputs["head"] = self._head
+        taken = {value.name for value in self._session.get_inputs()}  # one head is not chosen; TensorRT's form takes no total
+        inputs |= {name: array for name, array in (("head", self._head), ("total_sequence_length", self._total)) if name in taken}
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, share(array))
         for name, array in self._caches.items():

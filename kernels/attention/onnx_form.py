@@ -1,8 +1,10 @@
-"""Attention as ONNX nodes for ONNX Runtime's CPU provider.
+"""Attention as ONNX nodes: for ONNX Runtime's CPU provider, and, in operators of opset 24 alone, for TensorRT.
 
 `GroupQueryAttention` writes the cache in place when the same memory is bound to past and present, and its cost follows the number of
 valid positions, not the capacity. Measured against opset 24's `TensorScatter` + `Attention` on the same caches (context 500, capacity
-2048, six layers): 0.23 ms against 0.64 ms for one row, 1.6 ms against 5.8 ms for eight.
+2048, six layers): 0.23 ms against 0.64 ms for one row, 1.6 ms against 5.8 ms for eight. TensorRT has the latter: a cache must be a
+`TensorScatter`'s input and output, `Attention` drops `nonpad_kv_seqlen` and is refused in float32 and at small sizes ("not supported by a
+dedicated kernel"), so it is two products and a softmax there, and what a query may see is in the bias.
 
 `g` is the graph under construction: `g.op`, `g.weight`, `g.constant`.
 """
@@ -37,6 +39,47 @@ def cached_attention(g: Any, query: str, key: str, value: str, layer: int, bias:
         scale=scale,
     )
     return output
+
+
+def first_of_call(g: Any, row_ids: str, seqlens: str) -> str:
+    """row_ids [B, S], seqlens int32 [B], see runtime/bundle.py -> int64 [B]: where a call's positions begin in the caches.
+
+    A prefill begins at 0 however short a row is; a step appends.
+    """
+    S = g.op("Gather", g.op("Shape", row_ids), g.constant([1]))
+    return g.op("Max", g.op("Sub", g.op("Add", g.op("Cast", seqlens, to=7), g.constant([1])), S), g.constant([0]))
+
+
+def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple[str, str], row_ids: str, first: str, capacity: int) -> str:
+    """Bias [B, S * H, capacity], far below any score where a key is no query's yet.
+
+    table [H, M + 1], or None; coordinates int64 [B, S] and [B, capacity]; first: of the call, int64 [B].
+    """
+    S = g.op("Squeeze", g.op("Gather", g.op("Shape", row_ids), g.constant([1])))
+    query = g.op("Add", g.op("Unsqueeze", first, g.constant([1])), g.op("Range", g.constant(0), S, g.constant(1)))
+    hidden = g.op("Greater", g.constant(np.arange(capacity)), g.op("Unsqueeze", query, g.constant([2, 3])))
+    bias = g.constant(np.zeros((heads, 1)), np.float32)
+    if table is not None:
+        distance = g.op("Sub", g.op("Unsqueeze", coordinates[0], g.constant([2])), g.op("Unsqueeze", coordinates[1], g.constant([1])))
+        index = g.op("Clip", distance, g.constant(0), g.constant(table.shape[1] - 1))
+        bias = g.op("Gather", g.weight("bias_table", table.astype(np.float32)), index, axis=1)
+        bias = g.op("Transpose", bias, perm=[1, 2, 0, 3])
+    far = g.constant(-65504, np.float32)  # the lowest of fp16: infinities among scores are no numbers
+    return g.op("Reshape", g.op("Where", hidden, far, bias), g.constant([0, -1, capacity]))
+
+
+def scattered_attention(g: Any, query: str, key: str, value: str, layer: int, bias: str, first: str, D: int, scale: float) -> str:
+    """As `cached_attention`, of heads of D; bias: of `masked_bias`, first: of `first_of_call`. Products as in `cross_attention`."""
+    caches = []
+    for part, new in (("key", key), ("value", value)):
+        update, present = g.op("Unsqueeze", new, g.constant([1])), f"present.{layer}.{part}"
+        g.op("TensorScatter", f"past_key_values.{layer}.{part}", update, first, outputs=[present], axis=2)
+        caches.append(g.op("Squeeze", present, g.constant([1])))
+    folded = g.op("Reshape", g.op("Mul", query, g.constant(scale, np.float32)), g.constant([0, -1, D]))
+    scores = g.op("Add", g.op("MatMul", folded, g.op("Transpose", caches[0], perm=[0, 2, 1])), bias)
+    output = g.op("MatMul", g.op("Softmax", scores, axis=-1), caches[1])
+    S = g.op("Shape", key)
+    return g.op("Reshape", output, g.op("Concat", g.op("Slice", S, g.constant([0]), g.constant([2])), g.constant([-1]), axis=0))
 
 
 def cross_attention(g: Any, query: str, keys: str, values: str, heads: int, dim_head: int) -> str:

@@ -13,10 +13,11 @@ from .reference import HyperConnection
 CONTRIB = "com.microsoft"
 
 
-def hyper_connection(g: Any, name: str, p: HyperConnection, streams: str, branch: Callable[[str], str]) -> str:
+def hyper_connection(g: Any, name: str, p: HyperConnection, streams: str, branch: Callable[[str], str], fused: bool) -> str:
     """streams [B, S, s, dim] -> [B, S, s, dim]; `branch` places the branch's nodes: [B, S, dim] to [B, S, dim].
 
-    The norm's gain goes into the columns of the mixing product; alpha and beta stand side by side as [s, s + 2].
+    fused: with ONNX Runtime's own product, which transposes on its way. The norm's gain goes into the columns of the mixing product; alpha
+    and beta stand side by side as [s, s + 2].
     """
     s = len(p.static_beta)
     dynamic = np.concatenate([p.dynamic_alpha, p.dynamic_beta[:, None]], axis=1)
@@ -29,7 +30,10 @@ def hyper_connection(g: Any, name: str, p: HyperConnection, streams: str, branch
     mixing = g.op("Mul", mixing, g.weight(f"{name}.scale", scale.astype(np.float32)))
     mixing = g.op("Add", mixing, g.weight(f"{name}.static", static.astype(np.float32)))
     alpha, beta = g.op("Split", mixing, g.constant([s + 1, 1]), outputs=2, axis=-1)
-    mixed = g.op("FusedMatMul", alpha, streams, domain=CONTRIB, transA=1)
+    if fused:
+        mixed = g.op("FusedMatMul", alpha, streams, domain=CONTRIB, transA=1)
+    else:
+        mixed = g.op("MatMul", g.op("Transpose", alpha, perm=[0, 1, 3, 2]), streams)
     branch_input, residual = g.op("Split", mixed, g.constant([1, s]), outputs=2, axis=2)
     output = g.op("Unsqueeze", branch(g.op("Squeeze", branch_input, g.constant([2]))), g.constant([2]))
     return g.op("Add", residual, g.op("Mul", output, beta))
