@@ -109,6 +109,16 @@ def test_tensorrt_rtx_compiles_it(variant: str, stage: str, capability: str, sta
     assert compiled(rtx, made.folder / made.decoder.graph, capability, sizes) > 10_000
 
 
+def test_a_real_size_compiles(tmp_path: Path, monkeypatch, rtx) -> None:
+    """Fault: a name, a cache or a constant that grows with the model beyond what TensorRT takes. dim 1024, depth 6, 4,096 positions."""
+    monkeypatch.setattr(test_decoder_step, "export_stage", lambda *arguments: export_stage(*arguments, 4096))
+    made = Stage("coarse", {"dim": 1024, "depth": 6, "heads": 8, "dim_head": 64}, "2.4.0", tmp_path)
+    calls, told = [(1, 2, 8, 1, 256, 2048), (1, 2, 8, 1, 1, 1)], [(1, 2, 8, *[CONDITIONING_TOKENS + 1] * 3)] * 2
+    names = [value.name for value in made.session.get_inputs()]
+    sizes = {name: told if name.startswith("context.") else calls for name in names}
+    assert compiled(rtx, made.folder / made.decoder.graph, "SM89", sizes) > 100e6
+
+
 @pytest.mark.parametrize(
     ("graph", "sizes"),
     [

@@ -57,7 +57,8 @@ def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple
     """
     S = g.op("Squeeze", g.op("Gather", g.op("Shape", row_ids), g.constant([1])))
     query = g.op("Add", g.op("Unsqueeze", first, g.constant([1])), g.op("Range", g.constant(0), S, g.constant(1)))
-    hidden = g.op("Greater", g.constant(np.arange(capacity)), g.op("Unsqueeze", query, g.constant([2, 3])))
+    keys = g.op("Range", g.constant(0), g.constant(capacity), g.constant(1))
+    hidden = g.op("Greater", keys, g.op("Unsqueeze", query, g.constant([2, 3])))
     bias = g.constant(np.zeros((heads, 1)), np.float32)
     if table is not None:
         distance = g.op("Sub", g.op("Unsqueeze", coordinates[0], g.constant([2])), g.op("Unsqueeze", coordinates[1], g.constant([1])))
