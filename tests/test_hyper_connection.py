@@ -83,8 +83,9 @@ def test_reference_is_upstreams_and_onnx_is_the_reference(tmp_path, streams: int
         upstream = run(folded).unflatten(0, (-1, streams)).permute(0, 2, 1, 3).numpy()
     np.testing.assert_allclose(expected, upstream, rtol=0, atol=FP64)
 
-    out = as_onnx(tmp_path, lambda g, value: hyper_connection(g, "layers.0", p, value, onnx_branch(g)), x)
-    np.testing.assert_allclose(out, expected, rtol=0, atol=FP32)
+    for fused in (True, False):
+        out = as_onnx(tmp_path, lambda g, value, fused=fused: hyper_connection(g, "layers.0", p, value, onnx_branch(g), fused), x)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=FP32, err_msg=str(fused))
 
 
 def test_a_zero_vector_stays_finite(tmp_path) -> None:
@@ -92,7 +93,7 @@ def test_a_zero_vector_stays_finite(tmp_path) -> None:
     p = parameters(4)
     x = np.random.default_rng(2).standard_normal((2, 3, 4, DIM))
     x[0, 1], x[1, 2, 3] = 0, 0  # a whole position, and one stream
-    out = as_onnx(tmp_path, lambda g, value: hyper_connection(g, "layers.0", p, value, onnx_branch(g)), x)
+    out = as_onnx(tmp_path, lambda g, value: hyper_connection(g, "layers.0", p, value, onnx_branch(g), fused=True), x)
     np.testing.assert_allclose(out, apply(p, x, branch), rtol=0, atol=FP32)
     assert not out[0, 1].any()
 
