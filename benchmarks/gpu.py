@@ -21,8 +21,7 @@ import numpy as np
 
 from benchmarks.bundle import SIZES, bundle
 from musiclm_deploy.export.kernels import pack_kernels
-from musiclm_deploy.kernels.launch import bytes_of
-from musiclm_deploy.kernels.launches import Batch, build_step
+from musiclm_deploy.kernels.launch import BYTES, bytes_of
 from musiclm_deploy.runtime.backend import BackendError, open_session
 from musiclm_deploy.runtime.bench.clips import time_clips
 from musiclm_deploy.runtime.bench.record import Row, append, ceiling, circumstances, say
@@ -35,12 +34,12 @@ from musiclm_deploy.runtime.device import decode as device
 from musiclm_deploy.runtime.device.cuda import CudaDriver
 from musiclm_deploy.runtime.device.driver import Driver
 from musiclm_deploy.runtime.device.kernels import FOLDER
-from musiclm_deploy.runtime.device.model import TYPES, DeviceModel
+from musiclm_deploy.runtime.device.model import TYPES, DeviceModel, every_list
 from musiclm_deploy.runtime.sampling import sample
 from musiclm_deploy.runtime.step import open_weights
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu.jsonl"
-ROWS, CONTEXT, LENGTHS = (1, 2, 8, 32), 500, (40, 100, 300, 500)
+ROWS, LENGTHS = (1, 2, 8, 32), (40, 100, 300, 500)
 LEAST_EQUAL = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.9}  # share of tokens that must be the CPU's after the same tokens
 SECTIONS = (
     Section(
@@ -107,11 +106,11 @@ class Bench:
 
         for count in (steps, 2 * steps):  # buffers are taken, kernels loaded
             run(count)
-        self.model.driver.replay = replayed  # type: ignore[method-assign]
+        self.model.driver.replay = replayed
         try:
             once, twice = run(steps), run(2 * steps)
         finally:
-            self.model.driver.replay = replay  # type: ignore[method-assign]
+            self.model.driver.replay = replay
         seconds = (twice[0] - once[0]) / steps
         row: Row = {
             "benchmark": "gpu step",
@@ -127,10 +126,9 @@ class Bench:
     def _bytes(self, rows: int, positions: float) -> float:
         """Of weights once, and of every row's keys and values."""
         own = self.model.sizes
-        numbers: dict[str, Any] = dict(place=(0,) * 8, total=1, stage=0, frame=0, end=0, k=1, scale=1.0, temperature=1.0, copies=1)
-        step = build_step(own, Batch(rows, 512, 1), self.kind, numbers)
+        step = next(every_list(own, False, False, self.kind))
         weights = sum(bytes_of(*step.buffers[launch.arguments["weights"]]) for launch in step.launches if launch.kernel == "product")
-        return weights + rows * positions * 2 * own.depth * own.cache_head_size * (4 if self.kind == "fp32" else 2)
+        return weights + rows * positions * 2 * own.depth * own.cache_head_size * BYTES[self.kind]
 
     def _case(self, rows: int, context: int, steps: int) -> Case:
         case = make_case(self.manifest, self.stage, rows, context, steps)

@@ -26,10 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .functions import functions_of
-from .launch import Launch, Step, key_of, signature_of
+from .launch import FORMAT, RECORD, Launch, Step, key_of, signature_of
 
-FORMAT = 1
-RECORD = "kernels.json"
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 PTX_CAPABILITY = 80  # its PTX is compiled by the driver for any later card
 _EXACT = ("sample",)  # kernels whose products are not fused with sums: equal logits, equal tokens

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+FORMAT, RECORD = 1, "kernels.json"  # of a folder of compiled kernels: rises when the record changes; the record's name
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int64": 8}
 _POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int64": "*i64"}
 

@@ -49,9 +49,13 @@ def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> 
     for name, array in packed.items():
         if name.endswith(".weight"):
             array = np.pad(array, ((0, 0), (0, pitch_of(array.shape[1]) - array.shape[1])))
-        is_wide = name != "rows" and not name.endswith(".weight")
-        packed[name] = narrow(np.ascontiguousarray(array, np.float32), "fp32" if is_wide else kind)
+        packed[name] = narrow(np.ascontiguousarray(array, np.float32), type_of(name, kind))
     return packed
+
+
+def type_of(name: str, kind: str) -> str:
+    """Of a packed buffer, where matrices and the table are of this kind."""
+    return kind if name == "rows" or name.endswith(".weight") else "fp32"
 
 
 def narrow(array: np.ndarray, kind: str) -> np.ndarray:

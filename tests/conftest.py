@@ -88,6 +88,22 @@ def music(tiny_bundle):
 
 
 @pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """Transformers by variant, name and precision (tests/test_decoder_step.py), exported when first asked for."""
+    from test_decoder_step import VARIANTS, Stage
+
+    made: dict[tuple[str, str, str], Stage] = {}
+
+    def get(variant: str, stage: str, precision: str = "fp32") -> Stage:
+        key = variant, stage, precision
+        if key not in made:
+            made[key] = Stage(stage, *VARIANTS[variant], tmp_path_factory.mktemp("stage"), precision)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
 def pools():
     """Pools of the native step by their threads; what is small is shared among them, too."""
     from musiclm_deploy.kernels.decoder_step import Pool, Unavailable

@@ -108,20 +108,6 @@ class Stage:
         return np.stack(logits, axis=1)
 
 
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    """Stages by variant, name and precision, exported when first asked for."""
-    made: dict[tuple[str, str, str], Stage] = {}
-
-    def get(variant: str, stage: str, precision: str = "fp32") -> Stage:
-        key = variant, stage, precision
-        if key not in made:
-            made[key] = Stage(stage, *VARIANTS[variant], tmp_path_factory.mktemp("stage"), precision)
-        return made[key]
-
-    return get
-
-
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_at_32_bits_it_is_the_graph(variant: str, stage: str, stages, pools) -> None:

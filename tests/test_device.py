@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from interpreted import InterpreterDriver
-from test_decoder_step import _COARSE, _SEMANTIC, VARIANTS, Stage
+from test_decoder_step import _COARSE, _SEMANTIC, Stage
 
 from musiclm_deploy.kernels.launch import key_of
 from musiclm_deploy.kernels.launches import Batch, build_begin, build_prefix, build_prompt, build_step
@@ -48,19 +48,6 @@ def small(monkeypatch) -> None:
     """The interpreter takes its time for every part of a cache; and a ring of four tokens comes round in a short test."""
     monkeypatch.setattr(device, "LEAST_CAPACITY", 32)
     monkeypatch.setattr(device, "CHUNK", 4)
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    made: dict[tuple[str, str, str], Stage] = {}
-
-    def get(variant: str, stage: str, precision: str = "fp32") -> Stage:
-        key = variant, stage, precision
-        if key not in made:
-            made[key] = Stage(stage, *VARIANTS[variant], tmp_path_factory.mktemp("stage"), precision)
-        return made[key]
-
-    return get
 
 
 def plan_of(stage: Stage, steps: int, ends: bool) -> Plan:

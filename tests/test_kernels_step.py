@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpreted import run_step
-from test_decoder_step import VARIANTS, Stage
+from interpreted import TYPES, run_step
+from test_decoder_step import Stage
 
 from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.kernels.launch import Step
@@ -24,7 +24,6 @@ from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
 from musiclm_deploy.runtime.stages import FAR
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64}
 CAPACITY, ITEMS = 32, [(5, 0), (5, 1)]
 
 
@@ -87,23 +86,11 @@ class OnKernels:
         return self.buffers["logits"].numpy()
 
 
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    made: dict[str, Stage] = {}
-
-    def get(variant: str) -> Stage:
-        if variant not in made:
-            made[variant] = Stage("coarse", *VARIANTS[variant], tmp_path_factory.mktemp("stage"))
-        return made[variant]
-
-    return get
-
-
 @pytest.mark.parametrize("variant", ["cross-attention, four streams", "no value residual, before 2.2, five heads of 7"])
 def test_a_step_is_the_graphs(variant: str, stages) -> None:
     """Fault: launches in the wrong order or on the wrong buffer; a weight packed otherwise than it is read; streams, layers or heads that
     are mixed up; a cache that is written elsewhere; a token that is fed back otherwise."""
-    stage = stages(variant)
+    stage = stages(variant, "coarse")
     kernels, plan, noise = OnKernels(stage, "fp32", 0.9), stage.plan([0, 1]), PhiloxNoise(ITEMS)
     run, seen = stage.run(None, [0, 1], CAPACITY), []
 
@@ -142,7 +129,7 @@ def test_a_step_is_the_graphs(variant: str, stages) -> None:
 def test_a_prompt_is_the_graphs(variant: str, stages) -> None:
     """Fault: positions that see what comes after them, or keys of another sequence; a round that begins where the one before did not end; a
     short prompt that a longer one's rounds run on over; a last position that the step does not begin with."""
-    stage = stages(variant)
+    stage = stages(variant, "coarse")
     kernels, plan, run = OnKernels(stage, "fp32", 0.0), stage.plan([0, 1]), stage.run(None, [0, 1], CAPACITY)
     expected, lengths = run.prefill(plan.prompts, 0), [len(prompt.rows) for prompt in plan.prompts]
     batch, positions = Batch(2, CAPACITY, kernels.context), positions_at_once(2)
@@ -173,7 +160,7 @@ def test_a_prompt_is_the_graphs(variant: str, stages) -> None:
 @pytest.mark.parametrize(("weights", "lost"), [("fp16", 2e-3), ("bf16", 1.6e-2)])
 def test_a_step_with_weights_of_sixteen_bits(weights: str, lost: float, stages) -> None:
     """Fault: weights or caches of another type than is said. Four roundings of the type, 2**-11 and 2**-8, of the largest logit."""
-    stage = stages("one stream, before 2.4, one layer, 64")
+    stage = stages("one stream, before 2.4, one layer, 64", "coarse")
     kernels, plan = OnKernels(stage, weights, 0.0), stage.plan([0, 1])
     run = stage.run(None, [0, 1], CAPACITY)
     run.prefill(plan.prompts, 0)
@@ -186,7 +173,7 @@ def test_a_step_with_weights_of_sixteen_bits(weights: str, lost: float, stages) 
 
 def test_at_most_eight_launches_a_layer(stages) -> None:
     """Fault: a launch more, which costs a microsecond in each layer of each step; or a kernel of its own for every layer."""
-    kernels = OnKernels(stages("cross-attention, four streams"), "fp16", 0.0)
+    kernels = OnKernels(stages("cross-attention, four streams", "coarse"), "fp16", 0.0)
     step: Step = kernels.steps[0]
     assert len(step.launches) == 8 * kernels.sizes.depth + 2
     assert len({(one.kernel, str(one.constants)) for one in step.launches}) <= 11

@@ -20,10 +20,7 @@ def table_bias(g: Any, table: np.ndarray, query_coordinates: str, key_coordinate
     """table [H, M + 1]; coordinates int64 [B, S] and [B, capacity]; total int32 [1]: positions in use. Returns bias [B, H, S, total]."""
     end = g.op("Cast", total, to=7)
     keys = g.op("Slice", key_coordinates, g.constant([0]), end, g.constant([1]))
-    distance = g.op("Sub", g.op("Unsqueeze", query_coordinates, g.constant([2])), g.op("Unsqueeze", keys, g.constant([1])))
-    index = g.op("Clip", distance, g.constant(0), g.constant(table.shape[1] - 1))
-    bias = g.op("Gather", g.weight("bias_table", table.astype(np.float32)), index, axis=1)
-    return g.op("Transpose", bias, perm=[1, 0, 2, 3])
+    return _gathered(g, table, query_coordinates, keys, [1, 0, 2, 3])
 
 
 def cached_attention(g: Any, query: str, key: str, value: str, layer: int, bias: str, heads: int, scale: float) -> str:
@@ -61,10 +58,7 @@ def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple
     hidden = g.op("Greater", keys, g.op("Unsqueeze", query, g.constant([2, 3])))
     bias = g.constant(np.zeros((heads, 1)), np.float32)
     if table is not None:
-        distance = g.op("Sub", g.op("Unsqueeze", coordinates[0], g.constant([2])), g.op("Unsqueeze", coordinates[1], g.constant([1])))
-        index = g.op("Clip", distance, g.constant(0), g.constant(table.shape[1] - 1))
-        bias = g.op("Gather", g.weight("bias_table", table.astype(np.float32)), index, axis=1)
-        bias = g.op("Transpose", bias, perm=[1, 2, 0, 3])
+        bias = _gathered(g, table, *coordinates, [1, 2, 0, 3])
     far = g.constant(-65504, np.float32)  # the lowest of fp16: infinities among scores are no numbers
     return g.op("Reshape", g.op("Where", hidden, far, bias), g.constant([0, -1, capacity]))
 
@@ -91,3 +85,11 @@ def cross_attention(g: Any, query: str, keys: str, values: str, heads: int, dim_
     folded = g.op("Reshape", query, g.constant([0, -1, dim_head]))
     weights = g.op("Softmax", g.op("MatMul", folded, keys), axis=-1)
     return g.op("Reshape", g.op("MatMul", weights, values), g.constant([0, -1, heads * dim_head]))
+
+
+def _gathered(g: Any, table: np.ndarray, query: str, keys: str, order: list[int]) -> str:
+    """table[h, clip(query[b, i] - keys[b, j])] as [H, B, S, T], in this order of axes."""
+    distance = g.op("Sub", g.op("Unsqueeze", query, g.constant([2])), g.op("Unsqueeze", keys, g.constant([1])))
+    index = g.op("Clip", distance, g.constant(0), g.constant(table.shape[1] - 1))
+    bias = g.op("Gather", g.weight("bias_table", table.astype(np.float32)), index, axis=1)
+    return g.op("Transpose", bias, perm=order)

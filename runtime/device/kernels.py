@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...kernels.launch import FORMAT, RECORD
 from ..bundle import BundleError
 
-FOLDER, RECORD, FORMAT = "kernels", "kernels.json", 1  # as kernels/compile.py has them, which needs Triton
+FOLDER = "kernels"  # of a bundle
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from ...kernels.decoder_step.sizes import Sizes
 from ...kernels.launch import Step, bytes_of
 from ...kernels.launches import Batch, build_begin, build_prefix, build_prompt, build_step, positions_at_once
-from ...kernels.packing import in_full, pack_weights
+from ...kernels.packing import in_full, pack_weights, type_of
 from ...kernels.sampling.constants import Place
 from .driver import Buffer, Driver
 
@@ -33,8 +33,7 @@ class DeviceModel:
         state_bytes(driver, f"the weights of the {name} stage", sum(array.nbytes for array in packed.values()))
         self.weights: dict[str, Buffer] = {}
         for key, array in packed.items():
-            narrow = kind if key == "rows" or key.endswith(".weight") else "fp32"
-            self.weights[key] = driver.allocate(narrow, array.shape)
+            self.weights[key] = driver.allocate(type_of(key, kind), array.shape)
             driver.upload(self.weights[key], array)
         self._lanes: dict[tuple[Batch, int], Lane] = {}
         self._of_prefix = [full[f"layers.{layer}.attention.w_kv"] for layer in range(sizes.depth)]
