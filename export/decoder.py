@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..kernels.attention.onnx_form import cached_attention, cross_attention, first_of_call, masked_bias, scattered_attention, table_bias
+from ..kernels.attention.onnx_form import cached_attention, cross_attention, masked_bias, scattered_attention, table_bias
 from ..kernels.geglu.onnx_form import feed_forward, layer_norm
 from ..kernels.geglu.reference import FeedForward
 from ..kernels.hyper_connection.onnx_form import hyper_connection, residual
@@ -52,16 +52,20 @@ class DecoderBuilder:
     def decoder(self, rows: np.ndarray, bias: np.ndarray | None) -> Graph:
         g, dim, depth, D = self.g, self.settings["dim"], self.settings["depth"], cache_head_size(self.settings)
         row_ids = g.input("row_ids", INT64, ["B", "S"])
-        seqlens = g.input("seqlens_k", INT32, ["B"])
-        total = "" if self.capacity else g.input("total_sequence_length", INT32, [1])
         coordinates, bias_values = ("", ""), ""
         if bias is not None:
             coordinates = g.input("query_coordinates", INT64, ["B", "S"]), g.input("key_coordinates", INT64, ["B", self.capacity or "T"])
         if self.capacity is not None:
-            self._first = first_of_call(g, row_ids, seqlens)
-            bias_values = masked_bias(g, bias, self.settings["heads"], coordinates, row_ids, self._first, self.capacity)
-        elif bias is not None:
-            bias_values = table_bias(g, bias, *coordinates, total)
+            lengths = g.input("lengths", INT64, ["B", "S"])
+            first = g.op("Gather", lengths, g.constant(0), axis=1)
+            last = g.op("Sub", g.op("Gather", lengths, g.constant(-1), axis=1), first)
+            self._first = g.op("Sub", first, g.constant([1]))
+            bias_values = masked_bias(g, bias, self.settings["heads"], coordinates, lengths, self.capacity)
+        else:
+            seqlens, total = g.input("seqlens_k", INT32, ["B"]), g.input("total_sequence_length", INT32, [1])
+            last = self._last(row_ids, seqlens)
+            if bias is not None:
+                bias_values = table_bias(g, bias, *coordinates, total)
         if self.prefix:
             g.input("prefix_mask", BOOL, ["B", "S", 1])
             g.input("prefix_embeddings", FLOAT, ["B", "S", dim])
@@ -82,7 +86,7 @@ class DecoderBuilder:
                 x = self._connect(x, layer, 1, lambda y, layer=layer: self._cross_attention(y, layer))
             x = self._connect(x, layer, 2, lambda y, layer=layer: self._feed_forward(y, layer))
 
-        x = self._last_position(x, row_ids, seqlens)
+        x = g.op("GatherND", x, g.op("Unsqueeze", last, g.constant([1])), batch_dims=1)
         if self.streams > 1:
             x = g.op("ReduceSum", x, g.constant([1]), keepdims=0)
         x = layer_norm(g, "norm", x, *self._norm("transformer.norm"))
@@ -155,12 +159,11 @@ class DecoderBuilder:
     def _product(self, name: str, x: str, w: np.ndarray) -> str:
         return product(self.g, name, x, w, self.form)
 
-    def _last_position(self, x: str, row_ids: str, seqlens: str) -> str:
-        """x [B, S, ...] -> [B, ...] at each row's last valid position: seqlens_k in a prefill from an empty cache, S - 1 after it."""
+    def _last(self, row_ids: str, seqlens: str) -> str:
+        """Each row's last valid position in a call, int64 [B]: seqlens_k in a prefill from an empty cache, S - 1 after it."""
         g = self.g
         length = g.op("Gather", g.op("Shape", row_ids), g.constant(1))
-        last = g.op("Min", g.op("Cast", seqlens, to=INT64), g.op("Sub", length, g.constant(1)))
-        return g.op("GatherND", x, g.op("Unsqueeze", last, g.constant([1])), batch_dims=1)
+        return g.op("Min", g.op("Cast", seqlens, to=INT64), g.op("Sub", length, g.constant(1)))
 
     def _head(self, x: str) -> str:
         """x [B, dim] -> logits [B, V]; of several heads only the one that input `head` names is read."""
@@ -172,13 +175,13 @@ class DecoderBuilder:
         heads = self.checkpoint.array(
             f"{self.stage}_logit_weights", *self.checkpoint.shape(f"{self.stage}_logit_weights", 3)[:2], self.settings["dim"]
         )
-        names = [g.weight(f"head.{q}.weight", head.T) for q, head in enumerate(heads)]
-        if len(names) == 1:
-            return g.op("MatMul", x, names[0], outputs=["logits"])
+        if len(heads) == 1:
+            return g.op("MatMul", x, g.weight("head.0.weight", heads[0].T), outputs=["logits"])
         head = g.input("head", INT64, [1])
         if self.capacity:
-            weights = g.op("Concat", *(g.op("Unsqueeze", name, g.constant([0])) for name in names), axis=0)
+            weights = g.weight("heads", heads.transpose(0, 2, 1))
             return g.op("MatMul", x, g.op("Squeeze", g.op("Gather", weights, head), g.constant([0])), outputs=["logits"])
+        names = [g.weight(f"head.{q}.weight", head.T) for q, head in enumerate(heads)]
         self._choose(g, x, head, names, 0, "logits")
         return "logits"
 

@@ -108,7 +108,8 @@ class DecoderRun:
             longest = self._lengths[rows].max()  # the operator takes no more positions than the longest of its rows has
             own = (np.ascontiguousarray(array[rows, :longest]) for array in (row_ids, query_coordinates, *masks))
             context = {name: array[distinct[rows]] for name, array in self._context.items()}
-            self._run(self._bind(rows, context, *own), head, rows)
+            lengths = np.minimum(np.arange(1, longest + 1), self._lengths[rows, None])
+            self._run(self._bind(rows, context, lengths, *own), head, rows)
 
     def _prefill_native(self, head: int, distinct: list[int], prompts: list[Positions], told: list[int]) -> None:
         """The positions of all prompts one after the other, some of them at once: each is a row that attends to those before it."""
@@ -163,7 +164,8 @@ class DecoderRun:
             if self._prefix is not None:
                 rows = len(self._lengths)
                 masks = np.zeros((rows, 1, 1), bool), np.zeros((rows, 1, self._decoder.dim), np.float32)
-            self._step_binding = self._bind(slice(None), self._context, self._row_ids, self._query_coordinates, *masks)
+            lengths = self._lengths[:, None]
+            self._step_binding = self._bind(slice(None), self._context, lengths, self._row_ids, self._query_coordinates, *masks)
         self._run(self._step_binding, head, slice(None))
         return self._logits
 
@@ -204,6 +206,7 @@ class DecoderRun:
         self,
         rows: slice,
         context: dict[str, np.ndarray],
+        lengths: np.ndarray,
         row_ids: np.ndarray,
         query: np.ndarray,
         prefix_mask: np.ndarray | None = None,
@@ -215,15 +218,14 @@ class DecoderRun:
         assert self._session is not None
         share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         binding = self._session.io_binding()
-        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], **context}
-        if self._decoder.bias is not None:
-            inputs |= {"query_coordinates": query, "key_coordinates": self._key_coordinates[rows]}
+        inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total, **context}
+        inputs |= {"lengths": lengths, "head": self._head}
+        inputs |= {"query_coordinates": query, "key_coordinates": self._key_coordinates[rows]}
         if prefix_mask is not None and prefix is not None:
             inputs |= {"prefix_mask": prefix_mask, "prefix_embeddings": prefix}
-        taken = {value.name for value in self._session.get_inputs()}  # one head is not chosen; TensorRT's form takes no total
-        inputs |= {name: array for name, array in (("head", self._head), ("total_sequence_length", self._total)) if name in taken}
-        for name, array in inputs.items():
-            binding.bind_ortvalue_input(name, share(array))
+        taken = {value.name for value in self._session.get_inputs()}  # one head is not chosen, lengths are told in one of two ways
+        for name in inputs.keys() & taken:
+            binding.bind_ortvalue_input(name, share(inputs[name]))
         for name, array in self._caches.items():
             cache = share(array[rows])
             binding.bind_ortvalue_input(f"past_key_values.{name}", cache)

@@ -104,6 +104,21 @@ def stages(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def static_stages(tmp_path_factory):
+    """The same by variant and name, in TensorRT's form, with caches of CAPACITY positions."""
+    from test_decoder_step import CAPACITY, VARIANTS, Stage
+
+    made: dict[tuple[str, str], Stage] = {}
+
+    def get(variant: str, stage: str) -> Stage:
+        if (variant, stage) not in made:
+            made[variant, stage] = Stage(stage, *VARIANTS[variant], tmp_path_factory.mktemp("stage"), capacity=CAPACITY)
+        return made[variant, stage]
+
+    return get
+
+
+@pytest.fixture(scope="module")
 def pools():
     """Pools of the native step by their threads; what is small is shared among them, too."""
     from musiclm_deploy.kernels.decoder_step import Pool, Unavailable

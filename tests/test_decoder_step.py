@@ -62,7 +62,9 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
 class Stage:
     """A stage of random weights, exported, with what its rows read."""
 
-    def __init__(self, stage: str, arguments: dict[str, Any], version: str, folder: Path, precision: str = "fp32") -> None:
+    def __init__(
+        self, stage: str, arguments: dict[str, Any], version: str, folder: Path, precision: str = "fp32", capacity: int | None = None
+    ) -> None:
         from demo.checkpoints import TINY, build_models
 
         state = build_models(replace(TINY, shared_arguments=arguments), seed=3)[stage].state_dict()
@@ -74,7 +76,7 @@ class Stage:
         checkpoint = Checkpoint(f"{stage}.pt", state, version)
         self.name, self.folder = stage, folder
         settings = infer_transformer(stage, checkpoint, overrides)
-        self.decoder: Decoder = export_stage(stage, checkpoint, settings, folder, 32, 1, precision)
+        self.decoder: Decoder = export_stage(stage, checkpoint, settings, folder, 32, 1, precision, capacity)
         self.session = open_session(folder / self.decoder.graph, 2)
         self.context: dict[str, np.ndarray] = {}
         if self.decoder.context:

@@ -9,33 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import test_decoder_step
-from test_decoder_step import CAPACITY, CONDITIONING_TOKENS, VARIANTS, Stage
+from test_decoder_step import CONDITIONING_TOKENS, VARIANTS, Stage
 
-from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES
-
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory):
-    """Stages by variant and name, in TensorRT's form, exported when first asked for."""
-    made: dict[tuple[str, str], Stage] = {}
-
-    def get(variant: str, stage: str) -> Stage:
-        if (variant, stage) not in made:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(test_decoder_step, "export_stage", lambda *arguments: export_stage(*arguments, CAPACITY))
-                made[variant, stage] = Stage(stage, *VARIANTS[variant], tmp_path_factory.mktemp("stage"))
-        return made[variant, stage]
-
-    return get
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_onnx_runtimes_form(variant: str, stage: str, stages, tmp_path: Path) -> None:
+def test_it_is_onnx_runtimes_form(variant: str, stage: str, static_stages, tmp_path: Path) -> None:
     """Fault: a key that is seen too early or never, a cache written at another place, a bias, head or mixing of its own."""
-    made, other = stages(variant, stage), Stage(stage, *VARIANTS[variant], tmp_path)
+    made, other = static_stages(variant, stage), Stage(stage, *VARIANTS[variant], tmp_path)
     expected = other.logits(None, [0, 1, 2])
     np.testing.assert_allclose(made.logits(None, [0, 1, 2]), expected, rtol=0, atol=5e-6 * np.abs(expected).max())  # fp32, other sums
     graph = onnx.load(made.folder / made.decoder.graph, load_external_data=False).graph
@@ -99,9 +82,9 @@ def compiled(rtx: Any, graph: Path, capability: str, sizes: dict[str, list[tuple
         ("no value residual, before 2.2, five heads of 7", "fine"),
     ],
 )
-def test_tensorrt_rtx_compiles_it(variant: str, stage: str, capability: str, stages, rtx) -> None:
+def test_tensorrt_rtx_compiles_it(variant: str, stage: str, capability: str, static_stages, rtx) -> None:
     """Fault: an operator that TensorRT does not import, a cache that it does not take for one, a profile that is not legal."""
-    made, rows = stages(variant, stage), (1, 2, 8)
+    made, rows = static_stages(variant, stage), (1, 2, 8)
     calls = [(*rows, 1, 16, 32), (*rows, 1, 1, 1)]  # a prefill, and a step
     told = [(*rows, *[CONDITIONING_TOKENS + 1] * 3)] * 2
     names = [value.name for value in made.session.get_inputs()]
@@ -109,10 +92,9 @@ def test_tensorrt_rtx_compiles_it(variant: str, stage: str, capability: str, sta
     assert compiled(rtx, made.folder / made.decoder.graph, capability, sizes) > 10_000
 
 
-def test_a_real_size_compiles(tmp_path: Path, monkeypatch, rtx) -> None:
+def test_a_real_size_compiles(tmp_path: Path, rtx) -> None:
     """Fault: a name, a cache or a constant that grows with the model beyond what TensorRT takes. dim 1024, depth 6, 4,096 positions."""
-    monkeypatch.setattr(test_decoder_step, "export_stage", lambda *arguments: export_stage(*arguments, 4096))
-    made = Stage("coarse", {"dim": 1024, "depth": 6, "heads": 8, "dim_head": 64}, "2.4.0", tmp_path)
+    made = Stage("coarse", {"dim": 1024, "depth": 6, "heads": 8, "dim_head": 64}, "2.4.0", tmp_path, capacity=4096)
     calls, told = [(1, 2, 8, 1, 256, 2048), (1, 2, 8, 1, 1, 1)], [(1, 2, 8, *[CONDITIONING_TOKENS + 1] * 3)] * 2
     names = [value.name for value in made.session.get_inputs()]
     sizes = {name: told if name.startswith("context.") else calls for name in names}

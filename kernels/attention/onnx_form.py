@@ -38,24 +38,13 @@ def cached_attention(g: Any, query: str, key: str, value: str, layer: int, bias:
     return output
 
 
-def first_of_call(g: Any, row_ids: str, seqlens: str) -> str:
-    """row_ids [B, S], seqlens int32 [B], see runtime/bundle.py -> int64 [B]: where a call's positions begin in the caches.
-
-    A prefill begins at 0 however short a row is; a step appends.
-    """
-    S = g.op("Gather", g.op("Shape", row_ids), g.constant([1]))
-    return g.op("Max", g.op("Sub", g.op("Add", g.op("Cast", seqlens, to=7), g.constant([1])), S), g.constant([0]))
-
-
-def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple[str, str], row_ids: str, first: str, capacity: int) -> str:
+def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple[str, str], lengths: str, capacity: int) -> str:
     """Bias [B, S * H, capacity], far below any score where a key is no query's yet.
 
-    table [H, M + 1], or None; coordinates int64 [B, S] and [B, capacity]; first: of the call, int64 [B].
+    table [H, M + 1], or None; coordinates int64 [B, S] and [B, capacity]; lengths int64 [B, S]: positions up to each query, itself included.
     """
-    S = g.op("Squeeze", g.op("Gather", g.op("Shape", row_ids), g.constant([1])))
-    query = g.op("Add", g.op("Unsqueeze", first, g.constant([1])), g.op("Range", g.constant(0), S, g.constant(1)))
     keys = g.op("Range", g.constant(0), g.constant(capacity), g.constant(1))
-    hidden = g.op("Greater", keys, g.op("Unsqueeze", query, g.constant([2, 3])))
+    hidden = g.op("GreaterOrEqual", keys, g.op("Unsqueeze", lengths, g.constant([2, 3])))
     bias = g.constant(np.zeros((heads, 1)), np.float32)
     if table is not None:
         bias = _gathered(g, table, *coordinates, [1, 2, 0, 3])
@@ -64,7 +53,10 @@ def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple
 
 
 def scattered_attention(g: Any, query: str, key: str, value: str, layer: int, bias: str, first: str, D: int, scale: float) -> str:
-    """As `cached_attention`, of heads of D; bias: of `masked_bias`, first: of `first_of_call`. Products as in `cross_attention`."""
+    """As `cached_attention`, of heads of D; bias: of `masked_bias`, first: int64 [B], where the call's positions begin in the caches.
+
+    Products as in `cross_attention`.
+    """
     caches = []
     for part, new in (("key", key), ("value", value)):
         update, present = g.op("Unsqueeze", new, g.constant([1])), f"present.{layer}.{part}"
