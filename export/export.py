@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..model.text_transformer import clip_merges_path
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step
+from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
 from .calibration import sounds_in
@@ -33,13 +34,14 @@ from .collect import Collected, collect, conditioner_tables, conditioning_dim, s
 from .errors import ExportError, naming
 from .kernels import pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
-from .precision import Chosen, candidates, choose, wanted
+from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
+from .tensorrt import record_form, write_form
 from .transformers import STAGES
 
 _FATAL = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
-_STEPS = ("read", *STAGES, "mulan", "conditioner", "codec", "wav2vec", "validate", "write")
+_STEPS = ("read", *STAGES, "mulan", "conditioner", "codec", "wav2vec", "validate", "write")  # and, for some, "tensorrt"
 
 
 def export_checkpoints(
@@ -55,6 +57,7 @@ def export_checkpoints(
     hubert: str | os.PathLike | None = None,
     kmeans: str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
+    target: str = "onnxruntime",
     precision: str | Mapping[str, str] = "fp32",
     force: bool = False,
     calibration: str | os.PathLike | None = None,
@@ -69,9 +72,10 @@ def export_checkpoints(
     semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
     upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
+    target: "onnxruntime"; or "tensorrt", for a bundle that also has what TensorRT's engines are built of.
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
-    these}. force: take a precision that loses more than it may. calibration: a folder of sounds to measure that on, in place of what the
-    fp32 model makes of a few texts.
+    these}. With the target tensorrt "fp32", "fp16" or "bf16", of all products there; ONNX Runtime has fp32 then. force: take a precision
+    that loses more than it may. calibration: a folder of sounds to measure that on, in place of what the fp32 model makes of a few texts.
     kernels: types of weights, fp16, bf16 or fp32, for which what device="cuda" launches is compiled into the bundle, by Triton and on any
     machine; compute_capabilities: of the GPUs that they are for, 90 for 9.0, all that the compiler knows by default.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
@@ -82,21 +86,34 @@ def export_checkpoints(
     quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
     sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
 
-    out, asked = Path(out), wanted(precision)
+    out, asked = Path(out), wanted(precision, target)
+    engines = asked[STAGES[0]] if target == "tensorrt" else None
     sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
     _check_out(out, overwrite)
-    bar = tqdm(total=len(_STEPS), desc="export", unit="step", disable=quiet, file=sys.stderr)
+    bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, _aside(out) as folder:
         manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet)
-        narrow = _write_narrow(sources, dict(config or {}), asked, folder)
+        if engines is None:
+            candidates = _write_narrow(sources, dict(config or {}), asked, folder)
+        else:
+            _step(bar, "tensorrt")
+            candidates = write_form(collect(sources, config or {}), manifest, folder, engines)
         _step(bar, "validate")
-        measured = _validate(folder, sources, dict(config or {}), narrow, sounds)
+        measured = _validate(folder, sources, dict(config or {}), candidates, sounds)
         chosen = choose(asked, measured["narrow"], force)
-        if narrow and not quiet:
+        if candidates and not quiet:
             bar.write("\n".join(f"{stage}: {item}" for stage, item in chosen.items()), file=sys.stderr)
         _step(bar, "write")
-        manifest = _take(manifest, chosen, narrow, folder)
-        quality = {stage: item.record() for stage, item in chosen.items()} | measured["quality"]
+        quality = {stage: item.record() for stage, item in chosen.items()}
+        if engines is None:
+            manifest = _take(manifest, chosen, candidates, folder)
+        else:
+            record_form(folder, engines, candidates, _records(folder / FORM))
+            measured["twins"] |= quality
+            quality = {stage: item.record() for stage, item in choose(wanted("fp32"), {}, force).items()}
+        quality |= measured["quality"]
+        for name, lost in measured["twins"].items():
+            quality[name] = quality.get(name, {}) | {"tensorrt": lost}
         (folder / MANIFEST).write_text(replace(manifest, errors=measured["errors"], quality=quality).to_json(), encoding="utf-8")
         if kernels:
             pack_kernels(folder, kernels, compute_capabilities, quiet)
@@ -108,7 +125,7 @@ def export_checkpoints(
 
 def _calibration(folder: Path, asked: Mapping[str, str], sources: Mapping[str, Path]) -> list[Path]:
     """Its sounds. What makes them useless is said before anything is exported."""
-    if not any(candidates(name) for name in asked.values()):
+    if not any(narrower(name) for name in asked.values()):
         raise ExportError("calibration measures what 8 and 4 bits lose, and every stage is fp32: give a precision too, or leave it out.")
     if not {"semantic-features", "hubert"} & sources.keys():
         raise ExportError("calibration needs the semantic tokens of its sounds: give --semantic-features, or --hubert and --kmeans.")
@@ -184,23 +201,23 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
 
 def _write_narrow(
     sources: Mapping[str, Path], overrides: Mapping[str, Any], asked: Mapping[str, str], folder: Path
-) -> dict[str, dict[str, Step]]:
-    """The transformers in the 8 and 4 bits that may be taken, in folders of that name beside `folder`: stage -> precision -> record."""
-    if not any(candidates(asked[stage]) for stage in STAGES):
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The transformers in the 8 and 4 bits that may be taken, in folders of that name beside `folder`: stage -> precision -> its `Step`."""
+    if not any(narrower(asked[stage]) for stage in STAGES):
         return {}
     collected = collect(sources, overrides)
     settings, written = collected.settings, {}
     sizes = settings["semantic"]["max_length"], settings["codec"]["rq_groups"]
     for stage in STAGES:
-        for precision in candidates(asked[stage]):
+        for precision in narrower(asked[stage]):
             beside = folder.with_name(precision)
             beside.mkdir(exist_ok=True)
             record = export_stage(stage, collected.checkpoints[stage], settings[stage], beside, *sizes, precision)
-            written.setdefault(stage, {})[precision] = record.step
+            written.setdefault(stage, {})[precision] = asdict(record.step)
     return written
 
 
-def _take(manifest: Manifest, chosen: Mapping[str, Chosen], narrow: Mapping[str, Mapping[str, Step]], folder: Path) -> Manifest:
+def _take(manifest: Manifest, chosen: Mapping[str, Chosen], narrow: Mapping[str, Mapping[str, Any]], folder: Path) -> Manifest:
     """Put the graphs that were chosen in the place of those in fp32."""
     for stage, item in chosen.items():
         if item.precision in narrow.get(stage, {}):
@@ -208,7 +225,7 @@ def _take(manifest: Manifest, chosen: Mapping[str, Chosen], narrow: Mapping[str,
             for name in (decoder.graph, f"{decoder.graph}.data"):
                 (folder.with_name(item.precision) / name).replace(folder / name)
                 manifest.files[name] = _record(folder / name)
-            manifest = replace(manifest, **{stage: replace(decoder, step=narrow[stage][item.precision])})
+            manifest = replace(manifest, **{stage: replace(decoder, step=Step(**narrow[stage][item.precision]))})
     return manifest
 
 
@@ -221,16 +238,16 @@ def _export_conditioner(collected: Collected, folder: Path) -> Conditioner:
 
 
 def _validate(
-    folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any], narrow: Mapping[str, Mapping[str, Step]], sounds: list[Path]
+    folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any], candidates: Mapping[str, Any], sounds: list[Path]
 ) -> dict[str, Any]:
     """Run `export.validate` in a process of its own: what it loads is what a user would load, from disk and from scratch."""
     task: dict[str, Any] = {
         "bundle": str(folder),
         "sources": {name: str(path) for name, path in sources.items()},
         "overrides": dict(overrides),
+        "candidates": candidates,
         "sounds": [str(path) for path in sounds],
     }
-    task["candidates"] = {stage: {name: asdict(step) for name, step in steps.items()} for stage, steps in narrow.items()}
     result = subprocess.run(
         [sys.executable, "-m", "musiclm_deploy.export.validate"],
         input=json.dumps(task),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -21,15 +21,18 @@ from .export import export_checkpoints
 
 
 class Options(TypedDict, total=False):
+    target: str
     precision: str | Mapping[str, str]
     force: bool
+    kernels: Sequence[str]
+    compute_capabilities: Sequence[int] | None
     overwrite: bool
     quiet: bool
 
 
 def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Path:
-    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (precision, force,
-    overwrite, quiet): as for `export_checkpoints`.
+    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (target, precision, force,
+    kernels, compute_capabilities, overwrite, quiet): as for `export_checkpoints`.
 
     Its `wav2vec` goes into the bundle if it is a `MelKmeans` or a `HubertKmeans`; a UserWarning says what to do if it is another.
     """

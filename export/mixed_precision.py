@@ -23,9 +23,8 @@ TYPES = {"fp16": (TensorProto.FLOAT16, np.dtype(np.float16)), "bf16": (TensorPro
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 _LEAST_COLUMNS = 16
 # Operators that hand on what they are given, and how many of their inputs that is (None: all).
-_MOVES = dict.fromkeys(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Expand", "Split"), 1) | {
-    "Concat": None
-}
+_MOVES: dict[str, int | None] = {"Concat": None}
+_MOVES |= dict.fromkeys(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Expand", "Split"), 1)
 _CACHES = ("past_key_values.", "present.", "context.")  # inputs and outputs that are in 16 bits themselves
 
 
@@ -34,6 +33,7 @@ def save_mixed(source: Path, target: Path, kind: str, rounded: bool = False) -> 
     model = onnx.load(source)
     _Mixed(model.graph, kind, rounded).rewrite()
     onnx.save_model(model, target, save_as_external_data=True, location=f"{target.name}.data", size_threshold=256)
+    target.with_name(f"{target.name}.data").chmod(target.stat().st_mode)  # onnx writes it for its owner alone
     onnx.checker.check_model(target)
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from ..kernels.quantized_product import PRECISIONS
 from .errors import ExportError
+from .mixed_precision import TYPES
 from .transformers import STAGES
 
 NAMES = (*PRECISIONS, "auto")
+TARGETS = {"onnxruntime": NAMES, "tensorrt": ("fp32", *TYPES)}
 _NARROW = ("int4", "int8")  # the narrowest first
 
 # With the same noise two distributions draw different tokens in at most sqrt(kl / 2) of all cases (Pinsker): in one of ten.
@@ -40,19 +42,24 @@ class Chosen:
         return {"precision": self.precision, **self.measured, "reason": self.reason}
 
 
-def wanted(precision: str | Mapping[str, str]) -> dict[str, str]:
+def wanted(precision: str | Mapping[str, str], target: str = "onnxruntime") -> dict[str, str]:
     """stage -> precision, of one name for all stages or {stage: name}; a stage that is not named, or "" for all, is fp32."""
-    named = {"": precision} if isinstance(precision, str) else dict(precision)
+    if target not in TARGETS:
+        raise ExportError(f"target {target!r}: expected one of {', '.join(TARGETS)}.")
+    named, names = {"": precision} if isinstance(precision, str) else dict(precision), TARGETS[target]
     for stage, name in named.items():
         if stage not in ("", *STAGES):
             raise ExportError(f"precision of {stage!r}: the stages that have one are {', '.join(STAGES)}.")
-        if name not in NAMES:
-            raise ExportError(f"precision {name!r}{f' of {stage}' if stage else ''}: expected one of {', '.join(NAMES)}.")
+        if stage and target == "tensorrt":
+            raise ExportError(f"precision of {stage!r}: with the target tensorrt there is one for all stages.")
+        if name not in names:
+            other = next((f"; {name} is for the target {one}" for one, known in TARGETS.items() if name in known), "")
+            raise ExportError(f"precision {name!r}{f' of {stage}' if stage else ''}: expected one of {', '.join(names)}{other}.")
     return {stage: named.get(stage, named.get("", "fp32")) for stage in STAGES}
 
 
-def candidates(name: str) -> tuple[str, ...]:
-    """The narrow forms that must be measured for what was asked."""
+def narrower(name: str) -> tuple[str, ...]:
+    """The forms of fewer bits that must be measured for what was asked."""
     return _NARROW if name == "auto" else () if name == "fp32" else (name,)
 
 
@@ -61,7 +68,7 @@ def choose(asked: Mapping[str, str], measured: Mapping[str, Mapping[str, Mapping
     chosen, faults = {}, []
     for stage in STAGES:
         name, found = asked[stage], measured.get(stage, {})
-        below = {narrow: fault for narrow in candidates(name) if (fault := _fault(found[narrow]))}
+        below = {narrow: fault for narrow in narrower(name) if (fault := _fault(found[narrow]))}
         if name == "auto":
             name = next((narrow for narrow in _NARROW if narrow not in below), "fp32")
             wanting = [f"{narrow}: {below[narrow]}" for narrow in _NARROW if narrow in below]

@@ -85,7 +85,8 @@ def measure(
     """stage -> precision -> {"top1": share of tokens whose likeliest entry is the same, "kl": mean of KL(fp32 || narrower) in nats,
     "entropy": of the fp32 model's distributions, mean, as a share of the uniform one's, "tokens": how many were compared}.
 
-    candidates: stage -> precision -> fields of its `Step`; the files lie in a folder of that name beside the bundle's.
+    candidates: stage -> precision -> fields of its `Step`, or the static `capacity` of TensorRT's form; the files lie in a folder of that
+    name beside the bundle's.
     """
     manifest = model.bundle.manifest
     conditioning = model.run(manifest.conditioner.graph, latent=calibration.latents)
@@ -136,15 +137,18 @@ def _stage(
     capacity = plan.capacity + (context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0)
     pool = open_pool(None) if model.step.native else None
 
-    def run(transformer: Any, record: Decoder) -> DecoderRun:
+    def run(transformer: Any, record: Decoder, capacity: int) -> DecoderRun:
         own = {name: np.ascontiguousarray(array) for name, array in context.items()}
         return DecoderRun(transformer, record, own, rows * (1 + guided), capacity)
 
     others = {}
-    for precision, step in candidates.items():
-        folder, record = model.bundle.root.with_name(precision), replace(decoder, step=Step(**step))
-        others[precision] = run(open_native(folder, record, pool) if pool else open_session(Path(folder, decoder.graph), None), record)
-    twins = Twins(run(model.transformer(plan.stage), decoder), others, sampling.cond_scale if guided else None)
+    for precision, fields in candidates.items():
+        folder = model.bundle.root.with_name(precision)
+        graph, static = Path(folder, decoder.graph), fields.get("capacity")
+        record = decoder if static else replace(decoder, step=Step(**fields))
+        transformer = open_native(folder, record, pool) if pool and not static else open_session(graph, None)
+        others[precision] = run(transformer, record, static or capacity)
+    twins = Twins(run(model.transformer(plan.stage), decoder, capacity), others, sampling.cond_scale if guided else None)
     philox = PhiloxNoise([(0, item) for item in range(rows)])
 
     def noise(step: int, live: np.ndarray) -> np.ndarray:

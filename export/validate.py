@@ -7,6 +7,7 @@ traced with. The transformers are compared with audiolm-pytorch's own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import warnings
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..model.upstream import load_upstream
+from ..runtime.backend import open_session
 from ..runtime.codec import decode_codes
 from ..runtime.decoder import DecoderRun
 from ..runtime.musiclm import MusicLM, load
@@ -35,6 +37,7 @@ from .upstream_codec import UpstreamCodec, upstream_codec
 # Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1). Of tokens and codes how
 # much farther than the nearest centre the chosen one is, relative to that distance: two centres may be equally near up to rounding.
 TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, **dict.fromkeys(("codec_decode", "codec_encode", "wav2vec", *STAGES), 1e-4)}
+SAME_KL = 1e-6  # of TensorRT's form in fp32, nats a token: rounding is some 1e-10
 _ROWS, _STEPS = 2, 9
 
 
@@ -42,7 +45,7 @@ def validate(
     bundle: Path, sources: dict[str, Path], overrides: dict[str, Any], candidates: dict[str, Any], sounds: list[Path]
 ) -> dict[str, Any]:
     """ "errors": the largest of each stage; "quality": of the stages that have another measure as well; "narrow": of `export.quality`,
-    measured on the sounds if there are any.
+    measured on the sounds if there are any; "twins": the same as "quality" of the other graphs of TensorRT's form against those in fp32.
 
     Raises ExportError if a stage misses its tolerance.
     """
@@ -56,12 +59,15 @@ def validate(
         for stage in STAGES:
             errors[stage] = _transformer(stage, model, collected)
         narrow = measure(model, candidates, of_sounds(model, sounds) if sounds else of_texts(model)) if candidates else {}
+        twins = _twins(model, {name for forms in candidates.values() for name in forms})
     faults = [
         f"{stage}: error {error:.2e}, allowed {TOLERANCES[stage]:.0e}" for stage, error in errors.items() if not error <= TOLERANCES[stage]
     ]
+    forms = {f"{stage}, TensorRT's form": found["fp32"]["kl"] for stage, found in narrow.items() if "fp32" in found}
+    faults += [f"{stage}: divergence {kl:.2e} nats, allowed {SAME_KL:.0e}" for stage, kl in forms.items() if not kl <= SAME_KL]
     if faults:
         raise ExportError("the exported graphs differ from PyTorch:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    return {"errors": errors, "quality": quality, "narrow": narrow}
+    return {"errors": errors, "quality": quality, "narrow": narrow, "twins": twins}
 
 
 def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -73,7 +79,7 @@ def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     wave = torch.randn(3, manifest.min_samples + 1777)
     audio = model.run(manifest.audio, wave=wave.numpy())["latent"]
     pairs = {"mulan_text": (text, mulan.get_text_latents(ids).numpy()), "mulan_audio": (audio, mulan.get_audio_latents(wave).numpy())}
-    quality |= {name: {"similarity": float((found * expected).sum(-1).min())} for name, (found, expected) in pairs.items()}
+    quality |= {name: {"similarity": _similarity(found, expected)} for name, (found, expected) in pairs.items()}
     return {name: float(np.abs(found - expected).max()) for name, (found, expected) in pairs.items()}
 
 
@@ -84,13 +90,38 @@ def _codec(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
     wave, expected = model.run(codec.decode, codes=codes.numpy())["wave"], upstream.decode(codes)
     errors = {"codec_decode": max(_relative(wave, expected), _codec_in_chunks(model, upstream))}
-    noise, signal = np.square(wave - expected.numpy()).mean(), np.square(wave).mean()
-    quality["codec_decode"] = {"snr_db": float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))}
+    quality["codec_decode"] = {"snr_db": _snr(wave, wave - expected.numpy())}
     if codec.encode:
         wave = 0.3 * torch.randn(2, (codec.min_encode_frames + 18) * codec.samples_per_frame)
         found = torch.from_numpy(model.run(codec.encode, wave=wave.numpy())["codes"])
         errors["codec_encode"] = _excess(found, upstream.latents(wave), upstream)
     return errors
+
+
+def _twins(model: MusicLM, precisions: set[str]) -> dict[str, dict[str, Any]]:
+    """What the other graphs of TensorRT's form lose, by their float32 twins in folders of these names beside the bundle."""
+    manifest, found, rng = model.bundle.manifest, {}, np.random.default_rng(0)
+    ids, mask = model.tokenizer.encode_batch(["calm piano in a ballroom", "brass band"], manifest.mulan.max_tokens)
+    codes = rng.integers(0, manifest.codec.codebook_size, (3, manifest.codec.min_frames + 19, manifest.codec.quantizers))
+    wave = rng.standard_normal((3, 2 * manifest.mulan.min_samples), np.float32) * 0.1
+    given = {"mulan_text": (manifest.mulan.text, {"input_ids": ids, "attention_mask": mask})}
+    given |= {"mulan_audio": (manifest.mulan.audio, {"wave": wave}), "codec_decode": (manifest.codec.decode, {"codes": codes})}
+    for precision, (stage, (graph, inputs)) in itertools.product(precisions, given.items()):
+        twin = model.bundle.root.with_name(precision) / graph
+        if twin.is_file():
+            lost, exact = np.asarray(open_session(twin, None).run(None, inputs)[0]), next(iter(model.run(graph, **inputs).values()))
+            measured = {"snr_db": _snr(exact, lost - exact)} if stage == "codec_decode" else {"similarity": _similarity(lost, exact)}
+            found[stage] = {"precision": precision, **measured}
+    return found
+
+
+def _similarity(found: np.ndarray, expected: np.ndarray) -> float:
+    """The least cosine of two latents [B, dim] of length 1."""
+    return float((found * expected).sum(-1).min())
+
+
+def _snr(signal: np.ndarray, noise: np.ndarray) -> float:
+    return float(10 * np.log10(max(np.square(signal).mean(), 1e-30) / max(np.square(noise).mean(), 1e-30)))
 
 
 def _codec_in_chunks(model: MusicLM, upstream: UpstreamCodec) -> float:

@@ -188,6 +188,7 @@ def _export(options: argparse.Namespace) -> int:
         quantizer=quantizers,
         out=options.out,
         config=config,
+        target=options.target,
         precision=precisions,
         force=options.force,
         calibration=options.calibration,

@@ -125,7 +125,14 @@ def make_parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="[STAGE=]P",
-        help="of the transformers' weights: fp32 (default), int8, int4, or auto, the narrowest that loses little; for one stage or all",
+        help="of the transformers' weights: fp32 (default), int8, int4, or auto, the narrowest that loses little; for one stage or all. "
+        "For TensorRT: fp32, fp16 or bf16",
+    )
+    export.add_argument(
+        "--target",
+        default="onnxruntime",
+        choices=["onnxruntime", "tensorrt"],
+        help="tensorrt: also write what its engines are built of, in fp32, fp16 or bf16 (default: onnxruntime)",
     )
     export.add_argument("--force", action="store_true", help="take a precision that loses more than it may")
     export.add_argument(

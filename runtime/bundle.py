@@ -211,26 +211,26 @@ def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:
         advice = "update musiclm-deploy" if isinstance(found, int) and found > FORMAT else "export the checkpoints again"
         faults.append(f"{MANIFEST} has format {found!r}, this version reads {FORMAT}: {advice}")
         return None
-    manifest = _parse(Manifest, values, MANIFEST, faults)
+    manifest = parse(Manifest, values, MANIFEST, faults)
     return manifest if not faults else None
 
 
-def _parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
+def parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     """`value` from JSON as `kind`, a type annotation; every difference is noted in `faults`."""
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
         hints, before = get_type_hints(kind), len(faults)
         faults += [f"{where}: unknown field {name!r}" for name in value if name not in hints]
         faults += [f"{where}: the field {name!r} is missing" for name in hints if name not in value]
-        parsed = {name: _parse(hint, value[name], f"{where}: {name}", faults) for name, hint in hints.items() if name in value}
+        parsed = {name: parse(hint, value[name], f"{where}: {name}", faults) for name, hint in hints.items() if name in value}
         counts = [name for name, hint in hints.items() if hint in (int, int | None) and parsed.get(name) is not None]
         faults += [f"{where}: {name}: expected at least 1, got {parsed[name]}" for name in counts if parsed[name] < 1]
         return kind(**parsed) if len(faults) == before else None
     if get_origin(kind) in (Union, types.UnionType):
         if value is None:
             return None
-        return _parse(next(option for option in get_args(kind) if option is not type(None)), value, where, faults)
+        return parse(next(option for option in get_args(kind) if option is not type(None)), value, where, faults)
     if get_origin(kind) is dict and isinstance(value, dict):
-        return {name: _parse(get_args(kind)[1], item, f"{where}: {name}", faults) for name, item in value.items()}
+        return {name: parse(get_args(kind)[1], item, f"{where}: {name}", faults) for name, item in value.items()}
     if get_origin(kind) is list and isinstance(value, list):
         return value
     if kind is Any:
@@ -250,11 +250,11 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
     with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
-        found = pool.map(lambda item: _fault_of_file(root, *item), manifest.files.items())
+        found = pool.map(lambda item: fault_of_file(root, *item), manifest.files.items())
         faults += [f"{name!r}: {fault}" for name, fault in zip(manifest.files, found, strict=True) if fault]
 
 
-def _fault_of_file(root: Path, name: str, record: FileRecord) -> str | None:
+def fault_of_file(root: Path, name: str, record: FileRecord) -> str | None:
     try:
         return _fault_of_path(root, name, record)
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no permission

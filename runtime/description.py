@@ -44,7 +44,10 @@ def describe(bundle: Bundle) -> str:
         lines.append(f"  wav2vec   {wav2vec.kind}, {wav2vec.codebook_size} tokens, {rate:g} a second of audio at {wav2vec.sample_hz} Hz")
     lines.append("  largest error against PyTorch, and what the precision costs, measured at export:")
     for stage, error in manifest.errors.items():
-        lines.append(f"    {stage:13} {error:.1e}  {_quality(manifest.quality.get(stage, {}))}".rstrip())
+        measured = manifest.quality.get(stage, {})
+        lines.append(f"    {stage:13} {error:.1e}  {_quality(measured)}".rstrip())
+        if "tensorrt" in measured:
+            lines.append(f"      TensorRT: {_quality(measured['tensorrt'])}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -59,10 +62,11 @@ def _caches(manifest: Manifest) -> int:
 
 
 def _quality(measured: Mapping[str, Any]) -> str:
+    named = f"{measured['precision']}, " if "precision" in measured else ""
     if "snr_db" in measured:
-        return f"signal to noise {measured['snr_db']:.0f} dB"
+        return f"{named}signal to noise {measured['snr_db']:.0f} dB"
     if "similarity" in measured:
-        return f"similarity {measured['similarity']:.6f}"
+        return f"{named}similarity {measured['similarity']:.6f}"
     if "tokens" not in measured:
         return measured.get("precision", "")
     return (

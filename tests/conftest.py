@@ -79,6 +79,24 @@ def tiny_bundle(tiny_checkpoints, mel_file, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def static_bundle(tiny_bundle, tiny_checkpoints, mel_file, tmp_path_factory) -> Path:
+    """The tiny bundle with TensorRT's form of it, in fp32. Read only."""
+    import shutil
+
+    from musiclm_deploy.export.collect import collect
+    from musiclm_deploy.export.export import _records
+    from musiclm_deploy.export.tensorrt import record_form, write_form
+    from musiclm_deploy.runtime.bundle import Bundle
+
+    folder = tmp_path_factory.mktemp("static") / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    collected = collect({**tiny_checkpoints, "semantic-features": mel_file}, {})
+    made = write_form(collected, Bundle.open(folder).manifest, folder, "fp32")
+    record_form(folder, "fp32", made, _records(folder / "tensorrt"))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def music(tiny_bundle):
     """The tiny bundle, loaded on the CPU."""
     import musiclm_deploy as md

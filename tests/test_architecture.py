@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "kernels": (),
     "runtime": ("kernels.decoder_step", "kernels.launch", "kernels.launches", "kernels.packing", "kernels.sampling.constants"),
     "model": ("runtime.audio", "runtime.tokenizer"),
-    "export": ("runtime.bundle", "runtime.tokenizer", "model", "kernels"),
+    "export": ("runtime.bundle", "runtime.engines.form", "runtime.tokenizer", "model", "kernels"),
 }
 # The files that may import more than their folder: they run a new bundle through the runtime, as a user would.
 MAY_IMPORT_MORE = {f"export/{name}.py": ("runtime",) for name in ("validate", "calibration", "quality")}

@@ -78,7 +78,7 @@ def instant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(exporting, "_write_stages", write)
     monkeypatch.setattr(
-        exporting, "_validate", lambda *_: {"errors": Bundle.open(tiny_bundle).manifest.errors, "quality": {}, "narrow": {}}
+        exporting, "_validate", lambda *_: {"errors": Bundle.open(tiny_bundle).manifest.errors, "quality": {}, "narrow": {}, "twins": {}}
     )
 
 

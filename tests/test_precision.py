@@ -28,7 +28,7 @@ from musiclm_deploy.kernels.quantized_product import PRECISIONS, Form
 from musiclm_deploy.kernels.quantized_product.onnx_form import product
 from musiclm_deploy.kernels.quantized_product.reference import dequantize, quantize
 from musiclm_deploy.runtime.audio import load_audio
-from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest, Step
+from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest
 from musiclm_deploy.runtime.primes import make_primes, prime_tokens
 
 try:
@@ -133,14 +133,6 @@ def at_once(tiny_bundle: Path, good, mel_file) -> Iterator[Callable[..., int]]:
         yield lambda out, *options: cli.main(["export", "--quiet", *files, "--out", str(out), *options])
 
 
-def in_this_process(
-    folder: Path, sources: dict[str, Path], overrides: dict[str, Any], narrow: dict[str, dict[str, Step]], sounds: list[Path]
-) -> Any:
-    """The validation without a process of its own, which takes its time to import torch."""
-    steps = {stage: {name: asdict(step) for name, step in made.items()} for stage, made in narrow.items()}
-    return validating.validate(folder, sources, overrides, steps, sounds)
-
-
 @pytest.fixture(scope="module")
 def narrow(at_once, tmp_path_factory) -> Path:
     """A bundle of int4, int8 and int4, written by the command and validated in a process of its own, with nothing replaced but tracing."""
@@ -193,7 +185,7 @@ def test_inspect_has_the_table(narrow: Path, capsys) -> None:
 
 def test_too_much_lost_is_refused(at_once, narrow: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Fault: a bundle of noise instead of music, made in silence; or a refusal that does not say what to do, or leaves something behind."""
-    monkeypatch.setattr(exporting, "_validate", in_this_process)
+    monkeypatch.setattr(exporting, "_validate", validating.validate)  # a process of its own takes its time to import torch
     assert at_once(tmp_path / "bundle", "--precision", "fine=int4") == 1
     measured = Bundle.open(narrow).manifest.quality["fine"]
     message = capsys.readouterr().err
@@ -258,7 +250,7 @@ def test_measured_on_sounds(at_once, sounds: Path, tmp_path: Path, monkeypatch) 
 
     quality_stage = quality._stage
     monkeypatch.setattr(quality, "_stage", watched)
-    monkeypatch.setattr(exporting, "_validate", in_this_process)
+    monkeypatch.setattr(exporting, "_validate", validating.validate)  # a process of its own takes its time to import torch
     out = tmp_path / "bundle"
     assert at_once(out, "--precision", "int8", "--force", "--calibration", str(sounds)) == 0
     with md.load(out, device="cpu") as model:
@@ -292,7 +284,7 @@ def test_sounds_that_nothing_is_measured_on(
     precision: str, folder: str, message: str, at_once, sounds: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """Fault: a table of nothing, or of fewer sounds than were given, without a word."""
-    monkeypatch.setattr(exporting, "_validate", in_this_process)
+    monkeypatch.setattr(exporting, "_validate", validating.validate)  # a process of its own takes its time to import torch
     for name in ("empty", "broken", "short"):
         (tmp_path / name).mkdir()
     (tmp_path / "broken" / "b.wav").write_bytes(b"RIFF of nothing")

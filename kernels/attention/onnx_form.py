@@ -41,7 +41,7 @@ def cached_attention(g: Any, query: str, key: str, value: str, layer: int, bias:
 def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple[str, str], lengths: str, capacity: int) -> str:
     """Bias [B, S * H, capacity], far below any score where a key is no query's yet.
 
-    table [H, M + 1], or None; coordinates int64 [B, S] and [B, capacity]; lengths int64 [B, S]: positions up to each query, itself included.
+    table [H, M + 1], or None; coordinates int64 [B, S] and [B, capacity]; lengths int64 [B, S]: positions up to a query, itself included.
     """
     keys = g.op("Range", g.constant(0), g.constant(capacity), g.constant(1))
     hidden = g.op("GreaterOrEqual", keys, g.op("Unsqueeze", lengths, g.constant([2, 3])))

@@ -1,0 +1,106 @@
+"""`export --target tensorrt`: what it writes beside the bundle's own graphs, what it says that loses, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto
+
+import musiclm_deploy as md
+from musiclm_deploy import cli
+from musiclm_deploy.export import precision as choosing
+from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.export.precision import wanted
+from musiclm_deploy.export.transformers import STAGES
+from musiclm_deploy.runtime.bundle import Bundle, BundleError
+from musiclm_deploy.runtime.engines.form import RECORD, Form
+
+
+@pytest.fixture(scope="module")
+def bundle(good, mel_file, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("engines") / "bundle"
+    return md.export_checkpoints(**good, semantic_features=mel_file, out=out, target="tensorrt", precision="fp16", quiet=True)
+
+
+def test_what_is_written(bundle: Path, capsys) -> None:
+    """Fault: a graph that is not in 16 bits, or that has lost one of its own; a loss that is not told."""
+    opened = Bundle.open(bundle)
+    form, manifest = Form.open(opened), opened.manifest
+    names = [getattr(manifest, stage).graph for stage in STAGES]
+    others = [manifest.mulan.text, manifest.mulan.audio, manifest.codec.decode]
+    assert set(form.files) == {f"{name}{suffix}" for name in (*names, *others) for suffix in ("", ".data")}
+    assert form.graph(opened, manifest.conditioner.graph) == bundle / manifest.conditioner.graph
+    for name in (*names, *others):
+        weights = onnx.load(form.graph(opened, name)).graph.initializer
+        assert any(tensor.data_type == TensorProto.FLOAT16 for tensor in weights), name
+    semantic = onnx.load(form.graph(opened, names[0]), load_external_data=False).graph
+    lengths = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in semantic.input}
+    assert lengths["past_key_values.0.key"][2] == form.capacities["semantic"] == 1 + manifest.semantic.max_length + form.positions - 1
+    lost = {name: manifest.quality[name]["tensorrt"] for name in (*STAGES, "mulan_text", "mulan_audio", "codec_decode")}
+    assert all(found["precision"] == "fp16" for found in lost.values())
+    assert all(0.95 < lost[stage]["top1"] <= 1 and 0 < lost[stage]["kl"] < 1e-3 for stage in STAGES), lost
+    assert all(1 - 1e-5 < lost[name]["similarity"] < 1 + 1e-5 for name in ("mulan_text", "mulan_audio"))
+    assert 45 < lost["codec_decode"]["snr_db"] < 80
+    assert manifest.quality["coarse"]["precision"] == "fp32" and manifest.quality["coarse"]["kl"] == 0
+    assert cli.main(["inspect", str(bundle)]) == 0
+    assert capsys.readouterr().out.count("TensorRT: fp16, ") == 6
+
+
+def test_the_bundle_still_plays_on_a_cpu(bundle: Path, music) -> None:
+    """Fault: the bundle's own graphs change with the target."""
+    with md.load(bundle, device="cpu") as model:
+        ours, theirs = (one.generate("calm piano", seconds=0.1, seed=3) for one in (model, music))
+    assert (ours.audio == theirs.audio).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no form for TensorRT: export it with --target tensorrt"),
+        (lambda folder: (folder / RECORD).write_text("{"), "cannot be read"),
+        (lambda folder: (folder / RECORD).write_text('{"format": 9}'), "has format 9, this version reads 1"),
+        (lambda folder: (folder / "coarse.onnx.data").write_bytes(b""), "'coarse.onnx.data': 0 bytes, the manifest says"),
+        (lambda folder: _edit(folder, lambda record: record.pop("capacities")), "the field 'capacities' is missing"),
+        (lambda folder: _edit(folder, lambda record: record["files"].update({"../x": {"bytes": 1, "sha256": ""}})), "leaves the bundle"),
+    ],
+)
+def test_a_damaged_form(damage, message: str, bundle: Path, tmp_path: Path) -> None:
+    """Fault: an engine is built of a graph that is not the one that was exported."""
+    shutil.copytree(bundle, tmp_path / "bundle")
+    damage(tmp_path / "bundle" / "tensorrt")
+    with pytest.raises(BundleError, match=message.replace("/", ".")):
+        Form.open(Bundle.open(tmp_path / "bundle"))
+
+
+def _edit(folder: Path, change) -> None:
+    record = json.loads((folder / RECORD).read_text())
+    change(record)
+    (folder / RECORD).write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "message"),
+    [
+        ("int8", "tensorrt", "precision 'int8': expected one of fp32, fp16, bf16; int8 is for the target onnxruntime"),
+        ("fp16", "onnxruntime", "precision 'fp16': expected one of fp32, int8, int4, auto; fp16 is for the target tensorrt"),
+        ({"coarse": "fp16"}, "tensorrt", "one for all stages"),
+        ("fp16", "cuda", "target 'cuda': expected one of onnxruntime, tensorrt"),
+    ],
+)
+def test_precisions_of_a_target(precision, target: str, message: str) -> None:
+    """Fault: a precision that a target has not is dropped without a word."""
+    with pytest.raises(ExportError, match=message):
+        wanted(precision, target)
+
+
+def test_what_loses_too_much_is_refused(good, tmp_path: Path, monkeypatch) -> None:
+    """Fault: an export in 16 bits goes through whatever it loses, or leaves something behind when it does not."""
+    monkeypatch.setattr(choosing, "UNTRAINED", 1.1)
+    monkeypatch.setattr(choosing, "MOST_KL", 0.0)
+    with pytest.raises(ExportError, match=r"semantic in bf16: the divergence is .* the most is 0.0"):
+        md.export_checkpoints(**good, out=tmp_path / "bundle", target="tensorrt", precision="bf16", quiet=True)
+    assert not list(tmp_path.iterdir())
