@@ -62,7 +62,8 @@ TORCH = "torch>=2.13,<3"
 EXTRAS = {
     "cpu": ["onnxruntime>=1.32,<2"],
     "gpu": ["onnxruntime-gpu>=1.31,<2", "cuda-python>=13,<14"],
-    "tensorrt": ["tensorrt>=10.15,<12"],
+    "tensorrt": ["tensorrt>=10.15,<12", "cuda-python>=13,<14"],
+    "tensorrt-rtx": ["tensorrt-rtx-cu13-bindings>=1.7,<2", "tensorrt-rtx-cu13-libs>=1.7,<2", "cuda-python>=13,<14"],
     "pycuda": ["pycuda>=2026.1"],
     "export": [TORCH, "einops>=0.8,<1", "onnx>=1.23,<2", "onnxscript>=0.7,<1", "safetensors>=0.8,<1", "vector-quantize-pytorch>=1.32,<2"],
     "kernels": ["triton>=3.9,<3.10"],  # for `export_all.py --kernels`

@@ -127,7 +127,7 @@ class Bench:
         """Of weights once, and of every row's keys and values."""
         own = self.model.sizes
         step = next(every_list(own, False, False, self.kind))
-        weights = sum(bytes_of(*step.buffers[launch.arguments["weights"]]) for launch in step.launches if launch.kernel == "product")
+        weights = sum(bytes_of(*step.buffers[launch.arguments["weights"]]) for launch in step.kernels if launch.kernel == "product")
         return weights + rows * positions * 2 * own.depth * own.cache_head_size * BYTES[self.kind]
 
     def _case(self, rows: int, context: int, steps: int) -> Case:

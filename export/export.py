@@ -72,7 +72,7 @@ def export_checkpoints(
     semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
     upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
-    target: "onnxruntime"; or "tensorrt", for a bundle that also has what TensorRT's engines are built of.
+    target: "onnxruntime"; or "tensorrt", for a bundle that also has what TensorRT's engines are built of, and kernels that draw its tokens.
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
     these}. With the target tensorrt "fp32", "fp16" or "bf16", of all products there; ONNX Runtime has fp32 then. force: take a precision
     that loses more than it may. calibration: a folder of sounds to measure that on, in place of what the fp32 model makes of a few texts.
@@ -115,8 +115,8 @@ def export_checkpoints(
         for name, lost in measured["twins"].items():
             quality[name] = quality.get(name, {}) | {"tensorrt": lost}
         (folder / MANIFEST).write_text(replace(manifest, errors=measured["errors"], quality=quality).to_json(), encoding="utf-8")
-        if kernels:
-            pack_kernels(folder, kernels, compute_capabilities, quiet)
+        if kernels or engines:
+            pack_kernels(folder, kernels, compute_capabilities, quiet, engines)
         _check_out(out, overwrite)  # once more: something may have been put there meanwhile
         _replace(folder, out)
         bar.update()

@@ -6,30 +6,36 @@ In: a bundle's folder, types of weights, compute capabilities. Out: its folder `
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ..kernels.decoder_step.sizes import Sizes
 from ..kernels.launch import Step
 from ..runtime.bundle import STAGES, Bundle
 from ..runtime.device.kernels import FOLDER
 from ..runtime.device.model import every_list
+from ..runtime.engines.model import every_list as of_engines
 from ..runtime.step import open_weights
 from .errors import ExportError
 
 
-def pack_kernels(bundle: Path, types: Sequence[str], capabilities: Sequence[int] | None = None, quiet: bool = False) -> Path:
+def pack_kernels(
+    bundle: Path, types: Sequence[str], capabilities: Sequence[int] | None = None, quiet: bool = False, engines: str | None = None
+) -> Path:
     """Compile what the bundle's three transformers launch, and return the folder. ExportError where it is there already or cannot be made.
 
-    types: of weights and caches, some of fp16, bf16 and fp32. capabilities: of GPUs, 90 for 9.0; all that the compiler knows by default.
+    types: of weights and caches, some of fp16, bf16 and fp32. engines: type of the caches of engines, whose tokens are drawn by kernels;
+    None for a bundle without TensorRT's form. capabilities: of GPUs, 90 for 9.0; all that the compiler knows by default.
     """
     try:
         from ..kernels.compile import CAPABILITIES, compile_steps
     except ImportError as error:
         raise ExportError(f"kernels are compiled by Triton, which is not here ({error}): pip install musiclm-deploy[kernels].") from error
     opened = Bundle.open(bundle)
-    steps = [step for kind in dict.fromkeys(types) for step in _steps(opened, kind)]
+    steps = [step for kind in dict.fromkeys(types) for step in _steps(opened, kind, every_list)]
+    steps += [] if engines is None else _steps(opened, engines, of_engines)
     with tqdm(desc="kernels", unit="kernel", disable=quiet, file=sys.stderr) as bar:
 
         def on_kernel(done: int, total: int) -> None:
@@ -43,8 +49,8 @@ def pack_kernels(bundle: Path, types: Sequence[str], capabilities: Sequence[int]
     return bundle / FOLDER
 
 
-def _steps(bundle: Bundle, kind: str) -> Iterator[Step]:
+def _steps(bundle: Bundle, kind: str, lists: Callable[[Sizes, bool, bool, str], Iterator[Step]]) -> Iterator[Step]:
     for stage in STAGES:
         decoder = getattr(bundle.manifest, stage)
         _, sizes, _ = open_weights(bundle.root, decoder)
-        yield from every_list(sizes, decoder.guidance, decoder.conditioning == "prefix", kind)
+        yield from lists(sizes, decoder.guidance, decoder.conditioning == "prefix", kind)

@@ -46,7 +46,7 @@ def compile_steps(
     ValueError for a capability that is not one of CAPABILITIES: given one that it does not know, the compiler ends the process.
     RuntimeError names the kernel and the capability that Triton could not compile. Nothing is left behind then.
     """
-    found = {key_of(launch, step): (launch, step) for step in steps for launch in step.launches}
+    found = {key_of(launch, step): (launch, step) for step in steps for launch in step.kernels}
     if knobs.runtime.interpret:
         raise RuntimeError("Triton interprets kernels in this process and cannot compile them: unset TRITON_INTERPRET")
     capabilities = sorted(set(capabilities))

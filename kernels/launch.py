@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT, RECORD = 1, "kernels.json"  # of a folder of compiled kernels: rises when the record changes; the record's name
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int64": 8}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int64": 8, "bool": 1}
 _POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int64": "*i64"}
 
 
@@ -28,12 +28,25 @@ class Launch:
     constants: dict[str, Any]  # parameter -> what is known when the kernel is compiled; a function by its name
 
 
+@dataclass(frozen=True)
+class Call:
+    """One run of a stage's engine."""
+
+    stage: str
+    prompt: bool  # of a prompt's positions, or of one position a row
+    tensors: dict[str, tuple[str, tuple[int, ...]]]  # that the engine may have -> a buffer's name, the tensor's shape
+
+
 @dataclass
 class Step:
-    """`buffers`: name -> type and shape. Types: fp32, int64, and `weights`' own, fp32, fp16 or bf16."""
+    """`buffers`: name -> type and shape. Types: fp32, int64, bool, and that of weights and caches, fp32, fp16 or bf16."""
 
     buffers: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-    launches: list[Launch] = field(default_factory=list)
+    launches: list[Launch | Call] = field(default_factory=list)
+
+    @property
+    def kernels(self) -> list[Launch]:
+        return [one for one in self.launches if isinstance(one, Launch)]
 
 
 def signature_of(launch: Launch, step: Step) -> dict[str, Any]:

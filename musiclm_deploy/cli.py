@@ -1,4 +1,4 @@
-"""The command `musiclm`: export, doctor, generate, inspect, bench.
+"""The command `musiclm`: export, doctor, build, generate, inspect, bench.
 
 Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -176,6 +176,20 @@ def _bench(options: argparse.Namespace) -> int:
     return 0
 
 
+def _build(options: argparse.Namespace) -> int:
+    from .runtime.bundle import Bundle
+    from .runtime.engines.build import Target, build
+    from .runtime.engines.profiles import Limits
+
+    bundle, target = Bundle.open(options.bundle), Target.here(options.compute_capability)
+    folder, made, built = build(bundle, target, Limits(options.sequences, options.seconds), options.quiet)
+    for graph, engine in made.engines.items():
+        spent = f"{engine.seconds:7.1f} s" if graph in built else "as it was"
+        print(f"  {Path(graph).stem:17} {engine.bytes / 1e6:7.1f} MB  {spent}")
+    print(f"{folder}: {len(made.engines)} engines in {made.precision}, {len(built)} built, for {target}")
+    return 0
+
+
 def _export(options: argparse.Namespace) -> int:
     from . import export_checkpoints
 
@@ -240,7 +254,7 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     return config
 
 
-_COMMANDS = {"generate": _generate, "inspect": _inspect, "bench": _bench, "export": _export, "doctor": _doctor}
+_COMMANDS = {"generate": _generate, "inspect": _inspect, "bench": _bench, "build": _build, "export": _export, "doctor": _doctor}
 
 
 if __name__ == "__main__":

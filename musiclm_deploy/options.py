@@ -14,6 +14,7 @@ _EXAMPLES = """examples:
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
   musiclm inspect bundle
   musiclm bench bundle --seconds 10
+  musiclm build bundle --compute-capability 89
   musiclm doctor checkpoints/*.pt
   musiclm export --semantic S.pt --coarse C.pt --fine F.pt --codec K.pt --mulan M.pt --quantizer Q.pt --out bundle
 """
@@ -150,6 +151,19 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to make")
     export.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     export.add_argument("--quiet", action="store_true", help="no progress bar, no table of settings")
+
+    build = commands.add_parser(
+        "build",
+        help="build TensorRT's engines of a bundle",
+        description="Build TensorRT's engines of a bundle, for this GPU or another.",
+    )
+    build.add_argument("bundle", type=Path, metavar="BUNDLE", help="exported with --target tensorrt")
+    build.add_argument(
+        "--compute-capability", type=_count, metavar="N", help="of another GPU, 89 for 8.9: with TensorRT-RTX, and with no GPU here"
+    )
+    build.add_argument("--sequences", type=_count, default=16, metavar="N", help="at once at most; guidance takes two each (default: 16)")
+    build.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of a sound to be like or go on from (default: 30)")
+    build.add_argument("--quiet", action="store_true", help="no progress bar")
 
     doctor = commands.add_parser(
         "doctor",

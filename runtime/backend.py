@@ -24,9 +24,11 @@ class BackendError(RuntimeError):
 
 
 def choose_device(device: str) -> str:
-    """The device to use for what the caller asked."""
+    """The device to use for what the caller asked. What TensorRT needs is looked for when its engines are opened."""
     if device not in DEVICES:
         raise BackendError(f"device must be one of {', '.join(DEVICES)}, got {device!r}.")
+    if device == "tensorrt":
+        return device
     installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
     if len(installed) == 2:
         raise BackendError(
@@ -37,8 +39,6 @@ def choose_device(device: str) -> str:
         raise BackendError(
             "ONNX Runtime is not installed. Install one: pip install musiclm-deploy[cpu], or musiclm-deploy[gpu] for NVIDIA GPUs."
         )
-    if device == "tensorrt":
-        raise BackendError("device='tensorrt': this version has no tensorrt backend; it has device='cpu' and device='cuda'.")
     if device == "cuda":
         import onnxruntime as ort
 

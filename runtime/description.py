@@ -9,6 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from .bundle import STAGES, Bundle, Manifest
+from .device.kernels import FOLDER as KERNELS
+from .device.kernels import Kernels
+from .engines.build import FOLDER as ENGINES
+from .engines.build import RECORD, Engines
+from .engines.form import FOLDER as FORM
 from .memory import cache_bytes, largest_runs
 from .request import make_request
 from .step import choose_step
@@ -42,6 +47,7 @@ def describe(bundle: Bundle) -> str:
         wav2vec = manifest.wav2vec
         rate = wav2vec.sample_hz / wav2vec.samples_per_token
         lines.append(f"  wav2vec   {wav2vec.kind}, {wav2vec.codebook_size} tokens, {rate:g} a second of audio at {wav2vec.sample_hz} Hz")
+    lines += _for_gpus(bundle)
     lines.append("  largest error against PyTorch, and what the precision costs, measured at export:")
     for stage, error in manifest.errors.items():
         measured = manifest.quality.get(stage, {})
@@ -49,6 +55,23 @@ def describe(bundle: Bundle) -> str:
         if "tensorrt" in measured:
             lines.append(f"      TensorRT: {_quality(measured['tensorrt'])}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def _for_gpus(bundle: Bundle) -> list[str]:
+    """What else the folder holds, of what was packed or built for GPUs."""
+    lines = []
+    if (bundle.root / KERNELS).exists():
+        count, machines = Kernels(bundle.root).summary()
+        cards = [f"{int(one) / 10:.1f}" for one in machines if one != "ptx"]
+        later = ", and later cards" if "ptx" in machines else ""
+        lines.append(f"  kernels   {count}, for compute capability {', '.join(cards)}{later}")
+    folders = sorted(path.parent for path in (bundle.root / ENGINES).glob(f"[!.]*/{RECORD}"))
+    if not folders and (bundle.root / FORM).exists():
+        lines.append("  engines   none built yet: musiclm build")
+    for folder in folders:
+        made = Engines.open(folder)
+        lines.append(f"  engines   {len(made.engines)} in {made.precision}: {folder.name}")
+    return lines
 
 
 def _caches(manifest: Manifest) -> int:

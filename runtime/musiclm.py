@@ -19,8 +19,11 @@ from .audio import resample
 from .backend import choose_device, open_session
 from .bundle import STAGES, Bundle, Decoder
 from .device.cuda import CudaDriver
-from .device.driver import Driver
+from .device.driver import Driver, Engines
 from .device.model import TYPES, DeviceModel
+from .engines.form import Form
+from .engines.model import EngineModel
+from .engines.run import EngineDriver
 from .generation import Generation, Progress
 from .memory import check_memory, encode_bytes, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
@@ -45,7 +48,8 @@ def load(
     """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default.
 
     step: "native" or "graph", what computes a token after the first on a CPU; "auto" is native where it was built.
-    weights: "fp16", "bf16" or "fp32", in which a GPU has the transformers' matrices and caches. "auto" is the CPU.
+    weights: "fp16", "bf16" or "fp32", in which "cuda" has the transformers' matrices and caches; engines are as they were exported. "auto"
+    is the CPU.
 
     Raises BundleError with every fault of the bundle, BackendError when the device cannot be had. A graph is opened when it is first
     used; one that ONNX Runtime refuses, though its hash is right, is a BundleError then.
@@ -57,6 +61,9 @@ def load(
     opened, chosen = Bundle.open(Path(bundle)), choose_device(device)
     if chosen == "cuda":
         return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), CudaDriver(opened.root), weights)
+    if chosen == "tensorrt":
+        form = Form.open(opened)
+        return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), EngineDriver(opened, form), form.precision, form)
     return MusicLM(opened, chosen, threads, choose_step(step, [getattr(opened.manifest, stage) for stage in STAGES]))
 
 
@@ -64,18 +71,28 @@ class MusicLM:
     """A loaded bundle. One object serves several threads at once; each request has its own caches."""
 
     def __init__(
-        self, bundle: Bundle, device: str, threads: int | None, step: Choice, driver: Driver | None = None, weights: str = "fp32"
+        self,
+        bundle: Bundle,
+        device: str,
+        threads: int | None,
+        step: Choice,
+        driver: Driver | None = None,
+        weights: str = "fp32",
+        form: Form | None = None,
     ) -> None:
-        """driver: of the device that makes the tokens, the CPU without one; weights: their type there, fp32, fp16 or bf16."""
-        self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
+        """driver: of the device that makes the tokens, the CPU without one; weights: their type there, fp32, fp16 or bf16.
+
+        form: TensorRT's, whose engines the driver calls, those of all graphs; without it the transformers are kernels.
+        """
+        self.bundle, self.device, self.step, self.driver, self.weights, self._form = bundle, device, step, driver, weights, form
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
         self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.Lock()
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
         self._on_device: dict[str, DeviceModel] = {}
         self._pool = open_pool(threads) if step.native else None
-        form = "native" if step.native else "by graph" if driver is None else "by kernels"
-        _LOG.info("%s on %s: steps %s: %s", bundle.root, device, form, step.reason)
+        how = "native" if step.native else "by graph" if driver is None else "by kernels" if form is None else "by engines"
+        _LOG.info("%s on %s: steps %s: %s", bundle.root, device, how, step.reason)
 
     def generate(
         self,
@@ -170,6 +187,11 @@ class MusicLM:
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         """One call of a graph of the bundle, by its file name."""
+        if isinstance(self.driver, Engines):
+            with self._device_lock:
+                if self._sessions is None:
+                    raise RuntimeError("this MusicLM is closed.")
+                return self.driver.run(graph, inputs)
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, inputs), strict=True))
@@ -203,7 +225,10 @@ class MusicLM:
                 raise RuntimeError("this MusicLM is closed.")
             if stage not in self._on_device:
                 _, sizes, numbers = open_weights(self.bundle.root, self._decoder(stage))
-                self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights)
+                if self._form is None:
+                    self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights)
+                else:
+                    self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers, self._form)
             yield self._on_device[stage]
 
     def close(self) -> None:

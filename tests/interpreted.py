@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 
 from musiclm_deploy.kernels.functions import functions_of
-from musiclm_deploy.kernels.launch import Step
+from musiclm_deploy.kernels.launch import Call, Launch, Step
+from musiclm_deploy.runtime.backend import open_session
+from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device.driver import Download
+from musiclm_deploy.runtime.engines.form import Form
+from musiclm_deploy.runtime.engines.profiles import PROMPT, STEP
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64, "bool": torch.bool}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
@@ -59,7 +65,7 @@ class InterpreterDriver:
 
     def allocate(self, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
         self.memory -= torch.Size(shape).numel() * TYPES[kind].itemsize
-        return torch.full(shape, -(1 << 50) if kind == "int64" else torch.nan, dtype=TYPES[kind])
+        return torch.full(shape, {"int64": -(1 << 50), "bool": True}.get(kind, torch.nan), dtype=TYPES[kind])
 
     def upload(self, buffer: torch.Tensor, array: np.ndarray) -> None:
         given = torch.from_numpy(array)
@@ -67,12 +73,17 @@ class InterpreterDriver:
         assert given.dtype == buffer.dtype and given.shape == buffer.shape, (given.dtype, given.shape, buffer.dtype, buffer.shape)
         buffer.copy_(given)
 
-    def record(self, step: Step, buffers: Mapping[str, torch.Tensor]) -> tuple[list[Any], Mapping[str, torch.Tensor]]:
-        return step.launches, dict(buffers)
+    def record(self, step: Step, buffers: Mapping[str, torch.Tensor]) -> list[Callable[[], None]]:
+        held = dict(buffers)
+        return [partial(run_step, [one], held) if isinstance(one, Launch) else self.called(one, held) for one in step.launches]
 
-    def replay(self, recorded: tuple[list[Any], dict[str, torch.Tensor]]) -> None:
+    def called(self, call: Call, buffers: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        raise AssertionError("this driver has no engines")
+
+    def replay(self, recorded: list[Callable[[], None]]) -> None:
         self.replayed += 1
-        run_step(*recorded)
+        for one in recorded:
+            one()
 
     def download(self, buffers: Sequence[torch.Tensor]) -> Download:
         arrays = [buffer.numpy().copy() for buffer in buffers]
@@ -83,3 +94,38 @@ class InterpreterDriver:
             return arrays
 
         return wait
+
+
+class InterpretedEngines(InterpreterDriver):
+    """The same with an engine of every graph, which is TensorRT's form of it in ONNX Runtime on the CPU.
+
+    `asked` keeps what its engines were called with: graph, profile, shapes of the inputs.
+    """
+
+    def __init__(self, bundle: Bundle, form: Form, memory: int = 1 << 30) -> None:
+        super().__init__(memory)
+        self._bundle, self._form, self._sessions = bundle, form, {}
+        self.asked: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []
+
+    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        session = self.session(graph)
+        self.asked.append((graph, 0, {name: array.shape for name, array in inputs.items()}))
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    def called(self, call: Call, buffers: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        graph = getattr(self._bundle.manifest, call.stage).graph
+        session = self.session(graph)
+        shapes = {value.name: call.tensors[value.name][1] for value in session.get_inputs()}
+        self.asked.append((graph, PROMPT if call.prompt else STEP, shapes))
+        binding = session.io_binding()
+        for values, bind in ((session.get_inputs(), binding.bind_ortvalue_input), (session.get_outputs(), binding.bind_ortvalue_output)):
+            for value in values:
+                name, shape = call.tensors[value.name]
+                bind(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(buffers[name].numpy().reshape(shape)))
+        return partial(session.run_with_iobinding, binding)
+
+    def session(self, graph: str) -> Any:
+        if graph not in self._sessions:
+            self._sessions[graph] = open_session(self._form.graph(self._bundle, graph), 2)
+        return self._sessions[graph]

@@ -15,7 +15,9 @@ PACKAGE = "musiclm_deploy"
 # A name admits everything below it.
 MAY_IMPORT = {
     "kernels": (),
-    "runtime": ("kernels.decoder_step", "kernels.launch", "kernels.launches", "kernels.packing", "kernels.sampling.constants"),
+    "runtime": tuple(
+        f"kernels.{name}" for name in ("decoder_step", "launch", "lists", "launches", "calls", "packing", "sampling.constants")
+    ),
     "model": ("runtime.audio", "runtime.tokenizer"),
     "export": ("runtime.bundle", "runtime.engines.form", "runtime.tokenizer", "model", "kernels"),
 }

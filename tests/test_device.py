@@ -19,7 +19,8 @@ from interpreted import InterpreterDriver
 from test_decoder_step import _COARSE, _SEMANTIC, Stage
 
 from musiclm_deploy.kernels.launch import key_of
-from musiclm_deploy.kernels.launches import Batch, build_begin, build_prefix, build_prompt, build_step
+from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step
+from musiclm_deploy.kernels.lists import Batch, build_prefix
 from musiclm_deploy.kernels.packing import in_full, narrow, pack_weights
 from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.backend import BackendError
@@ -46,7 +47,7 @@ FIRST = [0, 4, 70]  # numbers of the rows' first tokens in their stage
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
     """The interpreter takes its time for every part of a cache; and a ring of four tokens comes round in a short test."""
-    monkeypatch.setattr(device, "LEAST_CAPACITY", 32)
+    monkeypatch.setattr(DeviceModel, "least_capacity", 32)
     monkeypatch.setattr(device, "CHUNK", 4)
 
 
@@ -242,7 +243,7 @@ def test_every_kernel_is_packed(sequences: int, stages) -> None:
     """Fault: a request whose size no one thought of when the kernels were compiled."""
     stage = stages("prefix, two streams, heads of 20", "coarse")
     _, sizes, _ = open_weights(stage.folder, stage.decoder)
-    packed = {key_of(launch, step) for step in every_list(sizes, True, True, "fp16") for launch in step.launches}
+    packed = {key_of(launch, step) for step in every_list(sizes, True, True, "fp16") for launch in step.kernels}
     place = Place(7, 13, 2, 1 << 40, 2, 2, 1, 0)
     numbers = dict(place=place, total=32, stage=1, frame=-1, end=-1, k=3, scale=2.5, temperature=0.0)
     for capacity in (512, 1024, 4096, 1 << 15):
@@ -250,7 +251,7 @@ def test_every_kernel_is_packed(sequences: int, stages) -> None:
             batch = Batch(sequences, capacity, 5, 3)
             lists = [build_step(sizes, batch, "fp16", numbers | {"copies": copies}, head) for head in range(sizes.outputs)]
             lists += [build_prompt(sizes, batch, "fp16"), build_begin(sizes, batch, "fp16"), build_prefix(sizes, batch, "fp16", copies)]
-            missing = {launch.name for step in lists for launch in step.launches if key_of(launch, step) not in packed}
+            missing = {launch.name for step in lists for launch in step.kernels if key_of(launch, step) not in packed}
             assert not missing, (capacity, copies)
 
 

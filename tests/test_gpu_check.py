@@ -11,13 +11,13 @@ from interpreted import InterpreterDriver
 from benchmarks import gpu
 from musiclm_deploy.runtime.bench.table import as_text
 from musiclm_deploy.runtime.bundle import Bundle
-from musiclm_deploy.runtime.device import decode as device
+from musiclm_deploy.runtime.device.model import DeviceModel
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
     """The interpreter takes its time for every part of a cache."""
-    monkeypatch.setattr(device, "LEAST_CAPACITY", 32)
+    monkeypatch.setattr(DeviceModel, "least_capacity", 32)
 
 
 def test_it_runs_and_says_what_it_saw(tiny_bundle) -> None:

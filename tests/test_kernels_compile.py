@@ -18,7 +18,8 @@ import pytest
 
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
 from musiclm_deploy.kernels.launch import key_of
-from musiclm_deploy.kernels.launches import Batch, build_prompt, build_step
+from musiclm_deploy.kernels.launches import build_prompt, build_step
+from musiclm_deploy.kernels.lists import Batch
 from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device.kernels import Kernels
@@ -31,7 +32,8 @@ import sys
 from pathlib import Path
 from musiclm_deploy.kernels.compile import compile_steps
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
-from musiclm_deploy.kernels.launches import Batch, build_begin, build_prompt, build_step
+from musiclm_deploy.kernels.lists import Batch
+from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step
 from musiclm_deploy.kernels.patches import build_patches
 from musiclm_deploy.kernels.sampling.constants import Place
 sizes, batch = Sizes(**{sizes}), Batch(2, 64, 9, 3)
@@ -75,7 +77,7 @@ def record(folder: Path) -> dict[str, Any]:
 def test_every_kernel_compiles_and_is_listed(folder: Path, record: dict[str, Any]) -> None:
     """Fault: a kernel that only the interpreter takes; a file that the record does not know, or the other way round."""
     step, prompt = build_step(Sizes(**SIZES), BATCH, "fp16", NUMBERS), build_prompt(Sizes(**SIZES), BATCH, "fp16")
-    functions = {launch.kernel for launch in (*step.launches, *prompt.launches)}
+    functions = {launch.kernel for launch in (*step.kernels, *prompt.kernels)}
     assert {kernel["function"] for kernel in record["kernels"].values()} == functions | {"spectrogram"}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "kernels.json"}
     assert record["files"] == hashes
@@ -103,7 +105,7 @@ def test_nothing_spills_at_this_size(record: dict[str, Any]) -> None:
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     """Fault: a half-written folder, or an error that does not say which kernel, which card and what to do."""
-    broken = "step.launches = step.launches[:1]; step.launches[0].constants['BLOCK'] = 3"
+    broken = "step.launches = step.launches[:1]; step.kernels[0].constants['BLOCK'] = 3"
     cases = [
         (dict(capabilities=(80, 90), change=broken), "does not compile it for capability 80"),
         (dict(capabilities=(12, 90)), r"must be some of 80, .*, got [12, 90]"),
@@ -127,7 +129,7 @@ def test_a_bundle_is_packed(tiny_bundle: Path, tmp_path: Path) -> None:
         decoder = getattr(manifest, stage)
         _, sizes, _ = open_weights(bundle, decoder)
         for step in every_list(sizes, decoder.guidance, False, "fp32"):
-            for launch in step.launches:
+            for launch in step.kernels:
                 found = kernels.find(key_of(launch, step), 90)
                 assert found.function == launch.kernel and found.image.startswith(b"\x7fELF")
     again = in_a_process(f"from pathlib import Path; {code}", bundle)

@@ -21,12 +21,13 @@ def test_rounds_go_through_the_prompts(positions: int, streams: int, dim: int, d
     ids = torch.from_numpy(rng.integers(0, TABLE, (2, CAPACITY)))
     coordinates = torch.from_numpy(rng.integers(-3, 3, (2, CAPACITY)) + rng.choice([0, FAR], (2, CAPACITY)))
     lengths = torch.arange(1 - positions, 1).repeat(2)
-    query, out = torch.zeros(2 * positions, dtype=torch.int64), empty(2 * positions, streams, dim)
+    query, rows = torch.zeros(2, 2 * positions, dtype=torch.int64)
+    out = empty(2 * positions, streams, dim)
     wanted = table[ids].float()
     for first in range(0, CAPACITY, positions):
         now = slice(first, first + positions)
-        launch(embed, (2 * positions,), table, ids, coordinates, lengths, query, out, CAPACITY, positions, dim, streams, 4)
+        launch(embed, (2 * positions,), table, ids, coordinates, lengths, query, rows, out, CAPACITY, positions, dim, streams, 4)
         for stream in range(streams):
             assert torch.equal(out[:, stream], wanted[:, now].reshape(-1, dim))
-        assert torch.equal(query, coordinates[:, now].reshape(-1))
+        assert torch.equal(query, coordinates[:, now].reshape(-1)) and torch.equal(rows, ids[:, now].reshape(-1))
         assert lengths.tolist() == 2 * list(range(first + 1, first + positions + 1))

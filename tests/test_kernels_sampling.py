@@ -95,14 +95,26 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
     frame = plan.frame_tokens if stage != "semantic" else NEVER
     before = np.array([len(prompt.rows) for prompt in plan.prompts] * copies)
     lengths, tokens = torch.from_numpy(before.copy()), torch.full((B, total), -1)
-    query, key = torch.full((copies * B,), -1), torch.full((copies * B, CAPACITY), -1)
+    query, ids, key = torch.full((copies * B,), -1), torch.full((copies * B,), -1), torch.full((copies * B, CAPACITY), -1)
     table = floats(rng.standard_normal((TABLE, DIM)))
     for step in range(len(script.fed) + 1):
         streams, old = empty(copies * B, STREAMS, DIM), lengths.clone()
         launch(
             sample,
             (B,),
-            *(torch.from_numpy(logits[step]), torch.from_numpy(plans), states, tokens, table, lengths, query, key, streams, place_of(plan)),
+            *(
+                torch.from_numpy(logits[step]),
+                torch.from_numpy(plans),
+                states,
+                tokens,
+                table,
+                lengths,
+                query,
+                key,
+                ids,
+                streams,
+                place_of(plan),
+            ),
             *(B, total, CAPACITY, STAGE_IDS[stage], frame, -1 if plan.end is None else plan.end, 4, 2.5, temperature),
             Draw(V, 4, copies, DIM, STREAMS, 4),
         )
@@ -111,6 +123,7 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
         held, rows, at_query, at_key, growing = script.fed[step]
         np.testing.assert_array_equal((lengths - old)[held], growing)
         np.testing.assert_array_equal(query[held], at_query)
+        np.testing.assert_array_equal(ids[held], rows)
         np.testing.assert_array_equal(key[held, lengths[held] - 1], at_key)
         np.testing.assert_array_equal(streams[held], np.repeat(table[rows][:, None], STREAMS, axis=1))
     assert not states[:, 1].any()

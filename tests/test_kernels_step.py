@@ -16,7 +16,8 @@ from test_decoder_step import Stage
 
 from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.kernels.launch import Step
-from musiclm_deploy.kernels.launches import Batch, build_begin, build_prompt, build_step, positions_at_once
+from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step, positions_at_once
+from musiclm_deploy.kernels.lists import Batch
 from musiclm_deploy.kernels.packing import pack_weights
 from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.bundle import Sampling
@@ -176,4 +177,4 @@ def test_at_most_eight_launches_a_layer(stages) -> None:
     kernels = OnKernels(stages("cross-attention, four streams", "coarse"), "fp16", 0.0)
     step: Step = kernels.steps[0]
     assert len(step.launches) == 8 * kernels.sizes.depth + 2
-    assert len({(one.kernel, str(one.constants)) for one in step.launches}) <= 11
+    assert len({(one.kernel, str(one.constants)) for one in step.kernels}) <= 11

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -12,18 +15,28 @@ from onnx import TensorProto
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
-from musiclm_deploy.export import precision as choosing
 from musiclm_deploy.export.errors import ExportError
-from musiclm_deploy.export.precision import wanted
+from musiclm_deploy.export.precision import choose, wanted
 from musiclm_deploy.export.transformers import STAGES
+from musiclm_deploy.kernels.launch import key_of
 from musiclm_deploy.runtime.bundle import Bundle, BundleError
+from musiclm_deploy.runtime.device.kernels import Kernels
 from musiclm_deploy.runtime.engines.form import RECORD, Form
+from musiclm_deploy.runtime.engines.model import every_list
+from musiclm_deploy.runtime.step import open_weights
 
 
 @pytest.fixture(scope="module")
 def bundle(good, mel_file, tmp_path_factory) -> Path:
+    """Exported by the command in a process of its own: where Triton interprets kernels it compiles none."""
     out = tmp_path_factory.mktemp("engines") / "bundle"
-    return md.export_checkpoints(**good, semantic_features=mel_file, out=out, target="tensorrt", precision="fp16", quiet=True)
+    files = [part for name, path in {**good, "semantic-features": mel_file}.items() for part in (f"--{name}", str(path))]
+    options = ["--target", "tensorrt", "--precision", "fp16", "--compute-capability", "90", "--quiet"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "musiclm_deploy.cli", "export", *files, *options, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 def test_what_is_written(bundle: Path, capsys) -> None:
@@ -47,7 +60,21 @@ def test_what_is_written(bundle: Path, capsys) -> None:
     assert 45 < lost["codec_decode"]["snr_db"] < 80
     assert manifest.quality["coarse"]["precision"] == "fp32" and manifest.quality["coarse"]["kl"] == 0
     assert cli.main(["inspect", str(bundle)]) == 0
-    assert capsys.readouterr().out.count("TensorRT: fp16, ") == 6
+    out = capsys.readouterr().out
+    assert out.count("TensorRT: fp16, ") == 6 and "  kernels   5, for compute capability 9.0\n" in out
+    assert "  engines   none built yet: musiclm build\n" in out
+
+
+def test_the_kernels_that_draw_tokens_are_packed(bundle: Path) -> None:
+    """Fault: engines whose tokens nothing draws; kernels of the layers, which engines have no need of."""
+    opened, kernels = Bundle.open(bundle), Kernels(bundle)
+    for stage in STAGES:
+        decoder = getattr(opened.manifest, stage)
+        _, sizes, _ = open_weights(bundle, decoder)
+        for step in every_list(sizes, decoder.guidance, False, "fp16"):
+            for launch in step.kernels:
+                assert kernels.find(key_of(launch, step), 90).function in ("embed", "sample")
+    assert len(list((bundle / "kernels").glob("*.sm_90.cubin"))) == 5  # sample for three vocabularies, for guidance; embed for all
 
 
 def test_the_bundle_still_plays_on_a_cpu(bundle: Path, music) -> None:
@@ -97,10 +124,9 @@ def test_precisions_of_a_target(precision, target: str, message: str) -> None:
         wanted(precision, target)
 
 
-def test_what_loses_too_much_is_refused(good, tmp_path: Path, monkeypatch) -> None:
-    """Fault: an export in 16 bits goes through whatever it loses, or leaves something behind when it does not."""
-    monkeypatch.setattr(choosing, "UNTRAINED", 1.1)
-    monkeypatch.setattr(choosing, "MOST_KL", 0.0)
-    with pytest.raises(ExportError, match=r"semantic in bf16: the divergence is .* the most is 0.0"):
-        md.export_checkpoints(**good, out=tmp_path / "bundle", target="tensorrt", precision="bf16", quiet=True)
-    assert not list(tmp_path.iterdir())
+def test_what_loses_too_much_is_refused() -> None:
+    """Fault: an export in 16 bits goes through whatever it loses."""
+    lost = {"bf16": {"top1": 0.9, "kl": 0.03, "entropy": 0.5, "tokens": 9}}
+    with pytest.raises(ExportError, match=r"coarse in bf16: the divergence is 0.030 nats a token, the most is 0.02"):
+        choose(dict.fromkeys(STAGES, "bf16"), dict.fromkeys(STAGES, lost), force=False)
+    assert choose(dict.fromkeys(STAGES, "bf16"), dict.fromkeys(STAGES, lost), force=True)["fine"].reason.startswith("forced: ")

@@ -6,7 +6,7 @@ In: prompts of all sequences, int64 [sequences, capacity], and `lengths`, which 
 position, its coordinate, its length. Row b is position b % positions of sequence b / positions.
 
 Threads: program b has row b.
-Bytes: a row of the table read, 4 * dim * S written.
+Bytes: a row of the table read, 4 * dim * S written; with a width of 0 none is, and the row's number is all.
 """
 
 import triton
@@ -20,6 +20,7 @@ def embed(
     coordinates,  # int64 [B / positions, capacity], of the queries
     lengths,  # int64 [B]
     query_coordinates,  # int64 [B]
+    row_ids,  # int64 [B]: the position's row of the table
     streams,  # float32 [B, S, dim]
     capacity,
     positions,
@@ -33,6 +34,7 @@ def embed(
     place = b // positions * capacity + length - 1
     row = tl.load(ids + place)
     tl.store(query_coordinates + b, tl.load(coordinates + place))
+    tl.store(row_ids + b, row)
     for start in range(0, DIM, BLOCK):
         d = start + tl.arange(0, BLOCK)
         x = tl.load(table + row * DIM + d, mask=d < DIM, other=0.0).to(tl.float32)

@@ -11,8 +11,8 @@ Top-k keeps what is at least the k-th largest entry; that one is found bit by bi
 counts over the row. Ties at the edge all stay, whatever the machine.
 
 Threads: program b has row b and its copy without condition; entries lie in fours, as Philox makes them.
-Bytes: 4 * V * copies read, 4 * dim * S * copies written, one row of the table read, a few numbers more. Two float64
-logarithms an entry.
+Bytes: 4 * V * copies read, 4 * dim * S * copies written, one row of the table read, a few numbers more; with a width of 0 none is embedded,
+and the row's number is all. Two float64 logarithms an entry.
 """
 
 import triton
@@ -34,6 +34,7 @@ def sample(
     lengths,  # int64 [copies * B]
     query_coordinates,  # int64 [copies * B]
     key_coordinates,  # int64 [copies * B, capacity]
+    row_ids,  # int64 [copies * B]: the next position's row of the table
     streams,  # float32 [copies * B, S, dim]
     place,  # a Place
     B,
@@ -86,6 +87,7 @@ def sample(
         length = tl.load(lengths + one) + going.to(tl.int64)
         tl.store(lengths + one, length)
         tl.store(query_coordinates + one, coordinate + shift)
+        tl.store(row_ids + one, row)
         tl.store(key_coordinates + one.to(tl.int64) * capacity + length - 1, coordinate)
         for start in range(0, sizes.dim, sizes.block):
             d = start + tl.arange(0, sizes.block)

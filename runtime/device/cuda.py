@@ -9,14 +9,15 @@ import ctypes
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...kernels.launch import Launch, Step, bytes_of, key_of
+from ...kernels.launch import Call, Launch, Step, bytes_of, key_of
 from ...kernels.launches import PROGRAMS
 from ..backend import BackendError
 from .driver import DeviceError, Download
@@ -27,6 +28,39 @@ _SHARED = 48 << 10  # bytes of shared memory that a kernel may have without aski
 _AGAIN = "The GPU answers this process no more: load the bundle in a new one."
 
 
+def find_gpu(who: str, index: int = 0) -> tuple[str, int]:
+    """Name and compute capability (90 for 9.0) of a GPU. BackendError, on behalf of `who`, where there is none."""
+    cuda = _api(who)
+    try:
+        _do(cuda, "cuInit", 0)
+        device, kinds = _do(cuda, "cuDeviceGet", index), cuda.CUdevice_attribute
+        major = _do(cuda, "cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
+        minor = _do(cuda, "cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
+        return _do(cuda, "cuDeviceGetName", 256, device).split(b"\0")[0].decode(), 10 * major + minor
+    except (DeviceError, RuntimeError) as error:  # cuda-python raises RuntimeError where there is no driver's library
+        raise BackendError(f"{who}: no NVIDIA GPU can be used here: {error}") from error
+
+
+def _api(who: str) -> Any:
+    try:
+        return import_module("cuda.bindings.driver")
+    except ImportError as error:
+        raise BackendError(f"{who} needs cuda-python: pip install musiclm-deploy[gpu].") from error
+
+
+def _do(cuda: Any, name: str, *arguments: Any) -> Any:
+    """A function of the driver's API; what it gives."""
+    error, *found = getattr(cuda, name)(*arguments)
+    if error:
+        text = cuda.cuGetErrorString(error)[1]
+        message = f"{name}: {text.decode() if text else error!r} ({error!r})."
+        if error == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+            raise MemoryError(f"{message} Ask for fewer seconds, samples or prompts at once, or free what else runs on the GPU.")
+        sound = ("CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_INVALID_DEVICE", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
+        raise DeviceError(message if error.name in sound else f"{message} {_AGAIN}")
+    return found[0] if len(found) == 1 else tuple(found)
+
+
 class CudaDriver:
     """One GPU, one stream. Calls may come from any thread, one at a time."""
 
@@ -34,24 +68,12 @@ class CudaDriver:
 
     def __init__(self, bundle: Path, index: int = 0) -> None:
         """index: of the GPU among those that are visible. BackendError where there is none; BundleError for a bundle without kernels."""
-        try:
-            self._cuda: Any = import_module("cuda.bindings.driver")
-        except ImportError as error:
-            raise BackendError("device='cuda' needs cuda-python: pip install musiclm-deploy[gpu].") from error
+        self.name, self.capability = find_gpu("device='cuda'", index)
+        self._cuda = _api("device='cuda'")
         self._thread, self._functions = threading.local(), {}
         self._pinned: defaultdict[tuple[int, ...], list[Pinned]] = defaultdict(list)  # that no copy is on its way to
-        try:
-            self._do("cuInit", 0)
-            device = self._do("cuDeviceGet", index)
-            self._context = self._do("cuDevicePrimaryCtxRetain", device)
-        except (DeviceError, RuntimeError) as error:  # cuda-python raises RuntimeError where there is no driver's library
-            raise BackendError(f"device='cuda': no NVIDIA GPU can be used here: {error}") from error
+        self._context = self._do("cuDevicePrimaryCtxRetain", self._do("cuDeviceGet", index))
         self.kernels = Kernels(bundle)
-        kinds = self._cuda.CUdevice_attribute
-        major = self._do("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
-        minor = self._do("cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
-        self.capability = 10 * major + minor
-        self.name = self._do("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
         self.stream = self.call("cuStreamCreate", self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
 
     def free_bytes(self) -> int:
@@ -65,12 +87,11 @@ class CudaDriver:
         self.call("cuMemcpyHtoDAsync", buffer.address, array.ctypes.data, array.nbytes, self.stream)  # returns when the array was read
 
     def record(self, step: Step, buffers: Mapping[str, Memory]) -> Recorded:
-        ready = [self._prepared(launch, step, buffers) for launch in step.launches]  # a module cannot be loaded while launches are recorded
+        ready = [self.ready(one, step, buffers) for one in step.launches]  # a module cannot be loaded while launches are recorded
         self.call("cuStreamBeginCapture", self.stream, self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
-            for function, grid, code, parameters, _ in ready:
-                sizes = *grid, *(1,) * (3 - len(grid)), code.threads, 1, 1, code.shared_bytes
-                self.call("cuLaunchKernel", function, *sizes, self.stream, parameters.ctypes.data, 0)
+            for launch in ready:
+                launch()
         finally:
             graph = self.call("cuStreamEndCapture", self.stream)
         return Recorded(self, graph, list(buffers.values()))
@@ -97,25 +118,23 @@ class CudaDriver:
 
     def call(self, name: str, *arguments: Any) -> Any:
         """A function of the driver's API, on this GPU. DeviceError, or MemoryError where it has no more, says what to do."""
+        self.activate()
+        return self._do(name, *arguments)
+
+    def activate(self) -> None:
+        """Make the GPU that of this thread."""
         if not getattr(self._thread, "ready", False):
             self._do("cuCtxSetCurrent", self._context)
             self._thread.ready = True
-        return self._do(name, *arguments)
 
     def _do(self, name: str, *arguments: Any) -> Any:
-        error, *found = getattr(self._cuda, name)(*arguments)
-        if error:
-            text = self._cuda.cuGetErrorString(error)[1]
-            message = f"{name}: {text.decode() if text else error!r} ({error!r})."
-            if error == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-                raise MemoryError(f"{message} Ask for fewer seconds, samples or prompts at once, or free what else runs on the GPU.")
-            sound = ("CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_INVALID_DEVICE", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
-            raise DeviceError(message if error.name in sound else f"{message} {_AGAIN}")
-        return found[0] if len(found) == 1 else tuple(found)
+        return _do(self._cuda, name, *arguments)
 
-    def _prepared(self, launch: Launch, step: Step, buffers: Mapping[str, Memory]) -> tuple[Any, tuple[int, ...], Code, np.ndarray, Any]:
-        """(function, grid, code, addresses of its parameters, the parameters), ready to be launched."""
-        function, code = self._function(key_of(launch, step))
+    def ready(self, one: Launch | Call, step: Step, buffers: Mapping[str, Memory]) -> Callable[[], Any]:
+        """What launches it, with nothing left to be loaded. DeviceError for what this driver has not."""
+        if isinstance(one, Call):
+            raise DeviceError(f"this driver has no engine of the {one.stage} stage.")
+        function, code = self._function(key_of(one, step))
         values: list[np.ndarray] = []
 
         def add(value: Any, kind: Any) -> None:
@@ -129,9 +148,14 @@ class CudaDriver:
 
         for name, kind in code.signature.items():
             if kind != "constexpr":
-                add(launch.arguments[name], kind)
+                add(one.arguments[name], kind)
         values += [np.array(0, np.uint64)] * 2  # scratch memory, which no kernel uses
-        return function, launch.grid, code, np.array([value.ctypes.data for value in values], np.uint64), values
+        sizes = *one.grid, *(1,) * (3 - len(one.grid)), code.threads, 1, 1, code.shared_bytes
+        return partial(self._launch, function, sizes, values, np.array([value.ctypes.data for value in values], np.uint64))
+
+    def _launch(self, function: Any, sizes: tuple[int, ...], values: list[np.ndarray], addresses: np.ndarray) -> None:
+        """addresses: of the values, which must be there until the launch has taken them."""
+        self.call("cuLaunchKernel", function, *sizes, self.stream, addresses.ctypes.data, 0)
 
     def _function(self, key: str) -> tuple[Any, Code]:
         if key not in self._functions:

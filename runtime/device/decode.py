@@ -11,14 +11,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...kernels.launch import power
-from ...kernels.launches import Batch, positions_at_once
-from ...kernels.packing import narrow
 from ...kernels.sampling.constants import ALWAYS, NEVER, PLAN, STATE, Place
 from ..bundle import Sampling
 from ..noise import STAGE_IDS
 from ..stages import PREFIX_KEY, Plan
-from .model import LEAST_CAPACITY, DeviceModel, Lane
+from .model import DeviceModel, Lane
 
 CHUNK = 32  # tokens of a row that come back at once, and how far the device runs on after the last row has ended
 
@@ -43,9 +40,8 @@ def decode(
         return [np.zeros(0, np.int64)] * rows
     prefix = context.get("prefix_embeddings")
     told = 0 if prefix is None else prefix.shape[1]
-    capacity = max(power(told + plan.capacity + positions_at_once(rows * copies) - 1), LEAST_CAPACITY)
     keys = 0 if prefix is not None or not context else context["context.0.value"].shape[1]
-    lane = model.lane(Batch(rows * copies, capacity, keys, told), copies)
+    lane = model.lane(rows * copies, told + plan.capacity, keys, told, copies)
     lane.prepare(_numbers(plan, sampling))
     _upload(model, lane, plan, copies, context, draws)
     if told:
@@ -104,7 +100,7 @@ def _upload(
         arrays["prefix.lengths"] = np.tile(np.arange(1, batch.prefix + 1), rows)
     elif batch.context:
         for name, array in context.items():
-            arrays[name] = narrow(np.swapaxes(array, 1, 2) if name.endswith(".key") else array, model.kind)
+            arrays[name] = model.context_array(name, array)
     for name, array in arrays.items():
         model.driver.upload(lane.buffers[name], np.ascontiguousarray(array))
 

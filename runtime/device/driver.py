@@ -6,7 +6,7 @@ All that is asked of a driver happens in order, and nothing waits for the host b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,4 +49,13 @@ class Driver(Protocol):
 
     def download(self, buffers: Sequence[Buffer]) -> Download:
         """Begin to copy int64 buffers to the host, as they are after all that was asked for so far."""
+        ...
+
+
+@runtime_checkable
+class Engines(Driver, Protocol):
+    """A driver that has an engine of every graph of the bundle: `record` takes calls of the transformers', and the others run at once."""
+
+    def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One call of a graph, by its file name in the bundle; waits for it. ValueError for what its engine was not built for."""
         ...

@@ -45,6 +45,11 @@ class Kernels:
                 raise
             raise BundleError(f"{self.root / RECORD} is not a record of kernels: {error!r}") from error
 
+    def summary(self) -> tuple[int, list[str]]:
+        """How many there are, and for which capabilities ("90", or "ptx" for what the driver compiles) every one of them is."""
+        machines = [set(kernel["machines"]) for kernel in self._kernels.values()]
+        return len(machines), sorted(set.intersection(*machines), key=lambda one: (not one.isdigit(), len(one), one)) if machines else []
+
     def find(self, key: str, capability: int) -> Code:
         """What a card of this compute capability (90 for 9.0) runs for a launch: its own machine code, that of an earlier card of its
         generation, or PTX, which the driver compiles. BundleError names what is missing."""

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ...kernels.decoder_step.sizes import Sizes
-from ...kernels.launch import Step, bytes_of
-from ...kernels.launches import Batch, build_begin, build_prefix, build_prompt, build_step, positions_at_once
-from ...kernels.packing import in_full, pack_weights, type_of
+from ...kernels.launch import Step, bytes_of, power
+from ...kernels.launches import build_begin, build_prompt, build_step, positions_at_once
+from ...kernels.lists import Batch, build_prefix
+from ...kernels.packing import in_full, narrow, pack_weights, type_of
 from ...kernels.sampling.constants import Place
 from .driver import Buffer, Driver
 
@@ -25,18 +26,24 @@ LEAST_CAPACITY = 512  # of a cache: kernels differ by the parts that they cut sh
 class DeviceModel:
     """The weights of a stage on a device, packed once, and the lanes that were made so far."""
 
+    least_capacity = LEAST_CAPACITY
+
     def __init__(self, driver: Driver, name: str, sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> None:
         """kind: fp32, fp16 or bf16, of matrices and caches; name: of the stage, for messages. MemoryError where the device is full."""
         self.driver, self.name, self.sizes, self.kind = driver, name, sizes, kind
-        full = in_full(sizes, weights)
-        packed = pack_weights(sizes, full, kind)
-        state_bytes(driver, f"the weights of the {name} stage", sum(array.nbytes for array in packed.values()))
         self.weights: dict[str, Buffer] = {}
-        for key, array in packed.items():
-            self.weights[key] = driver.allocate(type_of(key, kind), array.shape)
-            driver.upload(self.weights[key], array)
         self._lanes: dict[tuple[Batch, int], Lane] = {}
+        full = in_full(sizes, weights)
         self._of_prefix = [full[f"layers.{layer}.attention.w_kv"] for layer in range(sizes.depth)]
+        self._take(full)
+
+    def _take(self, full: Mapping[str, np.ndarray]) -> None:
+        """Put the weights, float32 by the names of `Sizes.shapes()`, where launches read them."""
+        packed = pack_weights(self.sizes, full, self.kind)
+        state_bytes(self.driver, f"the weights of the {self.name} stage", sum(array.nbytes for array in packed.values()))
+        for key, array in packed.items():
+            self.weights[key] = self.driver.allocate(type_of(key, self.kind), array.shape)
+            self.driver.upload(self.weights[key], array)
 
     def keys_and_values(self, prefix: np.ndarray) -> list[np.ndarray]:
         """Of a conditioning prefix, float32 [n, dim]: [n, 2 * D] of each layer. They are made of its embeddings in every layer."""
@@ -45,12 +52,53 @@ class DeviceModel:
             one[:, D:] += 0.5 * made[0][:, D:]
         return made
 
-    def lane(self, batch: Batch, copies: int) -> Lane:
-        """The one for requests of this size; made where there is none. MemoryError says what it would take."""
+    def lane(self, sequences: int, longest: int, keys: int, prefix: int, copies: int) -> Lane:
+        """The one for requests of this size; made where there is none. MemoryError says what it would take.
+
+        longest: positions of a sequence at most; keys: of the cross-attention; prefix: positions of a conditioning prefix; copies: 2 with
+        guidance, whose sequences are among `sequences`.
+        """
+        batch = Batch(sequences, self.capacity(longest, self.positions(sequences)), keys, prefix)
         key = batch, copies
         if key not in self._lanes:
             self._lanes[key] = Lane(self, batch, copies)
         return self._lanes[key]
+
+    def positions(self, sequences: int) -> int:
+        """Of each prompt in one list."""
+        return positions_at_once(sequences)
+
+    def capacity(self, longest: int, positions: int) -> int:
+        """Of a cache for sequences of so many positions, with what the last round over the prompts writes beyond them."""
+        return max(power(longest + positions - 1), self.least_capacity)
+
+    def prompt_lists(self, batch: Batch, copies: int) -> dict[str, Step]:
+        """`prefix`: keys and values of the conditioning; `prompt`: the next positions of all prompts; `begin`: their last ones."""
+        arguments = self.sizes, batch, self.kind, self.driver.programs
+        lists = {"prompt": build_prompt(*arguments), "begin": build_begin(*arguments)}
+        return lists | ({"prefix": build_prefix(self.sizes, batch, self.kind, copies)} if batch.prefix else {})
+
+    def step_lists(self, batch: Batch, numbers: Mapping[str, Any]) -> list[Step]:
+        """A step for each output projection. numbers: of `sample`."""
+        heads, programs = range(self.sizes.outputs), self.driver.programs
+        return [build_step(self.sizes, batch, self.kind, numbers, head, programs) for head in heads]
+
+    def constants(self, batch: Batch, buffers: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
+        """Of these buffers those that are filled once: nothing is to be added to the streams that a list begins with, and with one stream a
+        branch is always added as it is."""
+        one_stream = self.sizes.streams == 1
+        for name, (_, shape) in buffers.items():
+            of_list = name.removeprefix("prompt.")
+            if of_list == "no_branch" or (of_list == "beta.0" and not one_stream):
+                yield name, np.zeros(shape, np.float32)
+            elif of_list in ("beta.0", "beta.1") and one_stream:
+                yield name, np.ones(shape, np.float32)
+            elif of_list == "context_lengths":
+                yield name, np.full(shape, batch.context, np.int64)
+
+    def context_array(self, name: str, array: np.ndarray) -> np.ndarray:
+        """An output of the stage's context graph as the launches read it."""
+        return narrow(np.swapaxes(array, 1, 2) if name.endswith(".key") else array, self.kind)
 
 
 class Lane:
@@ -58,12 +106,8 @@ class Lane:
 
     def __init__(self, model: DeviceModel, batch: Batch, copies: int) -> None:
         self._model, self.batch, self._copies = model, batch, copies
-        self.positions = positions_at_once(batch.sequences)
-        sizes, kind, programs = model.sizes, model.kind, model.driver.programs
-        # `prefix`: keys and values of the conditioning; `prompt`: the next positions of all prompts; `begin`: their last ones
-        self._lists = {"prompt": build_prompt(sizes, batch, kind, programs), "begin": build_begin(sizes, batch, kind, programs)}
-        if batch.prefix:
-            self._lists["prefix"] = build_prefix(sizes, batch, kind, copies)
+        self.positions = model.positions(batch.sequences)
+        self._lists = model.prompt_lists(batch, copies)
         self._numbers: dict[str, Any] | None = None
         self.buffers: dict[str, Buffer] = dict(model.weights)
         self.recorded: dict[str, Any] = {}
@@ -74,10 +118,7 @@ class Lane:
         if numbers == self._numbers:
             return
         model = self._model
-        lists = [
-            build_step(model.sizes, self.batch, model.kind, numbers | {"copies": self._copies}, head, model.driver.programs)
-            for head in range(model.sizes.outputs)
-        ]
+        lists = model.step_lists(self.batch, numbers | {"copies": self._copies})
         if not self.recorded:
             self._allocate([*self._lists.values(), *lists])
             self.recorded = {name: model.driver.record(step, self.buffers) for name, step in self._lists.items()}
@@ -89,15 +130,8 @@ class Lane:
         wanted = {name: buffer for step in lists for name, buffer in step.buffers.items() if name not in self.buffers}
         state_bytes(driver, f"the {model.name} stage of this request", sum(bytes_of(*buffer) for buffer in wanted.values()))
         made = {name: driver.allocate(*buffer) for name, buffer in wanted.items()}
-        for name, (_, shape) in wanted.items():
-            # Nothing is to be added to the streams that a list begins with; with one stream a branch is always added as it is.
-            of_list = name.removeprefix("prompt.")
-            if of_list == "no_branch" or (of_list == "beta.0" and model.sizes.streams > 1):
-                driver.upload(made[name], np.zeros(shape, np.float32))
-            elif of_list in ("beta.0", "beta.1") and model.sizes.streams == 1:
-                driver.upload(made[name], np.ones(shape, np.float32))
-            elif of_list == "context_lengths":
-                driver.upload(made[name], np.full(shape, self.batch.context, np.int64))
+        for name, array in model.constants(self.batch, wanted):
+            driver.upload(made[name], array)
         self.buffers |= made
 
 
