@@ -67,13 +67,14 @@ def models(size: str) -> dict[str, Any]:
     return build_models(SIZES[size])
 
 
-def bundle(size: str, precision: str = "fp32", build: Path = BUILD) -> Path:
+def bundle(size: str, precision: str = "fp32", build: Path = BUILD, target: str = "onnxruntime") -> Path:
     """The bundle of a size at a precision; exported where it is not there. ValueError for a precision that the export does not write."""
-    if precision not in precisions():
+    if target == "onnxruntime" and precision not in precisions():
         raise ValueError(f"this export writes {', '.join(precisions())}, not {precision}.")
-    out = build / size / precision
+    out = build / size / (precision if target == "onnxruntime" else f"{target}-{precision}")
     if not out.is_dir():
-        chosen: dict[str, Any] = {} if precision == "fp32" else {"precision": precision, "force": True}  # random weights lose more
+        plain = target == "onnxruntime" and precision == "fp32"
+        chosen: dict[str, Any] = {} if plain else {"target": target, "precision": precision, "force": True}  # random weights lose more
         export_checkpoints(**checkpoints(size, build), out=out, **chosen)
     return out
 

@@ -62,8 +62,8 @@ def load(
     if chosen == "cuda":
         return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), CudaDriver(opened.root), weights)
     if chosen == "tensorrt":
-        form = Form.open(opened)
-        return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), EngineDriver(opened, form), form.precision, form)
+        driver = EngineDriver(opened, Form.open(opened))
+        return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), driver, driver.form.precision)
     return MusicLM(opened, chosen, threads, choose_step(step, [getattr(opened.manifest, stage) for stage in STAGES]))
 
 
@@ -71,27 +71,17 @@ class MusicLM:
     """A loaded bundle. One object serves several threads at once; each request has its own caches."""
 
     def __init__(
-        self,
-        bundle: Bundle,
-        device: str,
-        threads: int | None,
-        step: Choice,
-        driver: Driver | None = None,
-        weights: str = "fp32",
-        form: Form | None = None,
+        self, bundle: Bundle, device: str, threads: int | None, step: Choice, driver: Driver | None = None, weights: str = "fp32"
     ) -> None:
-        """driver: of the device that makes the tokens, the CPU without one; weights: their type there, fp32, fp16 or bf16.
-
-        form: TensorRT's, whose engines the driver calls, those of all graphs; without it the transformers are kernels.
-        """
-        self.bundle, self.device, self.step, self.driver, self.weights, self._form = bundle, device, step, driver, weights, form
+        """driver: of the device that makes the tokens, the CPU without one; weights: their type there, fp32, fp16 or bf16."""
+        self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
         self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.Lock()
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
         self._on_device: dict[str, DeviceModel] = {}
         self._pool = open_pool(threads) if step.native else None
-        how = "native" if step.native else "by graph" if driver is None else "by kernels" if form is None else "by engines"
+        how = "native" if step.native else "by graph" if driver is None else "by engines" if isinstance(driver, Engines) else "by kernels"
         _LOG.info("%s on %s: steps %s: %s", bundle.root, device, how, step.reason)
 
     def generate(
@@ -225,10 +215,10 @@ class MusicLM:
                 raise RuntimeError("this MusicLM is closed.")
             if stage not in self._on_device:
                 _, sizes, numbers = open_weights(self.bundle.root, self._decoder(stage))
-                if self._form is None:
-                    self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights)
+                if isinstance(self.driver, Engines):
+                    self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers)
                 else:
-                    self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers, self._form)
+                    self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights)
             yield self._on_device[stage]
 
     def close(self) -> None:

@@ -104,7 +104,7 @@ class InterpretedEngines(InterpreterDriver):
 
     def __init__(self, bundle: Bundle, form: Form, memory: int = 1 << 30) -> None:
         super().__init__(memory)
-        self._bundle, self._form, self._sessions = bundle, form, {}
+        self._bundle, self.form, self._sessions = bundle, form, {}
         self.asked: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -127,5 +127,5 @@ class InterpretedEngines(InterpreterDriver):
 
     def session(self, graph: str) -> Any:
         if graph not in self._sessions:
-            self._sessions[graph] = open_session(self._form.graph(self._bundle, graph), 2)
+            self._sessions[graph] = open_session(self.form.graph(self._bundle, graph), 2)
         return self._sessions[graph]

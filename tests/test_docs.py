@@ -1,4 +1,4 @@
-"""docs/export.md, prompts.md and long_clips.md are true: their commands and snippets run one after another, on a tiny MusicLM.
+"""docs/export.md, prompts.md, long_clips.md and gpu.md are true: their commands and snippets run one after another, on a tiny MusicLM.
 
 Only numbers are lowered, as in test_training_docs.py. An export on the page reads its files and fits them together as ever, but takes the
 graphs of the tiny bundle instead of tracing them for half a minute: what the export makes of such files, every test with a bundle tests.
@@ -139,6 +139,26 @@ def test_pages_on_generating(name: str, folder: Path, monkeypatch: pytest.Monkey
     for kind, step in found:
         run(kind, shortened(step, SHORTER), names)
     assert soundfile.info("out.wav").frames > 0
+
+
+def test_the_gpu_page(static_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A command on the page that does not work; without a GPU, one that does not say so. A refusal in other words than the code's."""
+    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install musiclm-deploy[tensorrt-rtx]")
+    shutil.copytree(static_bundle, tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path)
+    text, refused = page("gpu.md"), 0
+    for _, command in steps(text):
+        try:
+            run("command", command, {})
+        except AssertionError:
+            said = capsys.readouterr().err
+            assert "no NVIDIA GPU can be used here" in said or "this ONNX Runtime is for CPUs alone" in said, command
+            refused += 1
+    assert len(steps(text)) == 4 and refused < 4
+    assert Bundle.open("bundle") and list((tmp_path / "bundle" / "engines").glob("*-sm_86/coarse.engine"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "runtime").rglob("*.py"))
+    refusals = re.findall(r"^\| `(.*?)` \| ", text[text.index("## When it is refused") :], re.MULTILINE)
+    assert len(refusals) == 8 and not [words for words in refusals if words not in sources]
 
 
 def test_links() -> None:

@@ -46,7 +46,7 @@ class StageEngines(InterpretedEngines):
 def engine_model(static: Stage, exported: Stage) -> EngineModel:
     form = Form("fp32", {static.name: CAPACITY}, POSITIONS, {})
     _, sizes, weights = open_weights(exported.folder, exported.decoder)
-    return EngineModel(StageEngines(static, form), static.name, sizes, weights, form)
+    return EngineModel(StageEngines(static, form), static.name, sizes, weights)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_music_is_the_cpus(static_bundle, music: MusicLM) -> None:
     form = Form.open(opened)
     driver = InterpretedEngines(opened, form)
     request: Any = dict(text=["calm piano", "brass band"], seconds=0.1, seed=[3, 4], sampling={"coarse": SamplingConfig(cond_scale=3.0)})
-    with MusicLM(opened, "tensorrt", 1, Choice(False, "by engines"), driver, form=form) as model:
+    with MusicLM(opened, "tensorrt", 1, Choice(False, "by engines"), driver) as model:
         found, expected = model.generate(**request), music.generate(**request)
         for one, other in zip(found, expected, strict=True):
             for name in ("semantic", "coarse", "fine"):

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interpreted import InterpreterDriver
+import torch
+from interpreted import InterpretedEngines, InterpreterDriver
 
 from benchmarks import gpu
+from benchmarks.peers import on_device
 from musiclm_deploy.runtime.bench.table import as_text
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device.model import DeviceModel
+from musiclm_deploy.runtime.engines.form import Form
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +47,35 @@ def test_a_wrong_token_ends_it(tiny_bundle, monkeypatch) -> None:
     monkeypatch.setattr(gpu.device, "decode", wrong)
     with pytest.raises(RuntimeError, match=r"semantic, fp32: 0 of 1 tokens are the CPU's after the same tokens, 100% must be"):
         gpu.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", None, (1,), (20,), 1)
+
+
+def test_engines_too(static_bundle) -> None:
+    """Fault: engines whose tokens are not looked at, or whose rows are taken for those of kernels."""
+    opened = Bundle.open(static_bundle)
+    form = Form.open(opened)
+    made = gpu.check(opened, InterpretedEngines(opened, form), "fp32", 1e9, (1, 2), (20,), 2)
+    tokens, steps = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
+    assert [(row["form"], row["equal"], row["tokens"]) for row in tokens] == [("engines", 2, 2)] * 3
+    assert [row["rows"] for row in steps] == [1, 2] * 3 and {row["form"] for row in steps} == {"engines"}
+    coarse, caches = opened.manifest.coarse, form.capacities["coarse"] * 2 * 4
+    assert (steps[3]["mb_read"] - steps[2]["mb_read"]) * 1e6 == pytest.approx(caches * coarse.depth * coarse.cache_head_size, rel=0.02)
+
+
+def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
+    """Fault: a peer that computes something else than it is timed for; a row that does not say which peer it is."""
+    monkeypatch.setattr(on_device, "DTYPES", {"fp16": torch.float32, "bf16": torch.float32})  # a CPU takes its time in 16 bits
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
+    monkeypatch.setattr(gpu, "bundle", lambda *_: tiny_bundle)
+    monkeypatch.setattr(gpu, "models", lambda *_: tiny_models)
+    rows = gpu.peers("tiny", 2, 20, 6, device="cpu")
+    assert [(row["form"], row["precision"]) for row in rows] == [
+        *(("compiled PyTorch", kind) for kind in ("fp16", "bf16")),
+        ("audiolm-pytorch", "fp32"),
+    ]
+    assert all(row["step_us"] > 0 and row["rows"] == 2 for row in rows)
+    case, conditioning = gpu.case_of_peers(Bundle.open(tiny_bundle), 2, 20, 6)
+    compiled = on_device.static_cache_tokens(tiny_models["coarse"].state_dict(), case, conditioning, torch.float32, "cpu", None)
+    upstream = on_device.upstream_tokens(tiny_models["coarse"], case, conditioning, "cpu")
+    for index in range(len(case.tokens)):
+        ours, theirs = compiled(index), upstream(index)
+        assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from ...kernels.launch import Step
+from ..engines.form import Form
 
 Buffer = Any  # memory of a driver, of one type and shape
 Recorded = Any  # launches of a driver
@@ -55,6 +56,8 @@ class Driver(Protocol):
 @runtime_checkable
 class Engines(Driver, Protocol):
     """A driver that has an engine of every graph of the bundle: `record` takes calls of the transformers', and the others run at once."""
+
+    form: Form  # what the engines were built of
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One call of a graph, by its file name in the bundle; waits for it. ValueError for what its engine was not built for."""

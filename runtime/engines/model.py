@@ -16,18 +16,17 @@ from ...kernels.launch import Step
 from ...kernels.lists import Batch, build_prefix
 from ...kernels.packing import narrow
 from ...kernels.sampling.constants import Place
-from ..device.driver import Driver
+from ..device.driver import Engines
 from ..device.model import DeviceModel
-from .form import Form
 
 
 class EngineModel(DeviceModel):
     """Its lanes have the caches' static length, and hold no weights."""
 
-    def __init__(self, driver: Driver, stage: str, sizes: Sizes, weights: Mapping[str, np.ndarray], form: Form) -> None:
+    def __init__(self, driver: Engines, stage: str, sizes: Sizes, weights: Mapping[str, np.ndarray]) -> None:
         """weights: of the stage, of which a conditioning prefix is multiplied with some."""
-        super().__init__(driver, stage, sizes, weights, form.precision)
-        self._form = form
+        super().__init__(driver, stage, sizes, weights, driver.form.precision)
+        self._form = driver.form
 
     def _take(self, full: Mapping[str, np.ndarray]) -> None:
         """The engine has them."""

@@ -29,7 +29,7 @@ class EngineDriver(CudaDriver):
         """BackendError where there is no GPU, no TensorRT, or no engines for both; BundleError for engines that are not the bundle's."""
         target = Target.here()
         super().__init__(bundle.root, index)
-        self._bundle, self._library = bundle, target.library
+        self.form, self._bundle, self._library = form, bundle, target.library
         self._folder, self._engines = find_engines(bundle, form, target)
         self._runtime = self._library.trt.Runtime(self._library.log)
         self._contexts: dict[tuple[str, int], Any] = {}  # by graph and profile
