@@ -40,7 +40,7 @@ from musiclm_deploy.runtime.device import decode as device
 from musiclm_deploy.runtime.device.cuda import CudaDriver
 from musiclm_deploy.runtime.device.driver import Driver, Engines
 from musiclm_deploy.runtime.device.kernels import FOLDER
-from musiclm_deploy.runtime.device.model import TYPES, DeviceModel, every_list
+from musiclm_deploy.runtime.device.model import DeviceModel, every_list
 from musiclm_deploy.runtime.engines.build import Target, build
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.library import find_library
@@ -253,14 +253,14 @@ def peers(size: str, rows: int, context: int, steps: int, device: str = "cuda") 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="readme")
-    parser.add_argument("--weights", choices=TYPES, action="append", help="repeat for more (default: fp32, fp16, bf16)")
+    parser.add_argument("--weights", choices=LEAST_EQUAL, action="append", help="repeat for more (default: fp32, fp16, bf16)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the clips (default: 10)")
     parser.add_argument("--only-tokens", action="store_true", help="compare tokens by our own kernels, and time nothing")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where rows are appended (default: results/gpu.jsonl)")
     options = parser.parse_args()
     kinds, opened = options.weights or ["fp32", "fp16", "bf16"], Bundle.open(bundle(options.size))
     if not (opened.root / FOLDER).exists():  # before a GPU is asked for: it takes minutes, and needs none
-        pack_kernels(opened.root, TYPES)
+        pack_kernels(opened.root, list(LEAST_EQUAL))
     forms: dict[str, Bundle] = {}
     try:
         library = find_library()

@@ -76,8 +76,9 @@ def export_checkpoints(
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
     these}. With the target tensorrt "fp32", "fp16" or "bf16", of all products there; ONNX Runtime has fp32 then. force: take a precision
     that loses more than it may. calibration: a folder of sounds to measure that on, in place of what the fp32 model makes of a few texts.
-    kernels: types of weights, fp16, bf16 or fp32, for which what device="cuda" launches is compiled into the bundle, by Triton and on any
-    machine; compute_capabilities: of the GPUs that they are for, 90 for 9.0, all that the compiler knows by default.
+    kernels: types of weights, fp16, bf16, fp32, or int8 of a bundle of 8 bits, for which what device="cuda" launches is compiled into the
+    bundle, by Triton and on any machine; compute_capabilities: of the GPUs that they are for, 90 for 9.0, all that the compiler knows by
+    default.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
@@ -88,6 +89,8 @@ def export_checkpoints(
 
     out, asked = Path(out), wanted(precision, target)
     engines = asked[STAGES[0]] if target == "tensorrt" else None
+    if "int8" in kernels and set(asked.values()) != {"int8"}:
+        raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
     sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)

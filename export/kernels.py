@@ -26,7 +26,7 @@ def pack_kernels(
 ) -> Path:
     """Compile what the bundle's three transformers launch, and return the folder. ExportError where it is there already or cannot be made.
 
-    types: of weights and caches, some of fp16, bf16 and fp32. engines: type of the caches of engines, whose tokens are drawn by kernels;
+    types: of weights, some of fp16, bf16, fp32 and int8. engines: type of the caches of engines, whose tokens are drawn by kernels;
     None for a bundle without TensorRT's form. capabilities: of GPUs, 90 for 9.0; all that the compiler knows by default.
     """
     try:

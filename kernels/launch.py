@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT, RECORD = 1, "kernels.json"  # of a folder of compiled kernels: rises when the record changes; the record's name
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int64": 8, "bool": 1}
-_POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int64": "*i64"}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int64": 8, "bool": 1}
+_POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int8": "*i8", "int64": "*i64"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Call:
 
 @dataclass
 class Step:
-    """`buffers`: name -> type and shape. Types: fp32, int64, bool, and that of weights and caches, fp32, fp16 or bf16."""
+    """`buffers`: name -> type and shape. Types: fp32, int64, bool, those of weights and caches, fp32, fp16, bf16, int8."""
 
     buffers: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     launches: list[Launch | Call] = field(default_factory=list)

@@ -1,9 +1,9 @@
 """A token transformer as lists of launches: a decode step, eight a layer, one for the logits, one for the token and what follows it; and
 before it the prompt, several positions of every sequence at once.
 
-In: a transformer's sizes, sequences of the batch, the type of weights and caches. Out: `Step`, which buffers there are and which kernels
-run on them, in order. Nothing here runs, compiles or needs Triton: `runtime/device` makes the lists where music is made, `compile.py`
-beside it compiles what they name.
+In: a transformer's sizes, sequences of the batch, the type of weights. Out: `Step`, which buffers there are and which kernels run on them,
+in order. Nothing here runs, compiles or needs Triton: `runtime/device` makes the lists where music is made, `compile.py` beside it compiles
+what they name.
 
     self    connect + norm + product   -> queries, new key and value     attend, append   -> partial        merge + product   -> y
     cross   connect + norm + product   -> queries                        attend           -> partial        merge + product   -> y
@@ -21,7 +21,7 @@ from .geglu.constants import Inner
 from .hyper_connection.constants import Mixing
 from .launch import Launch, Step, power
 from .lists import Batch, Builder
-from .packing import pitch_of
+from .packing import beside, pitch_of, type_of
 
 TILE = 4096  # elements of a product's tile over all its rows: 32 a thread
 PROGRAMS = 264  # of a product, about: two for each of an H100's 132 processors; each repeats what comes before the product
@@ -68,8 +68,8 @@ def positions_at_once(sequences: int) -> int:
 
 class _Builder(Builder):
     def __init__(self, sizes: Sizes, batch: Batch, weights: str, programs: int, positions: int = 0) -> None:
-        super().__init__(sizes, batch, weights, positions)
-        self.programs = programs
+        super().__init__(sizes, batch, beside(weights), positions)
+        self.programs, self.matrices = programs, weights
         self.tile_rows = min(power(self.rows), TILE_ROWS)
         self._side = 0  # which of the two buffers of streams was written last
         self._none = self.of_rows("no_branch", sizes.dim)  # zeros: nothing is to be added to the streams that a list begins with
@@ -185,13 +185,17 @@ class _Builder(Builder):
         gated: bool = False,
         bias: str | None = None,
     ) -> str:
-        pitch = pitch_of(K)
-        weights, made = self.buffer(f"{name}.weight", N * (1 + gated), pitch, kind=self.kind), self.of_rows(out, N)
-        arguments = dict(inputs=inputs, weights=weights, scales=self._none, bias=bias or self._none, out=made, rows=self.rows, N=N)
+        pitch, outputs, made = pitch_of(K), N * (1 + gated), self.of_rows(out, N)
+        weights = self.buffer(f"{name}.weight", outputs, pitch, kind=type_of(f"{name}.weight", self.matrices))
+        group, scales = 0, self._none
+        if self.matrices == "int8" and not name.startswith("head."):
+            group = self.sizes.block
+            scales = self.buffer(f"{name}.scales", outputs, -(-K // group))
+        arguments = dict(inputs=inputs, weights=weights, scales=scales, bias=bias or self._none, out=made, rows=self.rows, N=N)
         block = min(power(K), max(64, TILE // self.tile_rows // columns // 2))
         known: dict[str, Any] = dict(zip(("prepare", "read", "sizes"), source, strict=True))
         known |= dict(K=K, PITCH=pitch, ROWS=self.tile_rows, COLUMNS=columns)
-        known |= dict(BLOCK=block, GROUP=0, GATED=gated, BIASED=bias is not None)
+        known |= dict(BLOCK=block, GROUP=group, GATED=gated, BIASED=bias is not None)
         grid = (-(-N // columns), -(-self.rows // self.tile_rows))
         self.step.launches.append(Launch(name, "product", grid, arguments, known))
         return made

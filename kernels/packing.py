@@ -19,23 +19,34 @@ def pitch_of(inputs: int) -> int:
 
 
 def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
-    """The step's weight buffers, by name: from those of `Sizes.shapes()` at 32 bits, to which norms and heads may add biases.
+    """The step's weight buffers, by name: from those of `Sizes.shapes()`, to which norms and heads may add biases.
 
-    kind: of matrices and of the table, fp32, fp16 or bf16, as `narrow` has it; what else there is stays float32.
+    kind: of the layers' matrices: fp32, fp16, bf16, or int8 of a transformer of 8 bits, whose numbers they then are, with scales, and of no
+    other, which is a ValueError; of output projections and the table as `beside` has it; what else there is stays float32.
     """
+    if kind == "int8" and sizes.bits != 8:
+        raise ValueError(f"weights of int8 are those of a bundle of 8 bits, this has {sizes.bits}: export it with --precision int8")
+    stored, weights = weights, in_full(sizes, weights)
     packed: dict[str, np.ndarray] = {name: weights[name] for name in ("rows",)}
     packed["bias_table"] = weights["bias_table"] if sizes.bias_entries else np.zeros((sizes.heads, 1), np.float32)
     norms = ["norm"]
     for layer in range(sizes.depth):
         name = f"layers.{layer}"
         attention, cross, feed = f"{name}.attention", f"{name}.cross_attention", f"{name}.feed_forward"
-        joined = np.concatenate([weights[f"{attention}.w_q"], weights[f"{attention}.w_kv"]], axis=1)
-        packed |= {f"{attention}.in.weight": joined.T, f"{attention}.out.weight": weights[f"{attention}.w_out"].T}
-        packed |= {f"{feed}.{part}.weight": weights[f"{feed}.w_{part}"].T for part in ("in", "out")}
+        matrices = {f"{attention}.in": ("w_q", "w_kv"), f"{attention}.out": ("w_out",), f"{feed}.in": ("w_in",), f"{feed}.out": ("w_out",)}
         norms += [f"{attention}.norm", f"{feed}.norm", f"{feed}.inner_norm"]
         if sizes.cross_attention:
-            packed |= {f"{cross}.in.weight": weights[f"{cross}.w_q"].T, f"{cross}.out.weight": weights[f"{cross}.w_out"].T}
+            matrices |= {f"{cross}.in": ("w_q",), f"{cross}.out": ("w_out",)}
             norms.append(f"{cross}.norm")
+        for product, parts in matrices.items():
+            names = [f"{product.rpartition('.')[0]}.{part}" for part in parts]
+            if kind == "int8":
+                values = np.concatenate([stored[f"{one}.values"] for one in names])
+                inputs = len(weights[names[0]])
+                packed[f"{product}.weight"] = values.reshape(len(values), -1)[:, :inputs].astype(np.int16) - 128
+                packed[f"{product}.scales"] = np.concatenate([stored[f"{one}.scales"] for one in names])
+            else:
+                packed[f"{product}.weight"] = np.concatenate([weights[one] for one in names], axis=1).T
         for branch in range(3):
             at = f"{name}.{branch}.connection"
             if f"{at}.norm" in weights:
@@ -47,15 +58,23 @@ def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> 
     packed |= {f"head.{q}.weight": weights[f"head.{q}.weight"].T for q in range(sizes.outputs)}
     packed["head.bias"] = weights.get("head.bias", np.zeros(sizes.vocabulary, np.float32))
     for name, array in packed.items():
+        own = type_of(name, kind)
         if name.endswith(".weight"):
             array = np.pad(array, ((0, 0), (0, pitch_of(array.shape[1]) - array.shape[1])))
-        packed[name] = narrow(np.ascontiguousarray(array, np.float32), type_of(name, kind))
+        packed[name] = array.astype(np.int8) if own == "int8" else narrow(np.ascontiguousarray(array, np.float32), own)
     return packed
 
 
+def beside(kind: str) -> str:
+    """The type of caches, table and output projections where matrices are of this kind."""
+    return "fp16" if kind == "int8" else kind
+
+
 def type_of(name: str, kind: str) -> str:
-    """Of a packed buffer, where matrices and the table are of this kind."""
-    return kind if name == "rows" or name.endswith(".weight") else "fp32"
+    """Of a packed buffer, where the layers' matrices are of this kind."""
+    if name == "rows" or (name.startswith("head.") and name.endswith(".weight")):
+        return beside(kind)
+    return kind if name.endswith(".weight") else "fp32"
 
 
 def narrow(array: np.ndarray, kind: str) -> np.ndarray:

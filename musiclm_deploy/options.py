@@ -70,7 +70,10 @@ def make_parser() -> argparse.ArgumentParser:
     generate.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
     generate.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
     generate.add_argument(
-        "--weights", default="fp16", choices=["fp16", "bf16", "fp32"], help="of the transformers on a GPU, as packed (default: fp16)"
+        "--weights",
+        default="fp16",
+        choices=["fp16", "bf16", "fp32", "int8"],
+        help="of transformers on a GPU, as packed (default: fp16)",
     )
     generate.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: one per core)")
     generate.add_argument("--json", action="store_true", help="print what was made as one JSON object")
@@ -142,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--kernels",
         action="append",
-        choices=["fp16", "bf16", "fp32"],
+        choices=["fp16", "bf16", "fp32", "int8"],
         help="compile what a GPU launches too, for weights of this type; repeat for more",
     )
     export.add_argument(

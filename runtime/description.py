@@ -61,10 +61,7 @@ def _for_gpus(bundle: Bundle) -> list[str]:
     """What else the folder holds, of what was packed or built for GPUs."""
     lines = []
     if (bundle.root / KERNELS).exists():
-        count, machines = Kernels(bundle.root).summary()
-        cards = [f"{int(one) / 10:.1f}" for one in machines if one != "ptx"]
-        later = ", and later cards" if "ptx" in machines else ""
-        lines.append(f"  kernels   {count}, for compute capability {', '.join(cards)}{later}")
+        lines.append(f"  kernels   {Kernels(bundle.root).summary()}")
     folders = sorted(path.parent for path in (bundle.root / ENGINES).glob(f"[!.]*/{RECORD}"))
     if not folders and (bundle.root / FORM).exists():
         lines.append("  engines   none built yet: musiclm build")

@@ -48,8 +48,8 @@ def load(
     """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default.
 
     step: "native" or "graph", what computes a token after the first on a CPU; "auto" is native where it was built.
-    weights: "fp16", "bf16" or "fp32", in which "cuda" has the transformers' matrices and caches; engines are as they were exported. "auto"
-    is the CPU.
+    weights: "fp16", "bf16", "fp32", or "int8" of a bundle of 8 bits, in which "cuda" has the transformers' matrices; engines are as they
+    were exported. "auto" is the CPU.
 
     Raises BundleError with every fault of the bundle, BackendError when the device cannot be had. A graph is opened when it is first
     used; one that ONNX Runtime refuses, though its hash is right, is a BundleError then.
@@ -73,7 +73,7 @@ class MusicLM:
     def __init__(
         self, bundle: Bundle, device: str, threads: int | None, step: Choice, driver: Driver | None = None, weights: str = "fp32"
     ) -> None:
-        """driver: of the device that makes the tokens, the CPU without one; weights: their type there, fp32, fp16 or bf16."""
+        """driver: of the device that makes the tokens, the CPU without one; weights: their type there, one of TYPES."""
         self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
         self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.Lock()

@@ -18,7 +18,7 @@ from musiclm_deploy.runtime.device.driver import Download
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import PROMPT, STEP
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64, "bool": torch.bool}
+TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64, "int8": torch.int8, "bool": torch.bool}
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
@@ -65,7 +65,7 @@ class InterpreterDriver:
 
     def allocate(self, kind: str, shape: tuple[int, ...]) -> torch.Tensor:
         self.memory -= torch.Size(shape).numel() * TYPES[kind].itemsize
-        return torch.full(shape, {"int64": -(1 << 50), "bool": True}.get(kind, torch.nan), dtype=TYPES[kind])
+        return torch.full(shape, {"int64": -(1 << 50), "int8": 99, "bool": True}.get(kind, torch.nan), dtype=TYPES[kind])
 
     def upload(self, buffer: torch.Tensor, array: np.ndarray) -> None:
         given = torch.from_numpy(array)

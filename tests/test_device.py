@@ -21,7 +21,7 @@ from test_decoder_step import _COARSE, _SEMANTIC, Stage
 from musiclm_deploy.kernels.launch import key_of
 from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step
 from musiclm_deploy.kernels.lists import Batch, build_prefix
-from musiclm_deploy.kernels.packing import in_full, narrow, pack_weights
+from musiclm_deploy.kernels.packing import beside, in_full, narrow, pack_weights
 from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import Bundle, BundleError, Sampling
@@ -183,6 +183,13 @@ def test_what_does_not_fit_is_said_before_it_is_taken(stages) -> None:
     assert model.driver.memory == 20_000
     model.driver.memory = 1 << 30
     assert len(on_device(model, stage, plan_of(stage, 3, False), False, greedy)) == 3
+    before, held = [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)], len(model._lanes)
+    model.driver.memory = 20_000
+    with pytest.raises(MemoryError):  # the interpreter's memory is not given back, but the buffers of the other size are
+        on_device(model, stage, plan_semantic(stage.decoder, 2, 9, False), False, greedy)
+    assert (held, len(model._lanes)) == (1, 1)
+    model.driver.memory = 1 << 30
+    assert [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)] == before
 
 
 def test_what_a_device_does_not_take(on_interpreter: MusicLM, stages) -> None:
@@ -238,19 +245,39 @@ def test_narrow_weights_stand_for_the_same_numbers(precision: str, stages) -> No
     assert max(lost.values()) <= step and all(lost[f"layers.0.{name}.weight"] > 0 for name in ("attention.in", "feed_forward.out")), lost
 
 
+def test_eight_bits_are_the_bundles(stages) -> None:
+    """Fault: int8 weights with a scale of another block, output or matrix; a cache or table in int8; a stage of other bits."""
+    variant = "cross-attention, four streams"
+    stage, sampling = stages(variant, "coarse", "int8"), Sampling(temperature=1.1, filter_thres=0.3, cond_scale=2.0)
+    _, sizes, weights = open_weights(stage.folder, stage.decoder)
+    packed, full = (pack_weights(sizes, weights, kind) for kind in ("int8", "fp32"))
+    products = [name.removesuffix(".scales") for name in packed if name.endswith(".scales")]
+    assert len(products) == 6 * sizes.depth and packed["rows"].dtype == packed["head.1.weight"].dtype == np.float16
+    for name in products:
+        whole, scales = packed[f"{name}.weight"], np.repeat(packed[f"{name}.scales"], sizes.block, axis=1)
+        inputs = min(whole.shape[1], scales.shape[1])
+        np.testing.assert_array_equal(whole[:, :inputs] * scales[:, :inputs], full[f"{name}.weight"][:, :inputs], err_msg=name)
+    plan = plan_of(stage, 5, True)
+    eight, wide = (on_device(device_model(stage, kind), stage, plan, True, sampling) for kind in ("int8", "fp32"))
+    assert [row.tolist() for row in eight] == [row.tolist() for row in wide]  # what fp16 caches lose changes none of these
+    with pytest.raises(ValueError, match="int8 are those of a bundle of 8 bits, this has 32: export it with --precision int8"):
+        device_model(stages(variant, "coarse"), "int8")
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
 @pytest.mark.parametrize("sequences", [1, 2, 3, 5, 6, 8, 16, 32])
-def test_every_kernel_is_packed(sequences: int, stages) -> None:
+def test_every_kernel_is_packed(sequences: int, kind: str, stages) -> None:
     """Fault: a request whose size no one thought of when the kernels were compiled."""
     stage = stages("prefix, two streams, heads of 20", "coarse")
     _, sizes, _ = open_weights(stage.folder, stage.decoder)
-    packed = {key_of(launch, step) for step in every_list(sizes, True, True, "fp16") for launch in step.kernels}
+    packed = {key_of(launch, step) for step in every_list(sizes, True, True, kind) for launch in step.kernels}
     place = Place(7, 13, 2, 1 << 40, 2, 2, 1, 0)
     numbers = dict(place=place, total=32, stage=1, frame=-1, end=-1, k=3, scale=2.5, temperature=0.0)
     for capacity in (512, 1024, 4096, 1 << 15):
         for copies in (1, 2) if sequences % 2 == 0 else (1,):
             batch = Batch(sequences, capacity, 5, 3)
-            lists = [build_step(sizes, batch, "fp16", numbers | {"copies": copies}, head) for head in range(sizes.outputs)]
-            lists += [build_prompt(sizes, batch, "fp16"), build_begin(sizes, batch, "fp16"), build_prefix(sizes, batch, "fp16", copies)]
+            lists = [build_step(sizes, batch, kind, numbers | {"copies": copies}, head) for head in range(sizes.outputs)]
+            lists += [build_prompt(sizes, batch, kind), build_begin(sizes, batch, kind), build_prefix(sizes, batch, beside(kind), copies)]
             missing = {launch.name for step in lists for launch in step.kernels if key_of(launch, step) not in packed}
             assert not missing, (capacity, copies)
 

@@ -45,10 +45,15 @@ class Kernels:
                 raise
             raise BundleError(f"{self.root / RECORD} is not a record of kernels: {error!r}") from error
 
-    def summary(self) -> tuple[int, list[str]]:
-        """How many there are, and for which capabilities ("90", or "ptx" for what the driver compiles) every one of them is."""
-        machines = [set(kernel["machines"]) for kernel in self._kernels.values()]
-        return len(machines), sorted(set.intersection(*machines), key=lambda one: (not one.isdigit(), len(one), one)) if machines else []
+    def summary(self) -> str:
+        """How many there are, what they take of a processor, and for which cards every one of them is."""
+        every = [kernel["machines"] for kernel in self._kernels.values()]
+        uses = [machine for machines in every for machine in machines.values()]
+        registers, stack = (max((one[what] for one in uses), default=0) for what in ("registers", "stack_bytes"))
+        shared = set.intersection(*map(set, every)) if every else set()
+        cards = ", ".join(f"{number / 10:.1f}" for number in sorted(int(one) for one in shared - {"ptx"}))
+        later = " and later cards" * ("ptx" in shared)
+        return f"{len(every)}, at most {registers} registers and {stack} bytes of stack a thread, for compute capability {cards}{later}"
 
     def find(self, key: str, capability: int) -> Code:
         """What a card of this compute capability (90 for 9.0) runs for a launch: its own machine code, that of an earlier card of its

@@ -15,11 +15,11 @@ from ...kernels.decoder_step.sizes import Sizes
 from ...kernels.launch import Step, bytes_of, power
 from ...kernels.launches import build_begin, build_prompt, build_step, positions_at_once
 from ...kernels.lists import Batch, build_prefix
-from ...kernels.packing import in_full, narrow, pack_weights, type_of
+from ...kernels.packing import beside, in_full, narrow, pack_weights, type_of
 from ...kernels.sampling.constants import Place
 from .driver import Buffer, Driver
 
-TYPES = ("fp16", "bf16", "fp32")  # of matrices and caches
+TYPES = ("fp16", "bf16", "fp32", "int8")  # of matrices and caches; beside int8 caches are fp16
 LEAST_CAPACITY = 512  # of a cache: kernels differ by the parts that they cut shorter ones into, and each kernel must have been compiled
 
 
@@ -29,17 +29,20 @@ class DeviceModel:
     least_capacity = LEAST_CAPACITY
 
     def __init__(self, driver: Driver, name: str, sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> None:
-        """kind: fp32, fp16 or bf16, of matrices and caches; name: of the stage, for messages. MemoryError where the device is full."""
-        self.driver, self.name, self.sizes, self.kind = driver, name, sizes, kind
+        """kind: of matrices and caches, one of TYPES; name: of the stage, for messages.
+
+        MemoryError where the device is full, ValueError for int8 of a stage that was not exported in it.
+        """
+        self.driver, self.name, self.sizes, self.kind, self.beside = driver, name, sizes, kind, beside(kind)
         self.weights: dict[str, Buffer] = {}
         self._lanes: dict[tuple[Batch, int], Lane] = {}
         full = in_full(sizes, weights)
         self._of_prefix = [full[f"layers.{layer}.attention.w_kv"] for layer in range(sizes.depth)]
-        self._take(full)
+        self._take(weights)
 
-    def _take(self, full: Mapping[str, np.ndarray]) -> None:
-        """Put the weights, float32 by the names of `Sizes.shapes()`, where launches read them."""
-        packed = pack_weights(self.sizes, full, self.kind)
+    def _take(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Put the weights where launches read them."""
+        packed = pack_weights(self.sizes, weights, self.kind)
         state_bytes(self.driver, f"the weights of the {self.name} stage", sum(array.nbytes for array in packed.values()))
         for key, array in packed.items():
             self.weights[key] = self.driver.allocate(type_of(key, self.kind), array.shape)
@@ -64,6 +67,10 @@ class DeviceModel:
             self._lanes[key] = Lane(self, batch, copies)
         return self._lanes[key]
 
+    def keep_only(self, lane: Lane) -> None:
+        """Give back the memory of requests of other sizes, which no request uses now."""
+        self._lanes = {key: one for key, one in self._lanes.items() if one is lane}
+
     def positions(self, sequences: int) -> int:
         """Of each prompt in one list."""
         return positions_at_once(sequences)
@@ -76,7 +83,7 @@ class DeviceModel:
         """`prefix`: keys and values of the conditioning; `prompt`: the next positions of all prompts; `begin`: their last ones."""
         arguments = self.sizes, batch, self.kind, self.driver.programs
         lists = {"prompt": build_prompt(*arguments), "begin": build_begin(*arguments)}
-        return lists | ({"prefix": build_prefix(self.sizes, batch, self.kind, copies)} if batch.prefix else {})
+        return lists | ({"prefix": build_prefix(self.sizes, batch, self.beside, copies)} if batch.prefix else {})
 
     def step_lists(self, batch: Batch, numbers: Mapping[str, Any]) -> list[Step]:
         """A step for each output projection. numbers: of `sample`."""
@@ -98,7 +105,7 @@ class DeviceModel:
 
     def context_array(self, name: str, array: np.ndarray) -> np.ndarray:
         """An output of the stage's context graph as the launches read it."""
-        return narrow(np.swapaxes(array, 1, 2) if name.endswith(".key") else array, self.kind)
+        return narrow(np.swapaxes(array, 1, 2) if name.endswith(".key") else array, self.beside)
 
 
 class Lane:
@@ -128,7 +135,10 @@ class Lane:
     def _allocate(self, lists: list[Step]) -> None:
         model, driver = self._model, self._model.driver
         wanted = {name: buffer for step in lists for name, buffer in step.buffers.items() if name not in self.buffers}
-        state_bytes(driver, f"the {model.name} stage of this request", sum(bytes_of(*buffer) for buffer in wanted.values()))
+        needed = sum(bytes_of(*buffer) for buffer in wanted.values())
+        if driver.free_bytes() < needed:
+            model.keep_only(self)
+        state_bytes(driver, f"the {model.name} stage of this request", needed)
         made = {name: driver.allocate(*buffer) for name, buffer in wanted.items()}
         for name, array in model.constants(self.batch, wanted):
             driver.upload(made[name], array)
@@ -149,7 +159,7 @@ def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str) -> Iterator[
         yield build_prompt(sizes, batch, kind)
         yield build_begin(sizes, batch, kind)
         if prefix:
-            yield build_prefix(sizes, batch, kind, 1)
+            yield build_prefix(sizes, batch, beside(kind), 1)
 
 
 def state_bytes(driver: Driver, who: str, needed: int) -> None:

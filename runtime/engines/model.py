@@ -28,7 +28,7 @@ class EngineModel(DeviceModel):
         super().__init__(driver, stage, sizes, weights, driver.form.precision)
         self._form = driver.form
 
-    def _take(self, full: Mapping[str, np.ndarray]) -> None:
+    def _take(self, weights: Mapping[str, np.ndarray]) -> None:
         """The engine has them."""
 
     def positions(self, sequences: int) -> int:
