@@ -12,6 +12,7 @@ import argparse
 import inspect
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ SIZES = {
     ),
     "tiny": TINY,
 }
+SIZES["300m"] = replace(SIZES["readme"], depth=24, heads=16)  # of each transformer, about
 
 
 def precisions() -> list[str]:

@@ -1,6 +1,7 @@
-"""The results as a picture: a step by rows, a step by context, and whole clips.
+"""The results as pictures: a step by rows, a step by context, and whole clips; and a step on each GPU.
 
-In: rows. Out: a PNG with three panels, of the widest model that was measured; a panel without rows says so.
+In: rows. Out: a PNG with three panels, of the widest model that was measured, where a panel without rows says so; a PNG with a panel for
+each GPU.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from musiclm_deploy.runtime.bench.record import Row
 
 _COLOURS = {"graph": "tab:blue", "native": "tab:red", "eager": "tab:gray", "compiled": "tab:green", "upstream": "tab:purple"}
-_MARKERS = {"fp32": "o", "bf16": "D", "int8": "s", "int4": "^"}
+_ON_GPUS = {"kernels": "tab:red", "engines": "tab:blue", "compiled PyTorch": "tab:green", "audiolm-pytorch": "tab:purple"}
+_MARKERS = {"fp32": "o", "fp16": "v", "bf16": "D", "int8": "s", "int4": "^"}
 
 
 def draw(rows: Sequence[Row], out: Path) -> None:
     """Raises ImportError, with what to install, where matplotlib is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ImportError(f"the picture needs matplotlib ({error}): pip install musiclm-deploy[demo].") from error
-
     widest = max(row["dim"] for row in rows)
     rows = [row for row in rows if row["dim"] == widest]
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    figure = _figure(15, 5.2)
     by_rows, by_context, clips = figure.subplots(1, 3)
     steps = [row for row in rows if row["benchmark"] == "step" and row["stage"] == "coarse"]
     compared = [row for row in steps if "-" in row["form"] or row["form"] == "graph"]
@@ -53,6 +52,37 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         if empty:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
     figure.savefig(out, dpi=100)
+
+
+def draw_gpus(rows: Sequence[Row], out: Path) -> None:
+    """A step of the coarse stage by rows on each GPU, ours and others', with what its memory allows. rows: some of "gpu step"."""
+    steps = [row for row in rows if row["benchmark"] == "gpu step" and row["stage"] == "coarse"]
+    gpus = sorted({(row["gpu"], row["dim"], row["depth"]) for row in steps})
+    figure = _figure(1 + 6 * len(gpus), 5.2)
+    for axis, (gpu, dim, depth) in zip(np.ravel(figure.subplots(1, len(gpus), squeeze=False)), gpus, strict=True):
+        here = [row for row in steps if (row["gpu"], row["dim"], row["depth"]) == (gpu, dim, depth)]
+        for form, precision in sorted({(row["form"], row["precision"]) for row in here}):
+            points = {row["rows"]: row for row in here if (row["form"], row["precision"]) == (form, precision)}
+            at = sorted(points)
+            style = {"color": _ON_GPUS[form], "marker": _MARKERS[precision], "markersize": 4}
+            axis.plot(at, [points[one]["step_us"] for one in at], label=f"{form} {precision}", **style)
+            if all(points[one].get("ceiling_ms") for one in at):
+                axis.plot(at, [points[one]["ceiling_ms"] * 1e3 for one in at], "--", color=_ON_GPUS[form], linewidth=0.8)
+        axis.set(title=f"One step of coarse, {gpu}, dim {dim} × {depth}", xlabel="rows in the step", ylabel="a step (µs)")
+        axis.set(xscale="log", yscale="log")
+        axis.set_xticks(sorted({row["rows"] for row in here}), [str(one) for one in sorted({row["rows"] for row in here})])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, title="dashed: what the memory allows", title_fontsize=7, ncols=3)
+    figure.savefig(out, dpi=100)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the picture needs matplotlib ({error}): pip install musiclm-deploy[demo].") from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _form(row: Row) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from musiclm_deploy.runtime.bench.record import Row, read
 from musiclm_deploy.runtime.bench.table import MODEL, SECTIONS, SIZE, Section, as_markdown, cells, field, number, share
 
 FOLDER = Path(__file__).resolve().parent
+GPUS = "gpu.png"
 BEGIN, END = "<!-- results: python -m benchmarks.report -->", "<!-- end of results -->"
 PEER_CLIPS = Section(
     "A whole clip beside upstream's, on the same noise",
@@ -114,13 +115,15 @@ def markdown(rows: Sequence[Row], picture: str) -> str:
     for section in (*SECTIONS, PEER_CLIPS, *ON_A_GPU):
         if table := cells(rows, section):
             parts.append(f"**{section.title}**\n\n{as_markdown(table)}")
+            if section.kind == "gpu step":
+                parts.append(f"![A step on a GPU by rows]({Path(picture).with_name(GPUS).as_posix()})")
     parts.append("Repeat with\n\n" + "\n".join(f"    {command}" for command in runs))
     return "\n\n".join(filter(None, parts))
 
 
 def write(folder: Path, readme: Path) -> None:
     """Read results of `folder`, draw into it, and write what is between the marks of `readme`. ValueError where it has no marks."""
-    from benchmarks.plot import draw
+    from benchmarks.plot import draw, draw_gpus
 
     rows = read(sorted(folder.glob("*.jsonl")))
     page = readme.read_text(encoding="utf-8")
@@ -129,6 +132,8 @@ def write(folder: Path, readme: Path) -> None:
     picture = folder / "results.png"
     if rows:
         draw(rows, picture)
+    if any(row["benchmark"] == "gpu step" for row in rows):
+        draw_gpus(rows, folder / GPUS)
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     shown = picture.relative_to(readme.parent).as_posix() if picture.is_relative_to(readme.parent) else picture.name
     readme.write_text(f"{before}{BEGIN}\n\n{markdown(rows, shown)}\n\n{END}{after}", encoding="utf-8")

@@ -11,6 +11,8 @@ from interpreted import InterpretedEngines, InterpreterDriver
 
 from benchmarks import gpu
 from benchmarks.peers import on_device
+from benchmarks.plot import draw_gpus
+from benchmarks.report import markdown
 from musiclm_deploy.runtime.bench.table import as_text
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device.model import DeviceModel
@@ -61,7 +63,7 @@ def test_engines_too(static_bundle) -> None:
     assert (steps[3]["mb_read"] - steps[2]["mb_read"]) * 1e6 == pytest.approx(caches * coarse.depth * coarse.cache_head_size, rel=0.02)
 
 
-def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
+def test_peers_on_a_device(tiny_bundle, tiny_models, tmp_path, monkeypatch) -> None:
     """Fault: a peer that computes something else than it is timed for; a row that does not say which peer it is."""
     monkeypatch.setattr(on_device, "DTYPES", {"fp16": torch.float32, "bf16": torch.float32})  # a CPU takes its time in 16 bits
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
@@ -79,3 +81,11 @@ def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
     for index in range(len(case.tokens)):
         ours, theirs = compiled(index), upstream(index)
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    pytest.importorskip("matplotlib", reason="the picture needs the extra demo")
+    ours = [row | {"form": form, "precision": "fp16", "ceiling_ms": 0.01} for form in ("kernels", "engines") for row in rows[:1]]
+    around = {"gpu": "a CPU", "machine": "m", "git": "g", "date": "2026-01-01T00", "command": "c", "load": None}
+    made = [row | around | {"rows": count} for row in (*rows, *ours) for count in (1, 8)]
+    draw_gpus(made, tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").stat().st_size > 20_000
+    page = markdown(made, "results/results.png")
+    assert "![A step on a GPU by rows](results/gpu.png)" in page and "audiolm-pytorch" in page
