@@ -77,9 +77,8 @@ class _Mixed:
         if node.op_type in ("Conv", "ConvTranspose"):
             return node.input[1] in self._weights
         shapes = [tuple(self._weights[name].dims) for name in map(self._origin, node.input[:2]) if name in self._weights]
-        return any(min(shape[-2:]) >= _LEAST_COLUMNS for shape in shapes if len(shape) > 1) or any(
-            name in self._native for name in node.input
-        )
+        large = any(min(shape[-2:]) >= _LEAST_COLUMNS for shape in shapes if len(shape) > 1)
+        return large or any(name in self._native for name in node.input)
 
     def _origin(self, name: str) -> str:
         """The weight that a value is, or is a part of; else the value."""

@@ -38,7 +38,7 @@ class EngineDriver(CudaDriver):
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows that an engine does not take at once are run one after another."""
         engine, rows = self._engine(graph), len(next(iter(inputs.values())))
-        at_once = min(next(iter(engine.get_tensor_profile_shape(name, 0)[2])) for name in inputs)
+        at_once = min(next(iter(self._ranges(engine, name, 0)[1])) for name in inputs)
         parts = []
         for first in range(0, rows, at_once):
             parts.append(self._run(graph, {name: array[first : first + at_once] for name, array in inputs.items()}))
@@ -48,21 +48,15 @@ class EngineDriver(CudaDriver):
         engine, context, trt = self._engine(graph), self._context_of(graph, 0), self._library.trt
         buffers: list[Memory] = []
         for name, array in inputs.items():
-            least, _, most = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
-            if not all(low <= size <= high for low, size, high in zip(least, array.shape, most, strict=True)):
-                raise ValueError(
-                    f"the engine of {graph} takes {name} from {list(least)} to {list(most)}, got {list(array.shape)}. "
-                    "Ask for less, or build it for more: musiclm build --seconds, --sequences."
-                )
             buffers.append(Memory(self, array.nbytes, array.shape))
             self.upload(buffers[-1], np.ascontiguousarray(array))
-            self._set(context, name, array.shape, buffers[-1])
+            self._give(graph, 0, name, array.shape, buffers[-1])
         found = {}
         for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
             if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT:
                 found[name] = np.empty(tuple(context.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
                 buffers.append(Memory(self, found[name].nbytes, found[name].shape))
-                self._accept(context.set_tensor_address(name, buffers[-1].address), f"the output {name} of {graph}")
+                self._accept(context.set_tensor_address(name, buffers[-1].address), f"the memory of {name} of {graph}")
         self._enqueue(context, graph)
         for array, buffer in zip(found.values(), buffers[len(inputs) :], strict=True):
             self.call("cuMemcpyDtoHAsync", array.ctypes.data, buffer.address, array.nbytes, self.stream)
@@ -73,19 +67,37 @@ class EngineDriver(CudaDriver):
         if isinstance(one, Launch):
             return super().ready(one, step, buffers)
         graph = getattr(self._bundle.manifest, one.stage).graph
-        engine, context = self._engine(graph), self._context_of(graph, PROMPT if one.prompt else STEP)
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
+        profile = PROMPT if one.prompt else STEP
+        engine, context = self._engine(graph), self._context_of(graph, profile)
+        for name in (engine.get_tensor_name(index) for index in range(engine.num_io_tensors)):
             buffer, shape = one.tensors[name]
-            self._set(context, name, shape, buffers[buffer], engine.get_tensor_mode(name) == self._library.trt.TensorIOMode.INPUT)
+            if engine.get_tensor_mode(name) == self._library.trt.TensorIOMode.INPUT:
+                self._give(graph, profile, name, shape, buffers[buffer])
+            else:
+                self._accept(context.set_tensor_address(name, buffers[buffer].address), f"the memory of {name} of {graph}")
         self._enqueue(context, graph)  # once before it is recorded: what depends on shapes is done by then
         self.call("cuStreamSynchronize", self.stream)
         return partial(self._enqueue, context, graph)
 
-    def _set(self, context: Any, name: str, shape: tuple[int, ...], buffer: Memory, is_input: bool = True) -> None:
-        if is_input:
-            self._accept(context.set_input_shape(name, shape), f"the shape {list(shape)} of {name}")
-        self._accept(context.set_tensor_address(name, buffer.address), f"the memory of {name}")
+    def _give(self, graph: str, profile: int, name: str, shape: tuple[int, ...], buffer: Memory) -> None:
+        """An input and its memory. ValueError for a shape that the engine was not built for."""
+        least, most = self._ranges(self._engine(graph), name, profile)
+        if len(shape) != len(least) or not all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True)):
+            raise ValueError(
+                f"the engine of {graph} takes {name} from {list(least)} to {list(most)}, got {list(shape)}. "
+                "Ask for less, or build it for more: musiclm build --seconds, --sequences."
+            )
+        context = self._context_of(graph, profile)
+        self._accept(context.set_input_shape(name, shape), f"the shape {list(shape)} of {name} of {graph}")
+        self._accept(context.set_tensor_address(name, buffer.address), f"the memory of {name} of {graph}")
+
+    def _ranges(self, engine: Any, name: str, profile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The least and the largest shape of an input."""
+        shape = tuple(engine.get_tensor_shape(name))
+        if -1 not in shape:
+            return shape, shape
+        least, _, most = engine.get_tensor_profile_shape(name, profile)
+        return tuple(least), tuple(most)
 
     def _enqueue(self, context: Any, graph: str) -> None:
         self._accept(context.execute_async_v3(int(self.stream)), f"a call of {graph}")
