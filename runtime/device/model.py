@@ -13,7 +13,7 @@ import numpy as np
 
 from ...kernels.decoder_step.sizes import Sizes
 from ...kernels.launch import Step, bytes_of, power
-from ...kernels.launches import build_begin, build_prompt, build_step, positions_at_once
+from ...kernels.launches import PROGRAMS, build_begin, build_prompt, build_step, positions_at_once
 from ...kernels.lists import Batch, build_prefix
 from ...kernels.packing import beside, in_full, narrow, pack_weights, type_of
 from ...kernels.sampling.constants import Place
@@ -145,19 +145,19 @@ class Lane:
         self.buffers |= made
 
 
-def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str) -> Iterator[Step]:
+def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str, programs: int = PROGRAMS) -> Iterator[Step]:
     """Lists that name every kernel which a request of a stage can need, however many rows it has and however long they are.
 
-    guided: whether the stage can be; prefix: whether its conditioning is one.
+    guided: whether the stage can be; prefix: whether its conditioning is one; programs: the driver's.
     """
     numbers = dict(place=Place(*[0] * len(Place._fields)), total=1, stage=0, frame=0, end=0, k=1, scale=1.0, temperature=1.0)
     # of more rows products take eight at a time; from 2048 on a cache is cut into the same number of parts
     for capacity, sequences in itertools.product((LEAST_CAPACITY, 1024, 2048), (1, 2, 4, 8)):
         batch = Batch(sequences, capacity, 1, int(prefix))
         for head, copies in itertools.product(range(sizes.outputs), (1, 2) if guided and sequences > 1 else (1,)):
-            yield build_step(sizes, batch, kind, numbers | {"copies": copies}, head)
-        yield build_prompt(sizes, batch, kind)
-        yield build_begin(sizes, batch, kind)
+            yield build_step(sizes, batch, kind, numbers | {"copies": copies}, head, programs)
+        yield build_prompt(sizes, batch, kind, programs)
+        yield build_begin(sizes, batch, kind, programs)
         if prefix:
             yield build_prefix(sizes, batch, beside(kind), 1)
 

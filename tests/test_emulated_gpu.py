@@ -1,0 +1,126 @@
+"""`device="cuda"` and `device="tensorrt"` with an emulated GPU behind cuda-python and TensorRT: every line of the drivers runs, and the
+music is the CPU's."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_cuda import EmulatedCuda, EmulatedTensorRT
+
+import musiclm_deploy as md
+from musiclm_deploy.runtime.bundle import STAGES, Bundle
+from musiclm_deploy.runtime.device import cuda
+from musiclm_deploy.runtime.device import decode as device
+from musiclm_deploy.runtime.device import model as kernels
+from musiclm_deploy.runtime.device.driver import DeviceError
+from musiclm_deploy.runtime.device.model import DeviceModel
+from musiclm_deploy.runtime.engines import model as engines
+from musiclm_deploy.runtime.engines import run
+from musiclm_deploy.runtime.engines.build import Target, build
+from musiclm_deploy.runtime.engines.form import Form
+from musiclm_deploy.runtime.engines.library import Library
+from musiclm_deploy.runtime.engines.profiles import Limits
+from musiclm_deploy.runtime.musiclm import MusicLM
+from musiclm_deploy.runtime.step import Choice, open_weights
+
+REQUEST: dict[str, Any] = dict(text=["calm piano", "brass band"], seconds=0.04, seed=[3, 4])
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """The interpreter takes its time for every part of a cache; and a ring of four tokens comes round in a short test."""
+    monkeypatch.setattr(DeviceModel, "least_capacity", 32)
+    monkeypatch.setattr(kernels, "LEAST_CAPACITY", 32)
+    monkeypatch.setattr(device, "CHUNK", 4)
+
+
+def lists_of(bundle: Path, kind: str, every_list: Any) -> list[Any]:
+    found = []
+    for stage in STAGES:
+        decoder = getattr(Bundle.open(bundle).manifest, stage)
+        _, sizes, _ = open_weights(bundle, decoder)
+        found += every_list(sizes, decoder.guidance, decoder.conditioning == "prefix", kind)
+    return found
+
+
+def is_the_cpus(found: list[Any], music: Any) -> None:
+    for one, other in zip(found, music.generate(**REQUEST), strict=True):
+        for name in STAGES:
+            np.testing.assert_array_equal(getattr(one.tokens, name), getattr(other.tokens, name), err_msg=name)
+        np.testing.assert_array_equal(one.audio, other.audio)
+
+
+def test_engines(static_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
+    """Fault: an address, a shape, a profile or a parameter that a call is not given, or is given of another."""
+    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install musiclm-deploy[tensorrt-rtx]")
+    shutil.copytree(static_bundle, tmp_path / "bundle")
+    opened, target = Bundle.open(tmp_path / "bundle"), Target.here(86)
+    _, made, _ = build(opened, target, Limits(sequences=4, seconds=2.0), quiet=True)
+    emulated = EmulatedCuda(lists_of(opened.root, "fp32", engines.every_list))
+    emulated.pack(opened.root)
+    trt = EmulatedTensorRT(emulated, opened, Form.open(opened), made)
+    library = Library(target.library.name, target.library.version, trt, target.library.log)
+    monkeypatch.setattr(cuda, "_api", lambda who: emulated)
+    monkeypatch.setattr(run.Target, "here", lambda: Target(library, 86, ""))
+    with md.load(opened.root, device="tensorrt") as model:
+        is_the_cpus(model.generate(**REQUEST), music)
+        free, replayed = emulated.free, emulated.replayed
+        is_the_cpus(model.generate(**REQUEST), music)
+        assert emulated.free == free and emulated.replayed > replayed
+        with pytest.raises(ValueError, match=r"engine of mulan_audio.onnx takes wave from \[1, \d+\] to \[1, 32000\], got \[1, 48000\]"):
+            model.embed_audio((np.zeros(48_000, np.float32), 16_000))
+        with pytest.raises(
+            ValueError, match=r"takes row_ids from \[1, 128\] to \[4, 128\], got \[5, 128\]\. Ask for less, or build it for more"
+        ):
+            model.generate(["calm"] * 5, seconds=0.04)
+
+
+def with_kernels(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
+    """An emulated GPU with the kernels of a bundle, which it packs; products in one program."""
+    monkeypatch.setattr(cuda.CudaDriver, "programs", 1)
+    emulated = EmulatedCuda(lists_of(bundle, "fp32", partial(kernels.every_list, programs=1)))
+    emulated.pack(bundle)
+    monkeypatch.setattr(cuda, "_api", lambda who: emulated)
+    return emulated
+
+
+def test_kernels(tiny_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
+    """Fault: a parameter at another place or of another width, a graph of another list, a copy that comes too early; memory is kept."""
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    emulated = with_kernels(tmp_path / "bundle", monkeypatch)
+    free, driver = emulated.free, cuda.CudaDriver(tmp_path / "bundle")
+    assert (driver.name, driver.capability) == ("Emulated GPU", 90)
+    with MusicLM(Bundle.open(tmp_path / "bundle"), "cpu", 1, Choice(False, "on a device"), driver) as model:
+        is_the_cpus(model.generate(**REQUEST), music)
+    assert emulated.free < free and emulated.launched > emulated.replayed > 20
+    del model, driver
+    gc.collect()
+    assert emulated.free == free, "what a closed model has taken is given back"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "Ask for fewer seconds, samples or prompts"),
+        ("CUDA_ERROR_ILLEGAL_ADDRESS", DeviceError, "The GPU answers this process no more: load the bundle in a new one"),
+        ("CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", DeviceError, r"cuGraphLaunch: .*LAUNCH_OUT_OF_RESOURCES.*\.$"),
+    ],
+)
+def test_a_gpu_that_refuses(error: str, kind: type[Exception], message: str, tiny_bundle: Path, tmp_path: Path, monkeypatch) -> None:
+    """Fault: a code of CUDA's and no more; a request that hangs, or is half done, where the GPU was lost."""
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    emulated = with_kernels(tmp_path / "bundle", monkeypatch)
+    code = getattr(emulated.CUresult, error)
+    monkeypatch.setattr(emulated, "cuGraphLaunch", lambda *_: (code,), raising=False)
+    driver = cuda.CudaDriver(tmp_path / "bundle")
+    with (
+        MusicLM(Bundle.open(tmp_path / "bundle"), "cpu", 1, Choice(False, "on a device"), driver) as model,
+        pytest.raises(kind, match=message),
+    ):
+        model.generate("calm", seconds=0.04)
