@@ -32,7 +32,7 @@ from .calibration import sounds_in
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
-from .kernels import pack_kernels
+from .kernels import capabilities_of, pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
 from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
@@ -91,6 +91,8 @@ def export_checkpoints(
     engines = asked[STAGES[0]] if target == "tensorrt" else None
     if "int8" in kernels and set(asked.values()) != {"int8"}:
         raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
+    if kernels or engines:
+        capabilities_of(compute_capabilities)  # now, and not when minutes have gone into the graphs
     sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)

@@ -29,10 +29,9 @@ def pack_kernels(
     types: of weights, some of fp16, bf16, fp32 and int8. engines: type of the caches of engines, whose tokens are drawn by kernels;
     None for a bundle without TensorRT's form. capabilities: of GPUs, 90 for 9.0; all that the compiler knows by default.
     """
-    try:
-        from ..kernels.compile import CAPABILITIES, compile_steps
-    except ImportError as error:
-        raise ExportError(f"kernels are compiled by Triton, which is not here ({error}): pip install musiclm-deploy[kernels].") from error
+    capabilities = capabilities_of(capabilities)
+    from ..kernels.compile import compile_steps
+
     opened = Bundle.open(bundle)
     steps = [step for kind in dict.fromkeys(types) for step in _steps(opened, kind, every_list)]
     steps += [] if engines is None else _steps(opened, engines, of_engines)
@@ -43,10 +42,22 @@ def pack_kernels(
             bar.update(done - bar.n)
 
         try:
-            compile_steps(steps, bundle / FOLDER, capabilities or CAPABILITIES, on_kernel)
+            compile_steps(steps, bundle / FOLDER, capabilities, on_kernel)
         except (RuntimeError, ValueError, FileExistsError) as error:
             raise ExportError(f"kernels: {error}.") from error
     return bundle / FOLDER
+
+
+def capabilities_of(asked: Sequence[int] | None) -> Sequence[int]:
+    """Those that are asked for, or all. ExportError for one that the compiler does not know, and where there is no compiler."""
+    try:
+        from ..kernels.compile import CAPABILITIES
+    except ImportError as error:
+        raise ExportError(f"kernels are compiled by Triton, which is not here ({error}): pip install musiclm-deploy[kernels].") from error
+    if unknown := set(asked or ()) - set(CAPABILITIES):
+        known = ", ".join(map(str, CAPABILITIES))
+        raise ExportError(f"compute capability {', '.join(map(str, sorted(unknown)))}: kernels are compiled for {known}.")
+    return asked or CAPABILITIES
 
 
 def _steps(bundle: Bundle, kind: str, lists: Callable[[Sizes, bool, bool, str], Iterator[Step]]) -> Iterator[Step]:

@@ -133,3 +133,17 @@ def test_what_loses_too_much_is_refused() -> None:
     with pytest.raises(ExportError, match=r"coarse in bf16: the divergence is 0.030 nats a token, the most is 0.02"):
         choose(dict.fromkeys(STAGES, "bf16"), dict.fromkeys(STAGES, lost), force=False)
     assert choose(dict.fromkeys(STAGES, "bf16"), dict.fromkeys(STAGES, lost), force=True)["fine"].reason.startswith("forced: ")
+
+
+def test_kernels_that_cannot_be_compiled_are_said_at_once(good, tmp_path: Path, monkeypatch) -> None:
+    """Fault: minutes of an export, and then that Triton is not installed, or a capability that it does not know."""
+    for options, message in (
+        ({"target": "tensorrt", "compute_capabilities": [90, 77]}, "compute capability 77: kernels are compiled for 80, 86, "),
+        ({"kernels": ["fp16", "int8"]}, "kernels for int8 are those of stages of 8 bits: give precision int8"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            md.export_checkpoints(**good, out=tmp_path / "bundle", quiet=True, **options)
+    monkeypatch.setitem(sys.modules, "musiclm_deploy.kernels.compile", None)
+    with pytest.raises(ExportError, match=r"compiled by Triton, which is not here .* pip install musiclm-deploy\[kernels\]"):
+        md.export_checkpoints(**good, out=tmp_path / "bundle", target="tensorrt", quiet=True)
+    assert not list(tmp_path.iterdir())
