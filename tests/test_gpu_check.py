@@ -63,7 +63,7 @@ def test_engines_too(static_bundle) -> None:
     assert (steps[3]["mb_read"] - steps[2]["mb_read"]) * 1e6 == pytest.approx(caches * coarse.depth * coarse.cache_head_size, rel=0.02)
 
 
-def test_peers_on_a_device(tiny_bundle, tiny_models, tmp_path, monkeypatch) -> None:
+def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
     """Fault: a peer that computes something else than it is timed for; a row that does not say which peer it is."""
     monkeypatch.setattr(on_device, "DTYPES", {"fp16": torch.float32, "bf16": torch.float32})  # a CPU takes its time in 16 bits
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
@@ -81,11 +81,16 @@ def test_peers_on_a_device(tiny_bundle, tiny_models, tmp_path, monkeypatch) -> N
     for index in range(len(case.tokens)):
         ours, theirs = compiled(index), upstream(index)
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_the_picture(tmp_path) -> None:
+    """Fault: a form that the picture has no colour for; a page that does not show it."""
     pytest.importorskip("matplotlib", reason="the picture needs the extra demo")
-    ours = [row | {"form": form, "precision": "fp16", "ceiling_ms": 0.01} for form in ("kernels", "engines") for row in rows[:1]]
-    around = {"gpu": "a CPU", "machine": "m", "git": "g", "date": "2026-01-01T00", "command": "c", "load": None}
-    made = [row | around | {"rows": count} for row in (*rows, *ours) for count in (1, 8)]
-    draw_gpus(made, tmp_path / "gpu.png")
+    about = {"benchmark": "gpu step", "stage": "coarse", "context": 20, "dim": 24, "depth": 2, "precision": "fp16"}
+    about |= {"gpu": "a GPU", "machine": "m", "git": "g", "date": "2026-01-01T00", "command": "c", "load": None}
+    forms = {"kernels": 0.01, "engines": 0.02, "compiled PyTorch": None, "audiolm-pytorch": None}
+    rows = [about | {"form": form, "rows": n, "step_us": 70.0 * n, "ceiling_ms": least} for form, least in forms.items() for n in (1, 8)]
+    draw_gpus(rows, tmp_path / "gpu.png")
     assert (tmp_path / "gpu.png").stat().st_size > 20_000
-    page = markdown(made, "results/results.png")
+    page = markdown(rows, "results/results.png")
     assert "![A step on a GPU by rows](results/gpu.png)" in page and "audiolm-pytorch" in page
