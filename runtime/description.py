@@ -11,8 +11,7 @@ from typing import Any
 from .bundle import STAGES, Bundle, Manifest
 from .device.kernels import FOLDER as KERNELS
 from .device.kernels import Kernels
-from .engines.build import FOLDER as ENGINES
-from .engines.build import RECORD, Engines
+from .engines.build import BuiltEngines, folders_of
 from .engines.form import FOLDER as FORM
 from .memory import cache_bytes, largest_runs
 from .request import make_request
@@ -62,11 +61,11 @@ def _for_gpus(bundle: Bundle) -> list[str]:
     lines = []
     if (bundle.root / KERNELS).exists():
         lines.append(f"  kernels   {Kernels(bundle.root).summary()}")
-    folders = sorted(path.parent for path in (bundle.root / ENGINES).glob(f"[!.]*/{RECORD}"))
+    folders = folders_of(bundle.root)
     if not folders and (bundle.root / FORM).exists():
         lines.append("  engines   none built yet: musiclm build")
     for folder in folders:
-        made = Engines.open(folder)
+        made = BuiltEngines.open(folder)
         lines.append(f"  engines   {len(made.engines)} in {made.precision}: {folder.name}")
     return lines
 

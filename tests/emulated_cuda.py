@@ -24,7 +24,7 @@ from musiclm_deploy.kernels.functions import functions_of
 from musiclm_deploy.kernels.launch import FORMAT, RECORD, Step, key_of, signature_of
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Bundle
-from musiclm_deploy.runtime.engines.build import Engines
+from musiclm_deploy.runtime.engines.build import BuiltEngines
 from musiclm_deploy.runtime.engines.form import Form
 
 _NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
@@ -176,7 +176,7 @@ class EmulatedTensorRT:
     ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="on change")
     DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
 
-    def __init__(self, cuda: EmulatedCuda, bundle: Bundle, form: Form, made: Engines) -> None:
+    def __init__(self, cuda: EmulatedCuda, bundle: Bundle, form: Form, made: BuiltEngines) -> None:
         self._cuda, self._bundle, self._form = cuda, bundle, form
         self._graphs = {engine.sha256: (graph, engine.profiles) for graph, engine in made.engines.items()}
 

@@ -90,7 +90,7 @@ def test_a_step_is_an_engine_and_a_sample(stages, static_stages) -> None:
         for value in (*static.session.get_inputs(), *static.session.get_outputs()):
             name, shape = call.tensors[value.name]
             assert np.prod(step.buffers[name][1]) == np.prod(shape), value.name
-    prompt = model.prompt_lists(lane.batch, 2)["prompt"].launches
+    prompt = model.prompt_lists(lane.batch)["prompt"].launches
     assert [type(one) for one in prompt] == [Launch, Call]
 
 

@@ -17,7 +17,7 @@ from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import Bundle, BundleError
 from musiclm_deploy.runtime.engines import build as building
 from musiclm_deploy.runtime.engines import library, run
-from musiclm_deploy.runtime.engines.build import RECORD, Engines, Target, build
+from musiclm_deploy.runtime.engines.build import RECORD, BuiltEngines, Target, build
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import Limits
 from musiclm_deploy.runtime.engines.run import find_engines
@@ -60,7 +60,7 @@ def test_every_graph_is_built(capability: int, static_bundle: Path, tmp_path: Pa
     assert not said
     out = capsys.readouterr().out
     (folder,) = (tmp_path / "bundle" / "engines").iterdir()
-    made = Engines.open(folder)
+    made = BuiltEngines.open(folder)
     assert folder.name == f"tensorrt-rtx-{made.version}-sm_{capability}" and made.capability == capability and made.gpu == ""
     assert len(made.engines) == GRAPHS and f"{GRAPHS} engines in fp32, {GRAPHS} built, for TensorRT-RTX" in out
     assert all(made.read(folder, graph) for graph in made.engines)
@@ -131,7 +131,7 @@ def test_engines_that_are_for_something_else(copy) -> None:
 def test_engines_of_another_graph(copy) -> None:
     """Fault: engines that were built before the bundle was exported again; one whose bytes have changed."""
     path, folder = copy
-    bundle, made = Bundle.open(path), Engines.open(folder)
+    bundle, made = Bundle.open(path), BuiltEngines.open(folder)
     files = dict(Form.open(bundle).files)
     files["coarse.onnx.data"] = replace(files["coarse.onnx.data"], sha256="0")
     with pytest.raises(BundleError, match=r"coarse\.engine was built of another coarse\.onnx\. Build it again"):

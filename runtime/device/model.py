@@ -21,6 +21,8 @@ from .driver import Buffer, Driver
 
 TYPES = ("fp16", "bf16", "fp32", "int8")  # of matrices and caches; beside int8 caches are fp16
 LEAST_CAPACITY = 512  # of a cache: kernels differ by the parts that they cut shorter ones into, and each kernel must have been compiled
+# Of `sample`, of the types that they have: no kernel differs by them.
+ANY_NUMBERS = dict(place=Place(*[0] * len(Place._fields)), total=1, stage=0, frame=0, end=0, k=1, scale=1.0, temperature=1.0)
 
 
 class DeviceModel:
@@ -36,8 +38,8 @@ class DeviceModel:
         self.driver, self.name, self.sizes, self.kind, self.beside = driver, name, sizes, kind, beside(kind)
         self.weights: dict[str, Buffer] = {}
         self._lanes: dict[tuple[Batch, int], Lane] = {}
-        full = in_full(sizes, weights)
-        self._of_prefix = [full[f"layers.{layer}.attention.w_kv"] for layer in range(sizes.depth)]
+        told = in_full(sizes, {name: array for name, array in weights.items() if ".attention.w_kv" in name})
+        self._of_prefix = [told[f"layers.{layer}.attention.w_kv"] for layer in range(sizes.depth)]
         self._take(weights)
 
     def _take(self, weights: Mapping[str, np.ndarray]) -> None:
@@ -79,11 +81,10 @@ class DeviceModel:
         """Of a cache for sequences of so many positions, with what the last round over the prompts writes beyond them."""
         return max(power(longest + positions - 1), self.least_capacity)
 
-    def prompt_lists(self, batch: Batch, copies: int) -> dict[str, Step]:
-        """`prefix`: keys and values of the conditioning; `prompt`: the next positions of all prompts; `begin`: their last ones."""
+    def prompt_lists(self, batch: Batch) -> dict[str, Step]:
+        """`prompt`: the next positions of all prompts; `begin`: their last ones."""
         arguments = self.sizes, batch, self.kind, self.driver.programs
-        lists = {"prompt": build_prompt(*arguments), "begin": build_begin(*arguments)}
-        return lists | ({"prefix": build_prefix(self.sizes, batch, self.beside, copies)} if batch.prefix else {})
+        return {"prompt": build_prompt(*arguments), "begin": build_begin(*arguments)}
 
     def step_lists(self, batch: Batch, numbers: Mapping[str, Any]) -> list[Step]:
         """A step for each output projection. numbers: of `sample`."""
@@ -114,7 +115,9 @@ class Lane:
     def __init__(self, model: DeviceModel, batch: Batch, copies: int) -> None:
         self._model, self.batch, self._copies = model, batch, copies
         self.positions = model.positions(batch.sequences)
-        self._lists = model.prompt_lists(batch, copies)
+        self._lists = model.prompt_lists(batch)
+        if batch.prefix:
+            self._lists["prefix"] = build_prefix(model.sizes, batch, model.beside, copies)
         self._numbers: dict[str, Any] | None = None
         self.buffers: dict[str, Buffer] = dict(model.weights)
         self.recorded: dict[str, Any] = {}
@@ -150,12 +153,11 @@ def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str, programs: in
 
     guided: whether the stage can be; prefix: whether its conditioning is one; programs: the driver's.
     """
-    numbers = dict(place=Place(*[0] * len(Place._fields)), total=1, stage=0, frame=0, end=0, k=1, scale=1.0, temperature=1.0)
     # of more rows products take eight at a time; from 2048 on a cache is cut into the same number of parts
     for capacity, sequences in itertools.product((LEAST_CAPACITY, 1024, 2048), (1, 2, 4, 8)):
         batch = Batch(sequences, capacity, 1, int(prefix))
         for head, copies in itertools.product(range(sizes.outputs), (1, 2) if guided and sequences > 1 else (1,)):
-            yield build_step(sizes, batch, kind, numbers | {"copies": copies}, head, programs)
+            yield build_step(sizes, batch, kind, ANY_NUMBERS | {"copies": copies}, head, programs)
         yield build_prompt(sizes, batch, kind, programs)
         yield build_begin(sizes, batch, kind, programs)
         if prefix:

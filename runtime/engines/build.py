@@ -42,7 +42,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Engines:
+class BuiltEngines:
     """A folder of engines, and what must be so where they run."""
 
     library: str
@@ -54,7 +54,7 @@ class Engines:
     format: int = FORMAT
 
     @classmethod
-    def open(cls, folder: Path) -> Engines:
+    def open(cls, folder: Path) -> BuiltEngines:
         """BundleError for a record that is not one. Engines themselves are checked when they are read."""
         faults: list[str] = []
         try:
@@ -106,14 +106,19 @@ class Target:
         return f"{self.library.name} {self.library.version} on {self.gpu or f'compute capability {self.capability / 10:.1f}'}"
 
 
-def build(bundle: Bundle, target: Target, limits: Limits | None = None, quiet: bool = False) -> tuple[Path, Engines, list[str]]:
+def folders_of(bundle: Path) -> list[Path]:
+    """Of the engines that a bundle has, in the order of their names."""
+    return sorted(path.parent for path in (bundle / FOLDER).glob(f"[!.]*/{RECORD}"))
+
+
+def build(bundle: Bundle, target: Target, limits: Limits | None = None, quiet: bool = False) -> tuple[Path, BuiltEngines, list[str]]:
     """Build what is not there yet, or was built of other files, for other sizes. Returns the folder, its record and what was built.
 
     BackendError says what TensorRT said. Nothing half-written is left behind.
     """
     form = Form.open(bundle)
     folder = bundle.root / FOLDER / target.folder
-    before = Engines.open(folder) if (folder / RECORD).is_file() else None
+    before = BuiltEngines.open(folder) if (folder / RECORD).is_file() else None
     folder.parent.mkdir(exist_ok=True)
     engines: dict[str, Engine] = {}
     built: list[str] = []
@@ -127,7 +132,7 @@ def build(bundle: Bundle, target: Target, limits: Limits | None = None, quiet: b
             for graph, profiles in bar:
                 bar.set_description(f"build: {Path(graph).stem}")
                 path, file = form.graph(bundle, graph), f"{Path(graph).stem}.engine"
-                sources = {one.name: _sha256(one) for one in (path, path.with_name(f"{path.name}.data")) if one.is_file()}
+                sources = form.sources(bundle, graph)
                 asked = json.loads(json.dumps(profiles))
                 old = before.engines.get(graph) if before and before.precision == form.precision else None
                 if old and (old.sources, old.profiles) == (sources, asked) and _is_whole(folder, old):
@@ -140,7 +145,7 @@ def build(bundle: Bundle, target: Target, limits: Limits | None = None, quiet: b
                 seconds = round(time.perf_counter() - started, 2)
                 engines[graph] = Engine(file, len(data), hashlib.sha256(data).hexdigest(), sources, asked, seconds)
                 built.append(graph)
-        made = Engines(target.library.name, target.library.version, target.capability, target.gpu, form.precision, engines)
+        made = BuiltEngines(target.library.name, target.library.version, target.capability, target.gpu, form.precision, engines)
         (aside / RECORD).write_text(json.dumps(asdict(made), indent=1) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(Path(parent) / "older")
@@ -187,8 +192,3 @@ def engine_of(target: Target, graph: Path, profiles: list[Profile], precision: s
 
 def _is_whole(folder: Path, engine: Engine) -> bool:
     return fault_of_file(folder, engine.file, FileRecord(engine.bytes, engine.sha256)) is None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

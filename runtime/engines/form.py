@@ -57,6 +57,11 @@ class Form:
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"
 
+    def sources(self, bundle: Bundle, graph: str) -> dict[str, str]:
+        """SHA-256 of the files that the engine of a graph is built of, by name, as they were checked when bundle and form were opened."""
+        files = self.files if graph in self.files else bundle.manifest.files
+        return {name: files[name].sha256 for name in (graph, f"{graph}.data") if name in files}
+
     def graph(self, bundle: Bundle, name: str) -> Path:
         """The file that an engine of the bundle's graph `name` is built of."""
         return bundle.root / FOLDER / name if name in self.files else bundle.path(name)

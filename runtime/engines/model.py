@@ -15,9 +15,8 @@ from ...kernels.decoder_step.sizes import Sizes
 from ...kernels.launch import Step
 from ...kernels.lists import Batch, build_prefix
 from ...kernels.packing import narrow
-from ...kernels.sampling.constants import Place
 from ..device.driver import Engines
-from ..device.model import DeviceModel
+from ..device.model import ANY_NUMBERS, DeviceModel
 
 
 class EngineModel(DeviceModel):
@@ -43,10 +42,9 @@ class EngineModel(DeviceModel):
             )
         return held
 
-    def prompt_lists(self, batch: Batch, copies: int) -> dict[str, Step]:
+    def prompt_lists(self, batch: Batch) -> dict[str, Step]:
         prompt = build_prompt(self.name, self.sizes, batch, self.kind, self._form.positions)
-        lists = {"prompt": prompt, "begin": build_begin(self.sizes, batch, self.kind)}
-        return lists | ({"prefix": build_prefix(self.sizes, batch, self.kind, copies)} if batch.prefix else {})
+        return {"prompt": prompt, "begin": build_begin(self.sizes, batch, self.kind)}
 
     def step_lists(self, batch: Batch, numbers: Mapping[str, Any]) -> list[Step]:
         return [build_step(self.name, self.sizes, batch, self.kind, numbers, head) for head in range(self.sizes.outputs)]
@@ -71,9 +69,8 @@ class EngineModel(DeviceModel):
 def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str) -> Iterator[Step]:
     """Lists that name every kernel which a request of a stage can need besides its engine. kind: of the caches; guided, prefix: whether the
     stage can be guided, and whether its conditioning is a prefix."""
-    numbers = dict(place=Place(*[0] * len(Place._fields)), total=1, stage=0, frame=0, end=0, k=1, scale=1.0, temperature=1.0)
     for copies in (1, 2) if guided else (1,):
-        yield build_step("", sizes, Batch(2, 1, 1), kind, numbers | {"copies": copies})
+        yield build_step("", sizes, Batch(2, 1, 1), kind, ANY_NUMBERS | {"copies": copies})
     yield build_begin(sizes, Batch(1, 1, 1), kind)
     if prefix:
         yield build_prefix(sizes, Batch(1, 1, 1, 1), kind, 1)

@@ -17,7 +17,7 @@ from ..backend import BackendError
 from ..bundle import Bundle, BundleError
 from ..device.cuda import CudaDriver, Memory
 from ..device.driver import DeviceError
-from .build import FOLDER, RECORD, Engines, Target
+from .build import FOLDER, RECORD, BuiltEngines, Target, folders_of
 from .form import Form
 from .profiles import PROMPT, STEP
 
@@ -142,14 +142,14 @@ class EngineDriver(CudaDriver):
         return self._opened[graph]
 
 
-def find_engines(bundle: Bundle, form: Form, target: Target) -> tuple[Path, Engines]:
+def find_engines(bundle: Bundle, form: Form, target: Target) -> tuple[Path, BuiltEngines]:
     """The folder of engines for this target. BackendError names what there is and what is wanted; BundleError: they are of other graphs."""
     folder = bundle.root / FOLDER / target.folder
     if not (folder / RECORD).is_file():
-        there = sorted(path.parent.name for path in (bundle.root / FOLDER).glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
+        there = [path.name for path in folders_of(bundle.root)]
         what = f"it has engines for {', '.join(there)}" if there else "it has none"
         raise BackendError(f"{bundle.root} has no engines for {target}: {what}. Build them here: musiclm build {bundle.root}")
-    made = Engines.open(folder)
+    made = BuiltEngines.open(folder)
     here = (target.library.name, target.library.version, target.capability, target.gpu)
     built = (made.library, made.version, made.capability, made.gpu)
     if built != here:
@@ -157,7 +157,6 @@ def find_engines(bundle: Bundle, form: Form, target: Target) -> tuple[Path, Engi
     if made.precision != form.precision:
         raise BundleError(f"{folder} is in {made.precision}, the bundle's form in {form.precision}. Build them again: musiclm build.")
     for graph, record in made.engines.items():
-        own = form.files if graph in form.files else bundle.manifest.files
-        if record.sources != {name: own[name].sha256 for name in record.sources if name in own}:
+        if record.sources != form.sources(bundle, graph):
             raise BundleError(f"{folder / record.file} was built of another {graph}. Build it again: musiclm build {bundle.root}")
     return folder, made
