@@ -34,6 +34,7 @@ from .collect import Collected, collect, conditioner_tables, conditioning_dim, s
 from .errors import ExportError, naming
 from .kernels import capabilities_of, pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
+from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
@@ -97,7 +98,7 @@ def export_checkpoints(
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, _aside(out) as folder:
-        manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet)
+        manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet, bool(kernels))
         if engines is None:
             candidates = _write_narrow(sources, dict(config or {}), asked, folder)
         else:
@@ -137,8 +138,10 @@ def _calibration(folder: Path, asked: Mapping[str, str], sources: Mapping[str, P
     return sounds_in(folder)
 
 
-def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool) -> Manifest:
-    """Every graph in fp32, the tokenizer and a manifest without measurements."""
+def _write_stages(
+    sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool, kernels: bool
+) -> Manifest:
+    """Every graph in fp32, the tokenizer and a manifest without measurements. kernels: whether a kernel is to make MuLaN's patches."""
     _step(bar, "read", first=True)
     collected = collect(sources, overrides)
     if not quiet:
@@ -156,6 +159,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
         model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
+    spectrogram = export_patches(model, folder / "mulan_audio.onnx") if kernels else None
     ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
     _step(bar, "conditioner")
     conditioner = _export_conditioner(collected, folder)
@@ -180,6 +184,7 @@ def _write_stages(sources: Mapping[str, Path], overrides: Mapping[str, Any], fol
             min_samples=model.audio.min_samples,
             audio_heads=settings["mulan"]["audio.heads"],
             samples_per_patch=model.audio.samples_per_patch,
+            spectrogram=spectrogram,
         ),
         conditioner=conditioner,
         **decoders,

@@ -16,6 +16,7 @@ from ..kernels.launch import Step
 from ..runtime.bundle import STAGES, Bundle
 from ..runtime.device.kernels import FOLDER
 from ..runtime.device.model import every_list
+from ..runtime.device.patches import filters_of, list_patches
 from ..runtime.engines.model import every_list as of_engines
 from ..runtime.step import open_weights
 from .errors import ExportError
@@ -24,7 +25,7 @@ from .errors import ExportError
 def pack_kernels(
     bundle: Path, types: Sequence[str], capabilities: Sequence[int] | None = None, quiet: bool = False, engines: str | None = None
 ) -> Path:
-    """Compile what the bundle's three transformers launch, and return the folder. ExportError where it is there already or cannot be made.
+    """Compile what the bundle's transformers and MuLaN launch; returns the folder. ExportError where it is there or cannot be made.
 
     types: of weights, some of fp16, bf16, fp32 and int8. engines: type of the caches of engines, whose tokens are drawn by kernels;
     None for a bundle without TensorRT's form. capabilities: of GPUs, 90 for 9.0; all that the compiler knows by default.
@@ -35,6 +36,7 @@ def pack_kernels(
     opened = Bundle.open(bundle)
     steps = [step for kind in dict.fromkeys(types) for step in _steps(opened, kind, every_list)]
     steps += [] if engines is None else _steps(opened, engines, of_engines)
+    steps += _of_patches(opened) if types else []
     with tqdm(desc="kernels", unit="kernel", disable=quiet, file=sys.stderr) as bar:
 
         def on_kernel(done: int, total: int) -> None:
@@ -58,6 +60,14 @@ def capabilities_of(asked: Sequence[int] | None) -> Sequence[int]:
         known = ", ".join(map(str, CAPABILITIES))
         raise ExportError(f"compute capability {', '.join(map(str, sorted(unknown)))}: kernels are compiled for {known}.")
     return asked or CAPABILITIES
+
+
+def _of_patches(bundle: Bundle) -> list[Step]:
+    """Of MuLaN's spectrogram, whose kernel is the same for waves of any length."""
+    mulan = bundle.manifest.mulan
+    if mulan.spectrogram is None:
+        return []
+    return [list_patches(mulan.spectrogram, 1, mulan.min_samples, filters_of(mulan.spectrogram, bundle.root))]
 
 
 def _steps(bundle: Bundle, kind: str, lists: Callable[[Sizes, bool, bool, str], Iterator[Step]]) -> Iterator[Step]:

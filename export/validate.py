@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.spectrogram.reference import patches as patches_of
 from ..model.upstream import load_upstream
 from ..runtime.backend import open_session
 from ..runtime.codec import decode_codes
 from ..runtime.decoder import DecoderRun
+from ..runtime.device.patches import filters_of
 from ..runtime.musiclm import MusicLM, load
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from .calibration import of_sounds, of_texts
@@ -36,7 +38,8 @@ from .upstream_codec import UpstreamCodec, upstream_codec
 
 # Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1). Of tokens and codes how
 # much farther than the nearest centre the chosen one is, relative to that distance: two centres may be equally near up to rounding.
-TOLERANCES = {"mulan_text": 1e-5, "mulan_audio": 1e-5, **dict.fromkeys(("codec_decode", "codec_encode", "wav2vec", *STAGES), 1e-4)}
+TOLERANCES: dict[str, float] = dict.fromkeys(("mulan_text", "mulan_audio", "mulan_patches"), 1e-5)
+TOLERANCES |= dict.fromkeys(("codec_decode", "codec_encode", "wav2vec", *STAGES), 1e-4)
 SAME_KL = 1e-6  # of TensorRT's form in fp32, nats a token: rounding is some 1e-10
 _ROWS, _STEPS = 2, 9
 
@@ -78,7 +81,14 @@ def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != 0).long().numpy())["latent"]
     wave = torch.randn(3, manifest.min_samples + 1777)
     audio = model.run(manifest.audio, wave=wave.numpy())["latent"]
-    pairs = {"mulan_text": (text, mulan.get_text_latents(ids).numpy()), "mulan_audio": (audio, mulan.get_audio_latents(wave).numpy())}
+    latents = mulan.get_audio_latents(wave).numpy()
+    pairs = {"mulan_text": (text, mulan.get_text_latents(ids).numpy()), "mulan_audio": (audio, latents)}
+    if spectrogram := manifest.spectrogram:
+        layout = spectrogram.n_fft, spectrogram.win_length, spectrogram.hop_length, spectrogram.center
+        patches = patches_of(
+            wave.numpy(), *layout, (spectrogram.bins, spectrogram.frames), filters_of(spectrogram, model.bundle.root)
+        ).astype(np.float32)
+        pairs["mulan_patches"] = model.run(spectrogram.graph, patches=patches)["latent"], latents
     quality |= {name: {"similarity": _similarity(found, expected)} for name, (found, expected) in pairs.items()}
     return {name: float(np.abs(found - expected).max()) for name, (found, expected) in pairs.items()}
 

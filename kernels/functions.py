@@ -12,9 +12,10 @@ from .launch import Launch
 from .product.triton_form import product
 from .prompt.triton_form import embed
 from .sampling.triton_form import sample
-from .spectrogram.triton_form import spectrogram
+from .spectrogram.triton_form import log_mel, spectrogram
 
-_KERNELS = {"append": append, "attend": attend, "embed": embed, "product": product, "sample": sample, "spectrogram": spectrogram}
+_KERNELS = {"append": append, "attend": attend, "embed": embed, "product": product, "sample": sample}
+_KERNELS |= {"spectrogram": spectrogram, "log_mel": log_mel}
 _PARTS = {"measure": measure, "read_normed": read_normed, "nothing": nothing, "merge": merge}
 _PARTS |= {"connect": connect, "read_branch": read_branch}
 

@@ -107,12 +107,17 @@ class AudioSpectrogramTransformer(nn.Module):
             self._check_crop(x.shape[1], x.shape[2], rows * bins, columns * frames)
         x = x[:, : rows * bins, : columns * frames]
         x = x.unflatten(2, (columns, frames)).unflatten(1, (rows, bins)).transpose(2, 3)  # [B, rows, columns, bins, frames]
-        x = self.to_patch_tokens(x.flatten(3)).flatten(1, 2)
+        keep_all = not self.training or self.patch_dropout_prob == 0 or force_no_patch_dropout
+        return self.embed_patches(x.flatten(3), keep_all, return_all_layers)
 
+    def embed_patches(self, patches: Tensor, keep_all: bool = True, return_all_layers: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """patches: [B, rows, columns, bins * frames], as cut out of spectrograms -> as `forward`. keep_all: withhold none of them."""
+        _, rows, columns, _ = patches.shape
+        x = self.to_patch_tokens(patches).flatten(1, 2)
         row, column = _grid(torch.arange(rows, device=x.device), torch.arange(columns, device=x.device))
         x = x + _sincos_2d(row, column, self.dim)
         bias = self._relative_bias(rows, columns, x.device)
-        if self.training and self.patch_dropout_prob > 0 and not force_no_patch_dropout:
+        if not keep_all:
             kept = kept_patches(x.shape[0], x.shape[1], self.patch_dropout_prob, x.device)
             x = x.gather(1, kept[..., None].expand(-1, -1, self.dim))
             bias = bias[:, kept[:, :, None], kept[:, None]].transpose(0, 1)

@@ -7,6 +7,7 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
 
     mulan_text    input_ids int64 [B, n], attention_mask int64 [B, n] -> latent [B, dim_latent]
     mulan_audio   wave [B, t] -> latent [B, dim_latent]
+    mulan_patches patches [B, rows, columns, bins * frames] of a spectrogram -> latent [B, dim_latent]; in bundles with kernels
     conditioner   latent [B, dim_latent] -> codes.<namespace> int64 [B, C], conditioning.<namespace> [B, C, dim]
     <stage>_context   conditioning [B, C, dim] -> context.<layer>.key [B, D, C + 1], context.<layer>.value [B, C + 1, D]
                   or, with a prefix: prefix_embeddings [B, C, dim]
@@ -32,7 +33,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 4  # rises when the layout changes
+FORMAT = 5  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -51,6 +52,20 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Spectrogram:
+    """The entrance of MuLaN's audio tower, whose patches a kernel makes on a GPU (kernels/spectrogram)."""
+
+    graph: str  # from the patches on
+    n_fft: int
+    win_length: int
+    hop_length: int
+    center: bool
+    bins: int  # of a patch
+    frames: int
+    filters: str | None  # of a log-mel spectrogram: float32 [bands, n_fft // 2 + 1], as numpy saves it; None for one of power
+
+
+@dataclass(frozen=True)
 class Mulan:
     text: str  # graph
     audio: str  # graph
@@ -61,6 +76,7 @@ class Mulan:
     min_samples: int  # the shortest audio it embeds
     audio_heads: int  # of the audio transformer, and how long a wave is per patch: what its attention costs in memory
     samples_per_patch: float
+    spectrogram: Spectrogram | None = None  # of bundles with kernels, where they have one for it
 
 
 @dataclass(frozen=True)
@@ -246,6 +262,8 @@ def parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
 def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     decoders = [getattr(manifest, stage) for stage in STAGES]
     named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.decode]
+    if spectrogram := manifest.mulan.spectrogram:
+        named += [name for name in (spectrogram.graph, spectrogram.filters) if name]
     named += [manifest.wav2vec.graph] if manifest.wav2vec else []
     named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
     named += [manifest.codec.encode] if manifest.codec.encode else []

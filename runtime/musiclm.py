@@ -17,10 +17,11 @@ import numpy as np
 
 from .audio import resample
 from .backend import choose_device, open_session
-from .bundle import STAGES, Bundle, Decoder
+from .bundle import STAGES, Bundle, Decoder, Spectrogram
 from .device.cuda import CudaDriver
 from .device.driver import Driver, Engines
 from .device.model import TYPES, DeviceModel
+from .device.patches import Patches
 from .engines.form import Form
 from .engines.model import EngineModel
 from .engines.run import EngineDriver
@@ -80,6 +81,7 @@ class MusicLM:
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
         self._on_device: dict[str, DeviceModel] = {}
+        self._patches: Patches | None = None
         self._pool = open_pool(threads) if step.native else None
         how = "native" if step.native else "by graph" if driver is None else "by engines" if isinstance(driver, Engines) else "by kernels"
         _LOG.info("%s on %s: steps %s: %s", bundle.root, device, how, step.reason)
@@ -149,6 +151,8 @@ class MusicLM:
         mulan = self.bundle.manifest.mulan
         wave = _wave_at(audio, mulan.sample_hz, mulan.min_samples, "MuLaN embeds")
         check_memory({"mulan": mulan_audio_bytes(mulan, *wave.shape)})
+        if mulan.spectrogram is not None and self.driver is not None and not isinstance(self.driver, Engines):
+            return self._embed_patches(mulan.spectrogram, wave)
         return self.run(mulan.audio, wave=wave)["latent"]
 
     def semantic_tokens(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
@@ -185,6 +189,21 @@ class MusicLM:
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, inputs), strict=True))
+
+    def _embed_patches(self, spectrogram: Spectrogram, wave: np.ndarray) -> np.ndarray:
+        """wave float32 [B, t] -> latents: its patches are made by a kernel, and read where they are."""
+        assert self.driver is not None
+        session = self.session(spectrogram.graph)
+        with self._device_lock:
+            if self._patches is None:
+                self._patches = Patches(self.driver, spectrogram, self.bundle.root)
+            patches, shape = self._patches.make(wave)
+            binding = session.io_binding()
+            device, index, address = self.driver.hand_over(patches)
+            binding.bind_input("patches", device, index, np.float32, shape, address)
+            binding.bind_output("latent")
+            session.run_with_iobinding(binding)
+            return binding.copy_outputs_to_cpu()[0]
 
     def session(self, graph: str) -> Any:
         """Of a graph of the bundle, opened when it is first asked for: who only embeds does not wait for the transformers."""
@@ -224,7 +243,7 @@ class MusicLM:
     def close(self) -> None:
         """Free the sessions and their memory. A request that is still running ends at its next stage, with an error that says so."""
         with self._lock:
-            self._sessions, self._native, self._pool, self._on_device = None, {}, None, {}
+            self._sessions, self._native, self._pool, self._on_device, self._patches = None, {}, None, {}, None
 
     def __enter__(self) -> MusicLM:
         return self

@@ -97,6 +97,23 @@ def static_bundle(tiny_bundle, tiny_checkpoints, mel_file, tmp_path_factory) -> 
 
 
 @pytest.fixture(scope="session")
+def kernel_bundle(good, tmp_path_factory) -> Path:
+    """A tiny bundle with kernels in fp32 for one capability, exported by the command in a process of its own: where Triton interprets
+    kernels it compiles none. Read only."""
+    import subprocess
+    import sys
+
+    out = tmp_path_factory.mktemp("kernels") / "bundle"
+    files = [part for name, path in good.items() for part in (f"--{name}", str(path))]
+    command = [sys.executable, "-m", "musiclm_deploy.cli", "export", *files, "--out", str(out), "--quiet"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    options = ["--kernels", "fp32", "--compute-capability", "90"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
 def music(tiny_bundle):
     """The tiny bundle, loaded on the CPU."""
     import musiclm_deploy as md

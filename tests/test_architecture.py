@@ -16,7 +16,7 @@ PACKAGE = "musiclm_deploy"
 MAY_IMPORT = {
     "kernels": (),
     "runtime": tuple(
-        f"kernels.{name}" for name in ("decoder_step", "launch", "lists", "launches", "calls", "packing", "sampling.constants")
+        f"kernels.{name}" for name in ("decoder_step", "launch", "lists", "launches", "calls", "packing", "patches", "sampling.constants")
     ),
     "model": ("runtime.audio", "runtime.tokenizer"),
     "export": ("runtime.bundle", "runtime.engines.form", "runtime.tokenizer", "model", "kernels"),

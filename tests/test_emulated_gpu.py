@@ -20,6 +20,7 @@ from musiclm_deploy.runtime.device import decode as device
 from musiclm_deploy.runtime.device import model as kernels
 from musiclm_deploy.runtime.device.driver import DeviceError
 from musiclm_deploy.runtime.device.model import DeviceModel
+from musiclm_deploy.runtime.device.patches import list_patches
 from musiclm_deploy.runtime.engines import model as engines
 from musiclm_deploy.runtime.engines import run
 from musiclm_deploy.runtime.engines.build import Target, build
@@ -84,20 +85,25 @@ def test_engines(static_bundle: Path, music, tmp_path: Path, monkeypatch) -> Non
 def with_kernels(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
     """An emulated GPU with the kernels of a bundle, which it packs; products in one program."""
     monkeypatch.setattr(cuda.CudaDriver, "programs", 1)
-    emulated = EmulatedCuda(lists_of(bundle, "fp32", partial(kernels.every_list, programs=1)))
+    lists, spectrogram = lists_of(bundle, "fp32", partial(kernels.every_list, programs=1)), Bundle.open(bundle).manifest.mulan.spectrogram
+    lists += [] if spectrogram is None else [list_patches(spectrogram, 1, 4000, None)]
+    emulated = EmulatedCuda(lists)
     emulated.pack(bundle)
+    monkeypatch.setattr(cuda.CudaDriver, "place", "cpu")
     monkeypatch.setattr(cuda, "_api", lambda who: emulated)
     return emulated
 
 
-def test_kernels(tiny_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
+def test_kernels(kernel_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
     """Fault: a parameter at another place or of another width, a graph of another list, a copy that comes too early; memory is kept."""
-    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    shutil.copytree(kernel_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("kernels"))
     emulated = with_kernels(tmp_path / "bundle", monkeypatch)
     free, driver = emulated.free, cuda.CudaDriver(tmp_path / "bundle")
     assert (driver.name, driver.capability) == ("Emulated GPU", 90)
     with MusicLM(Bundle.open(tmp_path / "bundle"), "cpu", 1, Choice(False, "on a device"), driver) as model:
         is_the_cpus(model.generate(**REQUEST), music)
+        sound = np.random.default_rng(0).standard_normal(3000).astype(np.float32), 16_000
+        np.testing.assert_allclose(model.embed_audio(sound), music.embed_audio(sound), rtol=0, atol=1e-5)  # fp32
     assert emulated.free < free and emulated.launched > emulated.replayed > 20
     del model, driver
     gc.collect()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device.kernels import Kernels
 from musiclm_deploy.runtime.device.model import every_list
+from musiclm_deploy.runtime.device.patches import list_patches
 from musiclm_deploy.runtime.step import open_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,7 +40,8 @@ sizes, batch = Sizes(**{sizes}), Batch(2, 64, 9, 3)
 step = build_step(sizes, batch, "{weights}", {numbers})
 prompts = [build(sizes, batch, "{weights}") for build in (build_prompt, build_begin)]
 {change}
-compile_steps([step, *prompts, build_patches(1, 999, 40, 24, 12, True, (5, 7))], Path(sys.argv[1]), {capabilities})
+patches = [build_patches(1, 999, 40, 24, 12, True, (5, 7), bands) for bands in (None, 10)]
+compile_steps([step, *prompts, *patches], Path(sys.argv[1]), {capabilities})
 """
 SIZES = dict(dim=32, depth=2, heads=2, dim_head=8, cache_head_size=8, inner=40, streams=4, vocabulary=14, outputs=1, table_rows=50)
 SIZES |= dict(bias_entries=9, value_residual=True, cross_attention=True)
@@ -78,7 +79,7 @@ def test_every_kernel_compiles_and_is_listed(folder: Path, record: dict[str, Any
     """Fault: a kernel that only the interpreter takes; a file that the record does not know, or the other way round."""
     step, prompt = build_step(Sizes(**SIZES), BATCH, "fp16", NUMBERS), build_prompt(Sizes(**SIZES), BATCH, "fp16")
     functions = {launch.kernel for launch in (*step.kernels, *prompt.kernels)}
-    assert {kernel["function"] for kernel in record["kernels"].values()} == functions | {"spectrogram"}
+    assert {kernel["function"] for kernel in record["kernels"].values()} == functions | {"spectrogram", "log_mel"}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "kernels.json"}
     assert record["files"] == hashes
     assert {machine["file"] for kernel in record["kernels"].values() for machine in kernel["machines"].values()} == set(hashes)
@@ -117,20 +118,19 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == []
 
 
-def test_a_bundle_is_packed(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_packed(kernel_bundle: Path) -> None:
     """Fault: a bundle whose runtime asks for a kernel that the export did not compile, or looks for it elsewhere; a mix of two."""
-    bundle = tmp_path / "bundle"
-    shutil.copytree(tiny_bundle, bundle)
-    code = "import sys; from musiclm_deploy.export.kernels import pack_kernels; pack_kernels(Path(sys.argv[1]), ['fp32'], [90])"
-    ran = in_a_process(f"from pathlib import Path; {code}", bundle)
-    assert ran.returncode == 0 and "kernel" in ran.stderr, ran.stderr
-    kernels, manifest = Kernels(bundle), Bundle.open(bundle).manifest
+    kernels, manifest = Kernels(kernel_bundle), Bundle.open(kernel_bundle).manifest
+    assert manifest.mulan.spectrogram is not None
+    steps = [list_patches(manifest.mulan.spectrogram, 2, 4321, None)]
     for stage in ("semantic", "coarse", "fine"):
         decoder = getattr(manifest, stage)
-        _, sizes, _ = open_weights(bundle, decoder)
-        for step in every_list(sizes, decoder.guidance, False, "fp32"):
-            for launch in step.kernels:
-                found = kernels.find(key_of(launch, step), 90)
-                assert found.function == launch.kernel and found.image.startswith(b"\x7fELF")
-    again = in_a_process(f"from pathlib import Path; {code}", bundle)
+        _, sizes, _ = open_weights(kernel_bundle, decoder)
+        steps += every_list(sizes, decoder.guidance, False, "fp32")
+    for step in steps:
+        for launch in step.kernels:
+            found = kernels.find(key_of(launch, step), 90)
+            assert found.function == launch.kernel and found.image.startswith(b"\x7fELF")
+    code = "import sys; from musiclm_deploy.export.kernels import pack_kernels; pack_kernels(Path(sys.argv[1]), ['fp32'], [90])"
+    again = in_a_process(f"from pathlib import Path; {code}", kernel_bundle)
     assert again.returncode == 1 and "is there already: remove it" in again.stderr

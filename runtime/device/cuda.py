@@ -65,9 +65,11 @@ class CudaDriver:
     """One GPU, one stream. Calls may come from any thread, one at a time."""
 
     programs = PROGRAMS
+    place = "cuda"  # ONNX Runtime's name of it
 
     def __init__(self, bundle: Path, index: int = 0) -> None:
         """index: of the GPU among those that are visible. BackendError where there is none; BundleError for a bundle without kernels."""
+        self.index = index
         self.name, self.capability = find_gpu("device='cuda'", index)
         self._cuda = _api("device='cuda'")
         self._thread, self._functions = threading.local(), {}
@@ -98,6 +100,10 @@ class CudaDriver:
 
     def replay(self, recorded: Recorded) -> None:
         self.call("cuGraphLaunch", recorded.graph, self.stream)
+
+    def hand_over(self, buffer: Memory) -> tuple[str, int, int]:
+        self.call("cuStreamSynchronize", self.stream)
+        return self.place, self.index, buffer.address
 
     def download(self, buffers: Sequence[Memory]) -> Download:
         pinned = [self._pinned[buffer.shape].pop() if self._pinned[buffer.shape] else Pinned(self, buffer.shape) for buffer in buffers]

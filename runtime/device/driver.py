@@ -48,6 +48,10 @@ class Driver(Protocol):
         """Run them; returns before they have run."""
         ...
 
+    def hand_over(self, buffer: Buffer) -> tuple[str, int, int]:
+        """(ONNX Runtime's name of the device, its index, the buffer's address), once all that was asked for so far has been done."""
+        ...
+
     def download(self, buffers: Sequence[Buffer]) -> Download:
         """Begin to copy int64 buffers to the host, as they are after all that was asked for so far."""
         ...

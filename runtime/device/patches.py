@@ -1,0 +1,57 @@
+"""The entrance of MuLaN's audio tower on a device: from a wave to the patches of its spectrogram, in one launch.
+
+In: the manifest's `Spectrogram`, a driver, waves. Out: memory of the device, which the graph from the patches on reads there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...kernels.launch import Step
+from ...kernels.patches import build_patches, constants_of
+from ..bundle import Spectrogram
+from .driver import Buffer, Driver
+
+
+class Patches:
+    """Buffers and launch are kept for the next wave of the same length."""
+
+    def __init__(self, driver: Driver, spectrogram: Spectrogram, root: Path) -> None:
+        """root: of the bundle."""
+        self._driver, self._layout = driver, spectrogram
+        self._filters = filters_of(spectrogram, root)
+        self._constants = constants_of(spectrogram.n_fft, spectrogram.win_length, spectrogram.bins, self._filters)
+        self._buffers: dict[str, Buffer] = {}
+        self._shape: tuple[int, ...] = ()
+        self._recorded: Any = None
+        self._step = Step()
+
+    def make(self, wave: np.ndarray) -> tuple[Buffer, tuple[int, ...]]:
+        """wave: float32 [B, t] -> patches float32 [B, rows, columns, bins * frames], there when all that was asked of the driver is done;
+        and their shape. They are overwritten by the next call."""
+        B, samples = wave.shape
+        if wave.shape != self._shape:
+            self._step = list_patches(self._layout, B, samples, self._filters)
+            self._shape, self._recorded, self._buffers = (), None, {}  # before as much is taken again
+            self._buffers = {name: self._driver.allocate(*buffer) for name, buffer in self._step.buffers.items()}
+            for name, array in self._constants.items():
+                self._driver.upload(self._buffers[name], array)
+            self._recorded = self._driver.record(self._step, self._buffers)
+            self._shape = wave.shape
+        self._driver.upload(self._buffers["wave"], np.ascontiguousarray(wave))
+        self._driver.replay(self._recorded)
+        return self._buffers["patches"], self._step.buffers["patches"][1]
+
+
+def list_patches(layout: Spectrogram, B: int, samples: int, filters: np.ndarray | None) -> Step:
+    """The launch for waves [B, samples]."""
+    patch, bands = (layout.bins, layout.frames), None if filters is None else len(filters)
+    return build_patches(B, samples, layout.n_fft, layout.win_length, layout.hop_length, layout.center, patch, bands)
+
+
+def filters_of(layout: Spectrogram, root: Path) -> np.ndarray | None:
+    """float32 [bands, n_fft // 2 + 1] of a log-mel spectrogram. root: of the bundle."""
+    return None if layout.filters is None else np.load(root / layout.filters, allow_pickle=False)
