@@ -12,6 +12,7 @@ import argparse
 import inspect
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,18 @@ def models(size: str) -> dict[str, Any]:
     return build_models(SIZES[size])
 
 
-def bundle(size: str, precision: str = "fp32", build: Path = BUILD, target: str = "onnxruntime") -> Path:
-    """The bundle of a size at a precision; exported where it is not there. ValueError for a precision that the export does not write."""
+def bundle(size: str, precision: str = "fp32", build: Path = BUILD, target: str = "onnxruntime", kernels: Sequence[str] = ()) -> Path:
+    """The bundle of a size at a precision; exported where it is not there. ValueError for a precision that the export does not write.
+
+    kernels: types of weights for which it brings kernels for a GPU.
+    """
     if target == "onnxruntime" and precision not in precisions():
         raise ValueError(f"this export writes {', '.join(precisions())}, not {precision}.")
-    out = build / size / (precision if target == "onnxruntime" else f"{target}-{precision}")
+    out = build / size / "-".join((precision,) if target == "onnxruntime" and not kernels else (target, precision, *kernels))
     if not out.is_dir():
         plain = target == "onnxruntime" and precision == "fp32"
         chosen: dict[str, Any] = {} if plain else {"target": target, "precision": precision, "force": True}  # random weights lose more
-        export_checkpoints(**checkpoints(size, build), out=out, **chosen)
+        export_checkpoints(**checkpoints(size, build), out=out, kernels=kernels, **chosen)
     return out
 
 

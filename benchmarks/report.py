@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import SECTIONS as ON_A_GPU
+from benchmarks.gpu.table import SECTIONS as ON_A_GPU
 from musiclm_deploy.kernels.quantized_product import PRECISIONS
 from musiclm_deploy.runtime.bench.record import Row, read
 from musiclm_deploy.runtime.bench.table import MODEL, SECTIONS, SIZE, Section, as_markdown, cells, field, number, share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,12 +19,28 @@ from musiclm_deploy.runtime.device.driver import Download
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import PROMPT, STEP
 
+ON = os.environ.get("MUSICLM_KERNELS_ON")  # torch's name of a GPU
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64, "int8": torch.int8, "bool": torch.bool}
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
-    """Run every program of the grid, one after another."""
-    kernel[grid](*arguments)
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Run every program of the grid: on the CPU one after another, in the interpreter; on the GPU of `MUSICLM_KERNELS_ON`, if it is set."""
+    if ON is None:
+        kernel[grid](*arguments, **constants)
+        return
+    there: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def move(value: Any) -> Any:
+        if isinstance(value, tuple):
+            moved = tuple(map(move, value))
+            return type(value)(*moved) if hasattr(value, "_fields") else moved
+        if isinstance(value, torch.Tensor):
+            return there.setdefault(id(value), (value, value.to(ON, copy=True)))[1]
+        return value
+
+    kernel[grid](*map(move, arguments), **{name: move(value) for name, value in constants.items()})
+    for here, moved in there.values():
+        here.copy_(moved)
 
 
 def floats(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -46,7 +63,7 @@ def run_step(launches: list[Any], buffers: dict[str, torch.Tensor]) -> None:
 
     for one in launches:
         kernel, constants = functions_of(one)
-        kernel[one.grid](**{name: resolve(value) for name, value in one.arguments.items()}, **constants)
+        launch(kernel, one.grid, **{name: resolve(value) for name, value in one.arguments.items()}, **constants)
 
 
 class InterpreterDriver:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from interpreted import InterpretedEngines, InterpreterDriver
 
-from benchmarks import gpu
+from benchmarks.gpu import peers, steps
+from benchmarks.gpu.table import SECTIONS
 from benchmarks.peers import on_device
 from benchmarks.plot import draw_gpus
 from benchmarks.report import markdown
@@ -27,55 +28,56 @@ def small(monkeypatch) -> None:
 
 def test_it_runs_and_says_what_it_saw(tiny_bundle) -> None:
     """Fault: a check that needs a GPU to show that it does not run; a stage left out; bytes of another type."""
-    made = gpu.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (20,), 1)
-    tokens, steps = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
+    made = steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (20,), 1)
+    tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
     assert [(row["stage"], row["equal"], row["tokens"]) for row in tokens] == [(stage, 1, 1) for stage in ("semantic", "coarse", "fine")]
-    assert [row["stage"] for row in steps] == ["semantic", "coarse", "fine"] and all(row["host_us"] > 0 for row in steps)
-    bench = gpu.Bench(Bundle.open(tiny_bundle), "fine", InterpreterDriver(), "fp32")
+    assert all(row["taken_mb"] == row["stated_mb"] > 0 for row in tokens)
+    assert [row["stage"] for row in timed] == ["semantic", "coarse", "fine"] and all(row["host_us"] > 0 for row in timed)
+    bench = steps.Bench(Bundle.open(tiny_bundle), "fine", InterpreterDriver(), "fp32")
     products = [array for name, array in bench.model.weights.items() if name.endswith(".weight") and not name.startswith("head.")]
     head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * (20 + 1.5)
-    assert steps[2]["mb_read"] == pytest.approx((4 * sum(one.numel() for one in [*products, head]) + caches) / 1e6, rel=1e-3)
-    text = as_text([row | {"gpu": "interpreter"} for row in made], gpu.SECTIONS)
+    assert timed[2]["mb_read"] == pytest.approx((4 * sum(one.numel() for one in [*products, head]) + caches) / 1e6, rel=1e-3)
+    text = as_text([row | {"gpu": "interpreter"} for row in made], SECTIONS)
     assert text.count("interpreter") == 6 and "step µs" in text
 
 
 def test_a_wrong_token_ends_it(tiny_bundle, monkeypatch) -> None:
     """Fault: times of a GPU that computes something else."""
-    right = gpu.device.decode
+    right = steps.device.decode
 
     def wrong(*arguments: Any) -> list[np.ndarray]:
         return [row + 1 for row in right(*arguments)]
 
-    monkeypatch.setattr(gpu.device, "decode", wrong)
+    monkeypatch.setattr(steps.device, "decode", wrong)
     with pytest.raises(RuntimeError, match=r"semantic, fp32: 0 of 1 tokens are the CPU's after the same tokens, 100% must be"):
-        gpu.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", None, (1,), (20,), 1)
+        steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", None, (1,), (20,), 1)
 
 
 def test_engines_too(static_bundle) -> None:
     """Fault: engines whose tokens are not looked at, or whose rows are taken for those of kernels."""
     opened = Bundle.open(static_bundle)
     form = Form.open(opened)
-    made = gpu.check(opened, InterpretedEngines(opened, form), "fp32", 1e9, (1, 2), (20,), 2)
-    tokens, steps = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
+    made = steps.check(opened, InterpretedEngines(opened, form), "fp32", 1e9, (1, 2), (20,), 2)
+    tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
     assert [(row["form"], row["equal"], row["tokens"]) for row in tokens] == [("engines", 2, 2)] * 3
-    assert [row["rows"] for row in steps] == [1, 2] * 3 and {row["form"] for row in steps} == {"engines"}
+    assert [row["rows"] for row in timed] == [1, 2] * 3 and {row["form"] for row in timed} == {"engines"}
     coarse, caches = opened.manifest.coarse, form.capacities["coarse"] * 2 * 4
-    assert (steps[3]["mb_read"] - steps[2]["mb_read"]) * 1e6 == pytest.approx(caches * coarse.depth * coarse.cache_head_size, rel=0.02)
+    assert (timed[3]["mb_read"] - timed[2]["mb_read"]) * 1e6 == pytest.approx(caches * coarse.depth * coarse.cache_head_size, rel=0.02)
 
 
 def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
     """Fault: a peer that computes something else than it is timed for; a row that does not say which peer it is."""
     monkeypatch.setattr(on_device, "DTYPES", {"fp16": torch.float32, "bf16": torch.float32})  # a CPU takes its time in 16 bits
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    monkeypatch.setattr(gpu, "bundle", lambda *_: tiny_bundle)
-    monkeypatch.setattr(gpu, "models", lambda *_: tiny_models)
-    rows = gpu.peers("tiny", 2, 20, 6, device="cpu")
+    monkeypatch.setattr(peers, "bundle", lambda *_: tiny_bundle)
+    monkeypatch.setattr(peers, "models", lambda *_: tiny_models)
+    rows = peers.peers("tiny", 2, 20, 6, device="cpu")
     assert [(row["form"], row["precision"]) for row in rows] == [
         *(("compiled PyTorch", kind) for kind in ("fp16", "bf16")),
         ("audiolm-pytorch", "fp32"),
     ]
     assert all(row["step_us"] > 0 and row["rows"] == 2 for row in rows)
-    case, conditioning = gpu.case_of_peers(Bundle.open(tiny_bundle), 2, 20, 6)
+    case, conditioning = peers.case_of_peers(Bundle.open(tiny_bundle), 2, 20, 6)
     compiled = on_device.static_cache_tokens(tiny_models["coarse"].state_dict(), case, conditioning, torch.float32, "cpu", None)
     upstream = on_device.upstream_tokens(tiny_models["coarse"], case, conditioning, "cpu")
     for index in range(len(case.tokens)):

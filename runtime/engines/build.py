@@ -88,14 +88,14 @@ class Target:
     @classmethod
     def here(cls, capability: int | None = None) -> Target:
         """This machine's GPU, or any of a capability, which TensorRT-RTX alone builds for. BackendError says what is missing."""
-        if capability is not None:
-            library = find_library(portable=True)
-            known = sorted(int(one[2:]) for one in dir(library.trt.ComputeCapability) if re.fullmatch(r"SM\d+", one))
-            if capability not in known:
-                raise BackendError(f"{library.name} {library.version} builds for {', '.join(map(str, known))}, not for {capability}.")
-            return cls(library, capability, "")
-        library, (name, own) = find_library(), find_gpu("TensorRT")
-        return cls(library, own, "" if library.portable else name)
+        library = find_library(portable=None if capability is None else True)
+        name, own = find_gpu("TensorRT") if capability is None else ("", capability)
+        if not library.portable:
+            return cls(library, own, name)
+        known = sorted(int(one[2:]) for one in dir(library.trt.ComputeCapability) if re.fullmatch(r"SM\d+", one))
+        if own not in known:
+            raise BackendError(f"{library.name} {library.version} builds for {', '.join(map(str, known))}, not for {own}.")
+        return cls(library, own, "")
 
     @property
     def folder(self) -> str:
