@@ -80,20 +80,29 @@ def tiny_bundle(tiny_checkpoints, mel_file, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def static_bundle(tiny_bundle, tiny_checkpoints, mel_file, tmp_path_factory) -> Path:
+def add_form():
+    """A function that puts TensorRT's form beside the graphs of a fresh bundle, as the export does where it compiles kernels too."""
+
+    def add(bundle: Path, checkpoints: dict[str, Path], precision: str) -> None:
+        from musiclm_deploy.export.collect import collect
+        from musiclm_deploy.export.export import _records
+        from musiclm_deploy.export.tensorrt import record_form, write_form
+        from musiclm_deploy.runtime.bundle import Bundle
+
+        made = write_form(collect(checkpoints, {}), Bundle.open(bundle).manifest, bundle, precision)
+        record_form(bundle, precision, made, _records(bundle / "tensorrt"))
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def static_bundle(tiny_bundle, tiny_checkpoints, mel_file, add_form, tmp_path_factory) -> Path:
     """The tiny bundle with TensorRT's form of it, in fp32. Read only."""
     import shutil
 
-    from musiclm_deploy.export.collect import collect
-    from musiclm_deploy.export.export import _records
-    from musiclm_deploy.export.tensorrt import record_form, write_form
-    from musiclm_deploy.runtime.bundle import Bundle
-
     folder = tmp_path_factory.mktemp("static") / "bundle"
     shutil.copytree(tiny_bundle, folder)
-    collected = collect({**tiny_checkpoints, "semantic-features": mel_file}, {})
-    made = write_form(collected, Bundle.open(folder).manifest, folder, "fp32")
-    record_form(folder, "fp32", made, _records(folder / "tensorrt"))
+    add_form(folder, {**tiny_checkpoints, "semantic-features": mel_file}, "fp32")
     return folder
 
 

@@ -220,11 +220,32 @@ class EmulatedEngine:
         return 1000 * (profile + 1)
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace(set_execution_context_allocation_strategy=lambda strategy: None)
+        made = SimpleNamespace(runtime_cache=None, create_runtime_cache=EmulatedCache)
+        made.set_execution_context_allocation_strategy = lambda strategy: None
+        made.set_runtime_cache = lambda cache: setattr(made, "runtime_cache", cache)
+        return made
 
     def create_execution_context(self, how: Any) -> EmulatedContext:
         assert how.dynamic_shapes_kernel_specialization_strategy == "eager"
+        how.runtime_cache.compiled.add(hashlib.sha256("".join(self._names).encode()).hexdigest())
         return EmulatedContext(self)
+
+
+class EmulatedCache:
+    """What was compiled, as the names of engines."""
+
+    def __init__(self) -> None:
+        self.compiled: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps(sorted(self.compiled)).encode()
+
+    def deserialize(self, data: bytes) -> bool:
+        """Returns whether it is of this card."""
+        if not data.startswith(b"["):
+            return False
+        self.compiled |= set(json.loads(data))
+        return True
 
 
 class EmulatedContext:

@@ -66,3 +66,7 @@ class Engines(Driver, Protocol):
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One call of a graph, by its file name in the bundle; waits for it. ValueError for what its engine was not built for."""
         ...
+
+    def save(self) -> None:
+        """Keep what was compiled while it ran, for the processes to come."""
+        ...

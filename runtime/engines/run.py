@@ -18,6 +18,7 @@ from ..bundle import Bundle, BundleError
 from ..device.cuda import CudaDriver, Memory
 from ..device.driver import DeviceError
 from .build import FOLDER, RECORD, BuiltEngines, Target, folders_of
+from .compiled import Compiled
 from .form import Form
 from .profiles import PROMPT, STEP
 
@@ -34,6 +35,10 @@ class EngineDriver(CudaDriver):
         self._runtime = self._library.trt.Runtime(self._library.log)
         self._contexts: dict[tuple[str, int], Any] = {}  # by graph and profile
         self._opened: dict[str, Any] = {}
+        self._compiled = Compiled(bundle.sha256, target.folder)
+
+    def save(self) -> None:
+        self._compiled.save()
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows that an engine does not take at once are run one after another."""
@@ -123,6 +128,7 @@ class EngineDriver(CudaDriver):
                 how.set_execution_context_allocation_strategy(memory)
                 # what a list records stays: it must not be the kernels that stand in until better ones are compiled
                 how.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                self._compiled.set_in(how)
                 context = engine.create_execution_context(how)
             else:
                 context = engine.create_execution_context(memory)
