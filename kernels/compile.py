@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,16 @@ def compile_steps(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        kernels = {}
-        for key, (launch, step) in sorted(found.items()):
-            kernels[key] = _compile(key, launch, step, capabilities, aside)
-            on_kernel(len(kernels), len(found))
+        kernels: dict[str, Any] = {}
+        with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Triton's, about defaults to come
+            made = {key: pool.submit(_compile, key, launch, step, capabilities, aside) for key, (launch, step) in sorted(found.items())}
+            try:
+                for key, kernel in made.items():
+                    kernels[key] = kernel.result()
+                    on_kernel(len(kernels), len(found))
+            finally:
+                pool.shutdown(cancel_futures=True)
         files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(aside.iterdir())}
         record = {"format": FORMAT, "triton": triton.__version__, "kernels": kernels, "files": files}
         (aside / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -104,9 +112,7 @@ def _triton(launch: Launch, signature: Mapping[str, Any], capability: int) -> An
     kernel, constants = functions_of(launch)
     source = ASTSource(kernel, dict(signature), constants, aligned)
     options = {"enable_fp_fusion": launch.kernel not in _EXACT}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Triton's, about defaults to come
-        return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def _usage(cubin: Path) -> dict[str, int]:

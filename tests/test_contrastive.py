@@ -28,11 +28,10 @@ HIERARCHIES: dict[str, dict[str, Any]] = {
 }
 
 
-def assert_equal(actual: Tensor | None, expected: Tensor | None, name: str) -> None:
+def assert_equal(actual: Tensor | None, expected: Tensor | None, name: str, atol: float = TOLERANCE) -> None:
     assert actual is not None and expected is not None, name
     assert expected.isfinite().all(), name
-    atol = TOLERANCE * max(1.0, expected.abs().max().item())
-    np.testing.assert_allclose(actual.detach(), expected.detach(), rtol=0, atol=atol, err_msg=name)
+    np.testing.assert_allclose(actual.detach(), expected.detach(), rtol=0, atol=atol * max(1.0, expected.abs().max().item()), err_msg=name)
 
 
 def assert_same_step(theirs: Any, mine: Any, batch: int = 4, seed: int = 0) -> None:
@@ -51,7 +50,7 @@ def assert_same_step(theirs: Any, mine: Any, batch: int = 4, seed: int = 0) -> N
     moving = 0
     for name, parameter in mine.named_parameters():
         if gradients[name] is not None:
-            assert_equal(parameter.grad, gradients[name], name)
+            assert_equal(parameter.grad, gradients[name], name, 5 * TOLERANCE)  # sums over all pairs, in an order that threads change
             moving += bool(parameter.grad.abs().max() > 100 * TOLERANCE)
     assert moving > 0.8 * len(gradients), "most gradients vanish: this comparison could not fail"
 
