@@ -27,7 +27,7 @@ demo: setup
 	$(BIN)/python demo/demo.py
 
 test: setup
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup
 
 check: setup
 	$(BIN)/ruff check
@@ -39,10 +39,11 @@ bench: setup
 	$(BIN)/pip install -q -r requirements/demo.txt
 	$(BIN)/python -m benchmarks.run
 
-# Where there is an NVIDIA GPU: tokens against the CPU's, then times.
+# Where there is an NVIDIA GPU: kernels and tokens against the CPU's, then times; at upstream's README size and with 300 M parameters a stage.
 gpu-check: setup
 	$(BIN)/pip install -q "cuda-python>=13,<14"
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu --size readme
+	$(BIN)/python -m benchmarks.gpu --size 300m --weights fp16
 
 clean:
 	rm -rf build dist *.egg-info $(STEP)/*.so .hypothesis .pytest_cache .ruff_cache

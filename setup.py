@@ -64,7 +64,7 @@ EXTRAS = {
     "gpu": ["onnxruntime-gpu>=1.31,<2", "cuda-python>=13,<14"],
     "tensorrt": ["tensorrt>=10.15,<12", "cuda-python>=13,<14"],
     "tensorrt-rtx": ["tensorrt-rtx-cu13-bindings>=1.7,<2", "tensorrt-rtx-cu13-libs>=1.7,<2", "cuda-python>=13,<14"],
-    "pycuda": ["pycuda>=2026.1"],
+    "pycuda": ["pycuda>=2026.1"],  # whose arrays are taken as sounds; nothing here imports it
     "export": [TORCH, "einops>=0.8,<1", "onnx>=1.23,<2", "onnxscript>=0.7,<1", "safetensors>=0.8,<1", "vector-quantize-pytorch>=1.32,<2"],
     "kernels": ["triton>=3.9,<3.10"],  # for `export_all.py --kernels`
     # What upstream imports. Upstream itself cannot be resolved by pip, see requirements/upstream.txt.
@@ -95,6 +95,7 @@ EXTRAS = {
         "hypothesis>=6.170,<7",
         "pyright[nodejs]>=1.1.414,<2",
         "pytest>=9.2,<10",
+        "pytest-xdist>=3.8,<4",
         "ruff>=0.17.6,<1",
         "tensorrt-rtx-cu13-bindings>=1.7,<2",
         "tensorrt-rtx-cu13-libs>=1.7,<2",

@@ -76,7 +76,7 @@ class Mulan:
     min_samples: int  # the shortest audio it embeds
     audio_heads: int  # of the audio transformer, and how long a wave is per patch: what its attention costs in memory
     samples_per_patch: float
-    spectrogram: Spectrogram | None = None  # of bundles with kernels, where they have one for it
+    spectrogram: Spectrogram | None  # of bundles with kernels, where they have one for it
 
 
 @dataclass(frozen=True)

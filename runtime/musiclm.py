@@ -18,6 +18,7 @@ import numpy as np
 from .audio import resample
 from .backend import choose_device, open_session
 from .bundle import STAGES, Bundle, Decoder, Spectrogram
+from .device.arrays import on_host
 from .device.cuda import CudaDriver
 from .device.driver import Driver, Engines
 from .device.model import TYPES, DeviceModel
@@ -110,6 +111,7 @@ class MusicLM:
 
         text: what it should be like, or a `Blend` of texts and sounds. audio: in place of a text, (wave float32 [t], rate in Hz) of what
             it should sound like to MuLaN; the music does not begin with it.
+            On a GPU a wave, here and in what follows, may be an array in its memory (`__cuda_array_interface__`).
         prime: (wave float32 [t], rate in Hz) that the music goes on from, one for all prompts or one (or None) each, cut to whole frames
             of the codec. Without text and audio it is also what the music should be like.
         include_prime: whether the wave begins with the prime, as the codec decodes it. Tokens always do.
@@ -129,6 +131,7 @@ class MusicLM:
         """
         if noise is not None and self.driver is not None:
             raise ValueError("noise= is for device='cpu': on a GPU noise is drawn where the tokens are, from the seed, the same as here.")
+        text, audio, prime = (on_host(given, self.driver) for given in (text, audio, prime))
         like: Any = prime if text is None and audio is None else audio
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
         request = make_request(self.bundle.manifest, text, *limits, like, prime, include_prime)
@@ -149,7 +152,7 @@ class MusicLM:
     def embed_audio(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
         """MuLaN's latents of (wave float32 [t] or [B, t], rate in Hz): float32 [B, dim_latent], of length 1."""
         mulan = self.bundle.manifest.mulan
-        wave = _wave_at(audio, mulan.sample_hz, mulan.min_samples, "MuLaN embeds")
+        wave = _wave_at(on_host(audio, self.driver), mulan.sample_hz, mulan.min_samples, "MuLaN embeds")
         check_memory({"mulan": mulan_audio_bytes(mulan, *wave.shape)})
         if mulan.spectrogram is not None and self.driver is not None and not isinstance(self.driver, Engines):
             return self._embed_patches(mulan.spectrogram, wave)
@@ -161,7 +164,7 @@ class MusicLM:
         Raises ValueError for a wave that cannot be used, and for a bundle that was exported without a semantic tokenizer.
         """
         wav2vec = tokenizer_of(self.bundle.manifest)
-        wave = _wave_at(audio, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
+        wave = _wave_at(on_host(audio, self.driver), wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
         check_memory({"wav2vec": wav2vec_bytes(wav2vec, *wave.shape)})
         return self.run(wav2vec.graph, wave=wave)["tokens"]
 
@@ -174,7 +177,7 @@ class MusicLM:
         graph = encoder_of(codec)
         hop = codec.samples_per_frame
         least = (codec.min_encode_frames - 1) * hop + 1  # filled up to whole frames
-        wave = _wave_at(audio, codec.sample_hz, least, "the codec encodes")
+        wave = _wave_at(on_host(audio, self.driver), codec.sample_hz, least, "the codec encodes")
         wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop)))
         check_memory({"codec": encode_bytes(*wave.shape)})
         return self.run(graph, wave=wave)["codes"]

@@ -11,6 +11,19 @@ if "MUSICLM_KERNELS_ON" not in os.environ:  # of benchmarks/gpu: a GPU that kern
 
 import pytest
 
+# Files that share what takes long to make; each other file is a group of its own.
+TOGETHER = {
+    **dict.fromkeys(("test_emulated_gpu", "test_gpu_check", "test_kernels_compile", "test_patches"), "kernel_bundle"),
+    **dict.fromkeys(("test_engines", "test_engines_build"), "static_bundle"),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist loadgroup, as in `make test`, a file's tests run in one process, since they share fixtures."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
+
 
 @pytest.fixture(scope="session")
 def tiny_models():

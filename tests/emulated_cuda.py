@@ -107,6 +107,9 @@ class EmulatedCuda:
         ctypes.memmove(to, source, count)
         return (0,)
 
+    def cuMemcpyDtoH(self, to: int, source: int, count: int) -> tuple[int]:
+        return self.cuMemcpyDtoHAsync(to, source, count, 0)
+
     def cuModuleLoadData(self, image: bytes) -> tuple[int, bytes]:
         assert self._captured is None, "a module cannot be loaded while launches are recorded"
         return 0, image

@@ -16,10 +16,12 @@ import pytest
 from emulated_cuda import EmulatedCache, EmulatedCuda, EmulatedTensorRT
 
 import musiclm_deploy as md
+from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import STAGES, Bundle
 from musiclm_deploy.runtime.device import cuda
 from musiclm_deploy.runtime.device import decode as device
 from musiclm_deploy.runtime.device import model as kernels
+from musiclm_deploy.runtime.device.arrays import on_host
 from musiclm_deploy.runtime.device.driver import DeviceError
 from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.device.patches import list_patches
@@ -129,6 +131,16 @@ def with_kernels(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
     return emulated
 
 
+class Elsewhere:
+    """An array in the GPU's memory, as pycuda's, CuPy's and PyTorch's say where they lie."""
+
+    def __init__(self, driver: cuda.CudaDriver, array: np.ndarray) -> None:
+        self.memory = driver.allocate("fp32", array.shape)
+        driver.upload(self.memory, array)
+        place = {"data": (self.memory.address, False), "strides": None, "stream": 1, "version": 3}
+        self.__cuda_array_interface__: dict[str, Any] = place | {"shape": array.shape, "typestr": array.dtype.str}
+
+
 def test_kernels(kernel_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
     """Fault: a parameter at another place or of another width, a graph of another list, a copy that comes too early; memory is kept."""
     shutil.copytree(kernel_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("kernels"))
@@ -139,8 +151,18 @@ def test_kernels(kernel_bundle: Path, music, tmp_path: Path, monkeypatch) -> Non
         is_the_cpus(model.generate(**REQUEST), music)
         sound = np.random.default_rng(0).standard_normal(3000).astype(np.float32), 16_000
         np.testing.assert_allclose(model.embed_audio(sound), music.embed_audio(sound), rtol=0, atol=1e-5)  # fp32
+        there = Elsewhere(driver, sound[0])
+        np.testing.assert_array_equal(model.embed_audio((there, 16_000)), model.embed_audio(sound))
+        np.testing.assert_array_equal(model.encode_audio((there, 16_000)), model.encode_audio(sound))
+        blend = on_host([md.Blend([("calm", 0.5), ((there, 16_000), 0.5)])], driver)
+        np.testing.assert_array_equal(blend[0].parts[1][0][0], sound[0])
+        with pytest.raises(BackendError, match="a sound lies in a GPU's memory, and this bundle runs on the CPU"):
+            music.generate(audio=(there, 16_000), seconds=0.04)
+        there.__cuda_array_interface__["strides"] = (8,)
+        with pytest.raises(ValueError, match=r"must be contiguous, got strides \(8,\) of float32 \[3000\]"):
+            model.generate(prime=(there, 16_000), seconds=0.04)
     assert emulated.free < free and emulated.launched > emulated.replayed > 20
-    del model, driver
+    del model, driver, there
     gc.collect()
     assert emulated.free == free, "what a closed model has taken is given back"
 

@@ -34,7 +34,7 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
     """
 
     def write(edit: Callable[[Path], object]) -> None:
-        def stages(sources, overrides, folder: Path, bar, quiet) -> Manifest:
+        def stages(sources, overrides, folder: Path, bar, quiet, kernels) -> Manifest:
             for path in tiny_bundle.iterdir():
                 if path.name != MANIFEST:
                     shutil.copy(path, folder)

@@ -257,7 +257,7 @@ def _manifest() -> dict[str, Any]:
     codec |= {"codebook_size": 9, "lookahead_frames": 1, "min_frames": 1, "context_frames": None, "min_encode_frames": 1}
     mulan = {"text": "t.onnx", "audio": "a.onnx", "tokenizer": "t.json", "max_tokens": 9, "dim_latent": 4, "sample_hz": 16000}
     return {
-        "mulan": mulan | {"min_samples": 9, "audio_heads": 1, "samples_per_patch": 2.0},
+        "mulan": mulan | {"min_samples": 9, "audio_heads": 1, "samples_per_patch": 2.0, "spectrogram": None},
         "conditioner": {"graph": "c.onnx", "quantizers": 1, "codebook_size": 3, "namespaces": {"fine": 8}},
         **{stage: {"graph": f"{stage}.onnx", **decoder} for stage in ("semantic", "coarse", "fine")},
         "codec": codec,

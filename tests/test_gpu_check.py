@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from interpreted import InterpretedEngines, InterpreterDriver
+from test_emulated_gpu import with_kernels
 
-from benchmarks.gpu import peers, steps
+from benchmarks.gpu import kernels, machine, peers, steps
 from benchmarks.gpu.table import SECTIONS
 from benchmarks.peers import on_device
 from benchmarks.plot import draw_gpus
 from benchmarks.report import markdown
+from musiclm_deploy.kernels.spectrogram import reference
 from musiclm_deploy.runtime.bench.table import as_text
 from musiclm_deploy.runtime.bundle import Bundle
+from musiclm_deploy.runtime.device.cuda import CudaDriver
 from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.engines.form import Form
 
@@ -30,7 +34,7 @@ def test_it_runs_and_says_what_it_saw(tiny_bundle) -> None:
     """Fault: a check that needs a GPU to show that it does not run; a stage left out; bytes of another type."""
     made = steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (20,), 1)
     tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
-    assert [(row["stage"], row["equal"], row["tokens"]) for row in tokens] == [(stage, 1, 1) for stage in ("semantic", "coarse", "fine")]
+    assert [(row["stage"], row["equal"], row["tokens"]) for row in tokens] == [(stage, 2, 2) for stage in ("semantic", "coarse", "fine")]
     assert all(row["taken_mb"] == row["stated_mb"] > 0 for row in tokens)
     assert [row["stage"] for row in timed] == ["semantic", "coarse", "fine"] and all(row["host_us"] > 0 for row in timed)
     bench = steps.Bench(Bundle.open(tiny_bundle), "fine", InterpreterDriver(), "fp32")
@@ -49,7 +53,7 @@ def test_a_wrong_token_ends_it(tiny_bundle, monkeypatch) -> None:
         return [row + 1 for row in right(*arguments)]
 
     monkeypatch.setattr(steps.device, "decode", wrong)
-    with pytest.raises(RuntimeError, match=r"semantic, fp32: 0 of 1 tokens are the CPU's after the same tokens, 100% must be"):
+    with pytest.raises(RuntimeError, match=r"semantic, fp32: 0 of 2 tokens are the CPU's after the same tokens, 100% must be"):
         steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", None, (1,), (20,), 1)
 
 
@@ -59,10 +63,26 @@ def test_engines_too(static_bundle) -> None:
     form = Form.open(opened)
     made = steps.check(opened, InterpretedEngines(opened, form), "fp32", 1e9, (1, 2), (20,), 2)
     tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
-    assert [(row["form"], row["equal"], row["tokens"]) for row in tokens] == [("engines", 2, 2)] * 3
+    assert [(row["form"], row["equal"], row["tokens"]) for row in tokens] == [("engines", 4, 4)] * 3
     assert [row["rows"] for row in timed] == [1, 2] * 3 and {row["form"] for row in timed} == {"engines"}
     coarse, caches = opened.manifest.coarse, form.capacities["coarse"] * 2 * 4
     assert (timed[3]["mb_read"] - timed[2]["mb_read"]) * 1e6 == pytest.approx(caches * coarse.depth * coarse.cache_head_size, rel=0.02)
+
+
+def test_patches_on_a_gpu(kernel_bundle, tmp_path, monkeypatch) -> None:
+    """Fault: a way to patches that is timed but not looked at; what the GPU is left out of rows."""
+    shutil.copytree(kernel_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("kernels"))
+    with_kernels(tmp_path / "bundle", monkeypatch)
+    monkeypatch.setattr(kernels, "_TIMES", 1)
+    opened, driver = Bundle.open(tmp_path / "bundle"), CudaDriver(tmp_path / "bundle")
+    (row,) = kernels.time_patches(opened, driver, 0.05)
+    assert row["form"] == "kernel" and row["us"] > 0 and row["error"] < 1e-5
+    assert machine.describe(driver) == {"gpu": "Emulated GPU", "capability": 90}
+    shown = [row | {"gpu": "Emulated GPU"}]
+    assert "From a wave to MuLaN's patches" in as_text(shown, SECTIONS)
+    monkeypatch.setattr(kernels, "patches_of", lambda *arguments: 2 * reference.patches(*arguments))
+    with pytest.raises(RuntimeError, match=r"patches differ from the reference by 5\.0e-01 of the largest"):
+        kernels.time_patches(opened, driver, 0.05)
 
 
 def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:

@@ -19,7 +19,7 @@ from musiclm_deploy.export.mulan import export_mulan_audio
 from musiclm_deploy.export.patches import export_patches
 from musiclm_deploy.kernels.spectrogram import reference
 from musiclm_deploy.model import MuLaN
-from musiclm_deploy.runtime.bundle import Bundle, Spectrogram
+from musiclm_deploy.runtime.bundle import Bundle, BundleError, Spectrogram
 from musiclm_deploy.runtime.device.patches import Patches, filters_of
 from musiclm_deploy.runtime.musiclm import MusicLM
 from musiclm_deploy.runtime.step import Choice
@@ -61,6 +61,24 @@ def test_what_the_kernel_does_not_make_stays_with_the_graph(tmp_path: Path) -> N
     mulan.audio.spec.window[3] += 0.01
     assert export_patches(mulan, tmp_path / "mulan_audio.onnx") is None
     assert {path.name for path in tmp_path.iterdir()} == {"mulan_audio.onnx", "mulan_audio.onnx.data"}
+
+
+def test_filters_that_are_none(tmp_path: Path) -> None:
+    """Fault: a kernel that reads beyond the filters; a file of objects that is unpickled."""
+    layout = Spectrogram("mulan_patches.onnx", 40, 24, 12, True, 8, 16, "filters.npy")
+    saved = [
+        (np.zeros((9, 20), np.float32), r"holds float32 \[9, 20\], expected float32 \[bands of at least 8, 21\]"),
+        (np.zeros((7, 21), np.float32), r"holds float32 \[7, 21\]"),
+        (np.zeros((9, 21)), r"holds float64 \[9, 21\]"),
+        (np.array([{}]), "is not an array as numpy saves it: Object arrays cannot be loaded"),
+    ]
+    for array, message in saved:
+        np.save(tmp_path / "filters.npy", array)
+        with pytest.raises(BundleError, match=message):
+            filters_of(layout, tmp_path)
+    (tmp_path / "filters.npy").write_bytes(b"")
+    with pytest.raises(BundleError, match="is not an array"):
+        filters_of(layout, tmp_path)
 
 
 def test_sounds_are_embedded_on_the_device(kernel_bundle: Path) -> None:

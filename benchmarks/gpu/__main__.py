@@ -3,10 +3,10 @@
 In: the bundle of a size, exported with kernels when it is not there; where a TensorRT is installed, its form and engines too. Out: JSON
 lines of results/gpu.jsonl, with the GPU's name, driver and clocks, and a table on the terminal. A check that fails ends it.
 
-Checked: kernels against their references, where torch has the GPU; with weights of 32 bits the likeliest token is the CPU's after the same
-tokens, with 16 nearly always; compute-sanitizer, where it is installed, finds nothing. Timed: one step, launches and waiting included, of 1
-to 32 rows; clips, checked as on the CPU; a wave's way to patches; a token of audiolm-pytorch and of compiled PyTorch, where torch has the
-GPU.
+Checked: kernels against their references, where torch has the GPU; with weights of 32 bits the likeliest token, and one drawn, is the CPU's
+after the same tokens, with 16 nearly always; compute-sanitizer, where it is installed, finds nothing. Timed: one step, launches and waiting
+included, of 1 to 32 rows; clips, checked as on the CPU; a wave's way to patches; a token of audiolm-pytorch and of compiled PyTorch, where
+torch has the GPU.
 
     python -m benchmarks.gpu --size readme --weights fp16
 """

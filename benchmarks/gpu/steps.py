@@ -21,6 +21,7 @@ from musiclm_deploy.runtime.device import decode as device
 from musiclm_deploy.runtime.device.driver import Driver, Engines
 from musiclm_deploy.runtime.device.model import DeviceModel, every_list
 from musiclm_deploy.runtime.engines.model import EngineModel
+from musiclm_deploy.runtime.noise import PhiloxNoise
 from musiclm_deploy.runtime.sampling import sample
 from musiclm_deploy.runtime.step import open_weights
 
@@ -56,17 +57,21 @@ class Bench:
         self.form = "engines" if engines else "kernels"
 
     def equal_tokens(self, rows: int, context: int) -> tuple[int, int]:
-        """(equal, of so many): the likeliest next token of rows of random tokens, on the device and by the graph."""
+        """(equal, of so many): the next token of rows of random tokens, the likeliest and one drawn, on the device and by the graph."""
         case = self._case(rows, context, 1)
         plan, told = replace(case.plan, steps=np.ones(rows, np.int64)), self._told(rows)
         before = told["prefix_embeddings"].shape[1] if "prefix_embeddings" in told else 0
         run = DecoderRun(self.session, self.decoder, told, rows, plan.capacity + before)
         logits = run.prefill(plan.prompts, plan.head(0))
-        expected = sample(logits, np.zeros_like(logits), 0.0, 0.0, plan.forbid_last(0))
-        greedy = Sampling(temperature=0.0, filter_thres=0.0, cond_scale=1.0)
-        found = device.decode(self.model, plan, told, False, greedy, [(0, row, 0) for row in range(rows)], lambda *_: None)
-        # an end leaves a row empty
-        return sum([*row.tolist(), plan.end][0] == token for row, token in zip(found, expected.tolist(), strict=True)), rows
+        noise = PhiloxNoise([(0, row) for row in range(rows)]).gumbel(self.stage, 0, rows, self.decoder.vocabulary)
+        equal = 0
+        for temperature, dropped in ((0.0, 0.0), (1.0, 0.9)):
+            expected = sample(logits, noise, temperature, dropped, plan.forbid_last(0)).tolist()
+            draws, sampling = [(0, row, 0) for row in range(rows)], Sampling(temperature, dropped, cond_scale=1.0)
+            found = device.decode(self.model, plan, told, False, sampling, draws, lambda *_: None)
+            # an end leaves a row empty
+            equal += sum([*row.tolist(), plan.end][0] == token for row, token in zip(found, expected, strict=True))
+        return equal, 2 * rows
 
     def time_steps(self, rows: int, context: int, steps: int, bandwidth: float | None) -> Row:
         """A step's time as what twice the steps take longer; host_us: of that, in the calls that launch them."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...kernels.launch import Step
 from ...kernels.patches import build_patches, constants_of
-from ..bundle import Spectrogram
+from ..bundle import BundleError, Spectrogram
 from .driver import Buffer, Driver
 
 
@@ -53,5 +53,15 @@ def list_patches(layout: Spectrogram, B: int, samples: int, filters: np.ndarray 
 
 
 def filters_of(layout: Spectrogram, root: Path) -> np.ndarray | None:
-    """float32 [bands, n_fft // 2 + 1] of a log-mel spectrogram. root: of the bundle."""
-    return None if layout.filters is None else np.load(root / layout.filters, allow_pickle=False)
+    """float32 [bands, n_fft // 2 + 1] of a log-mel spectrogram. root: of the bundle. BundleError for a file that holds something else."""
+    if layout.filters is None:
+        return None
+    path = root / layout.filters
+    try:
+        filters = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleError(f"{path} is not an array as numpy saves it: {error}") from error
+    expected = f"float32 [bands of at least {layout.bins}, {layout.n_fft // 2 + 1}]"
+    if filters.dtype != np.float32 or filters.ndim != 2 or len(filters) < layout.bins or filters.shape[1] != layout.n_fft // 2 + 1:
+        raise BundleError(f"{path} holds {filters.dtype} {list(filters.shape)}, expected {expected}.")
+    return filters
