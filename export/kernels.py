@@ -36,7 +36,7 @@ def pack_kernels(
     opened = Bundle.open(bundle)
     steps = [step for kind in dict.fromkeys(types) for step in _steps(opened, kind, every_list)]
     steps += [] if engines is None else _steps(opened, engines, of_engines)
-    steps += _of_patches(opened) if types else []
+    steps += _of_patches(opened)
     with tqdm(desc="kernels", unit="kernel", disable=quiet, file=sys.stderr) as bar:
 
         def on_kernel(done: int, total: int) -> None:

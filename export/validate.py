@@ -84,10 +84,8 @@ def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     latents = mulan.get_audio_latents(wave).numpy()
     pairs = {"mulan_text": (text, mulan.get_text_latents(ids).numpy()), "mulan_audio": (audio, latents)}
     if spectrogram := manifest.spectrogram:
-        layout = spectrogram.n_fft, spectrogram.win_length, spectrogram.hop_length, spectrogram.center
-        patches = patches_of(
-            wave.numpy(), *layout, (spectrogram.bins, spectrogram.frames), filters_of(spectrogram, model.bundle.root)
-        ).astype(np.float32)
+        filters = filters_of(spectrogram, model.bundle.root)
+        patches = patches_of(wave.numpy(), *spectrogram.layout, filters).astype(np.float32)
         pairs["mulan_patches"] = model.run(spectrogram.graph, patches=patches)["latent"], latents
     quality |= {name: {"similarity": _similarity(found, expected)} for name, (found, expected) in pairs.items()}
     return {name: float(np.abs(found - expected).max()) for name, (found, expected) in pairs.items()}

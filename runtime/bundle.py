@@ -64,6 +64,11 @@ class Spectrogram:
     frames: int
     filters: str | None  # of a log-mel spectrogram: float32 [bands, n_fft // 2 + 1], as numpy saves it; None for one of power
 
+    @property
+    def layout(self) -> tuple[int, int, int, bool, tuple[int, int]]:
+        """In the order of `kernels.patches` and of the operation's reference."""
+        return self.n_fft, self.win_length, self.hop_length, self.center, (self.bins, self.frames)
+
 
 @dataclass(frozen=True)
 class Mulan:

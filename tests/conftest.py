@@ -120,19 +120,28 @@ def static_bundle(tiny_bundle, tiny_checkpoints, mel_file, add_form, tmp_path_fa
 
 
 @pytest.fixture(scope="session")
-def kernel_bundle(good, tmp_path_factory) -> Path:
-    """A tiny bundle with kernels in fp32 for one capability, exported by the command in a process of its own: where Triton interprets
-    kernels it compiles none. Read only."""
+def export_by_command():
+    """A function that exports files by the command, in a process of its own: where Triton interprets kernels it compiles none. Returns what
+    it said meanwhile."""
     import subprocess
     import sys
 
+    def export(checkpoints: dict[str, Path], out: Path, *options: str) -> str:
+        files = [part for name, path in checkpoints.items() for part in (f"--{name}", str(path))]
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        command = [sys.executable, "-m", "musiclm_deploy.cli", "export", *files, *options, "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def kernel_bundle(good, export_by_command, tmp_path_factory) -> Path:
+    """A tiny bundle with kernels in fp32 for one capability. Read only."""
     out = tmp_path_factory.mktemp("kernels") / "bundle"
-    files = [part for name, path in good.items() for part in (f"--{name}", str(path))]
-    command = [sys.executable, "-m", "musiclm_deploy.cli", "export", *files, "--out", str(out), "--quiet"]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    options = ["--kernels", "fp32", "--compute-capability", "90"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    assert "kernels: 100%" in export_by_command(good, out, "--kernels", "fp32", "--compute-capability", "90")
     return out
 
 

@@ -50,7 +50,7 @@ def assert_same_step(theirs: Any, mine: Any, batch: int = 4, seed: int = 0) -> N
     moving = 0
     for name, parameter in mine.named_parameters():
         if gradients[name] is not None:
-            assert_equal(parameter.grad, gradients[name], name, 5 * TOLERANCE)  # sums over all pairs, in an order that threads change
+            assert_equal(parameter.grad, gradients[name], name, 2 * TOLERANCE)  # sums over all pairs, in an order that threads change
             moving += bool(parameter.grad.abs().max() > 100 * TOLERANCE)
     assert moving > 0.8 * len(gradients), "most gradients vanish: this comparison could not fail"
 

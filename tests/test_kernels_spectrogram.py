@@ -16,13 +16,6 @@ from musiclm_deploy.kernels.patches import build_patches, constants_of
 from musiclm_deploy.kernels.spectrogram import reference
 from musiclm_deploy.model.spectrogram import Spectrogram
 
-LAYOUTS = [
-    (1, 250, 40, 24, 12, True, (5, 7)),
-    (2, 301, 32, 32, 10, True, (16, 16)),
-    (3, 190, 37, 20, 7, False, (9, 4)),
-    (1, 21, 40, 25, 3, True, (4, 3)),  # the shortest wave that can be reflected
-]
-
 
 def kernel(wave: np.ndarray, n_fft: int, win_length: int, hop: int, center: bool, patch: tuple[int, int], filters=None) -> np.ndarray:
     step = build_patches(*wave.shape, n_fft, win_length, hop, center, patch, None if filters is None else len(filters))
@@ -42,7 +35,15 @@ def tower(wave: np.ndarray, module: Spectrogram, patch: tuple[int, int]) -> np.n
     return theirs.flatten(3).numpy()
 
 
-@pytest.mark.parametrize(("B", "t", "n_fft", "win_length", "hop", "center", "patch"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("B", "t", "n_fft", "win_length", "hop", "center", "patch"),
+    [
+        (1, 250, 40, 24, 12, True, (5, 7)),
+        (2, 301, 32, 32, 10, True, (16, 16)),
+        (3, 190, 37, 20, 7, False, (9, 4)),
+        (1, 21, 40, 25, 3, True, (4, 3)),  # the shortest wave that can be reflected
+    ],
+)
 def test_patches_are_the_towers(B: int, t: int, n_fft: int, win_length: int, hop: int, center: bool, patch: tuple[int, int]) -> None:
     """Fault: a frame that begins a sample early, a window in another place of its frame, an edge that repeats, bins and frames of a patch
     the wrong way round, patches in another order, a crop at the wrong end."""

@@ -40,12 +40,11 @@ def test_the_graph_from_the_patches_on(entrance: str, tmp_path: Path) -> None:
     assert spectrogram is not None and (spectrogram.filters is None) == (entrance == "power")
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"mulan_audio.onnx", "mulan_audio.onnx.data", spectrogram.graph} | ({spectrogram.filters} - {None})
-    filters, patch = filters_of(spectrogram, tmp_path), (spectrogram.bins, spectrogram.frames)
-    layout = spectrogram.n_fft, spectrogram.win_length, spectrogram.hop_length, spectrogram.center
+    filters = filters_of(spectrogram, tmp_path)
     for batch, samples in ((3, 4321), (1, mulan.audio.min_samples)):
         wave = np.random.default_rng(samples).standard_normal((batch, samples)).astype(np.float32)
         expected = run(tmp_path / "mulan_audio.onnx", wave=torch.from_numpy(wave))["latent"]
-        patches = reference.patches(wave, *layout, patch, filters).astype(np.float32)
+        patches = reference.patches(wave, *spectrogram.layout, filters).astype(np.float32)
         np.testing.assert_allclose(
             run(tmp_path / spectrogram.graph, patches=torch.from_numpy(patches))["latent"], expected, rtol=0, atol=1e-5
         )

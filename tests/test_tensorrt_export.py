@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,15 +26,10 @@ from musiclm_deploy.runtime.step import open_weights
 
 
 @pytest.fixture(scope="module")
-def bundle(good, mel_file, tmp_path_factory) -> Path:
-    """Exported by the command in a process of its own: where Triton interprets kernels it compiles none."""
+def bundle(good, mel_file, export_by_command, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("engines") / "bundle"
-    files = [part for name, path in {**good, "semantic-features": mel_file}.items() for part in (f"--{name}", str(path))]
     options = ["--target", "tensorrt", "--precision", "fp16", "--compute-capability", "90", "--quiet"]
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "musiclm_deploy.cli", "export", *files, *options, "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    export_by_command({**good, "semantic-features": mel_file}, out, *options)
     return out
 
 

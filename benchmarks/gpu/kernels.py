@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from musiclm_deploy.kernels.patches import constants_of
 from musiclm_deploy.kernels.spectrogram.reference import patches as patches_of
 from musiclm_deploy.runtime.bench.record import Row, say
 from musiclm_deploy.runtime.bundle import Bundle, Spectrogram
 from musiclm_deploy.runtime.device.cuda import CudaDriver
-from musiclm_deploy.runtime.device.patches import filters_of, list_patches
+from musiclm_deploy.runtime.device.patches import Patches, filters_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _SEED, _TIMES = 0, 200
@@ -41,26 +40,22 @@ def check_kernels() -> None:
 def time_patches(opened: Bundle, driver: CudaDriver, seconds: float) -> list[Row]:
     """From a wave to patches: the kernel, whose patches must be those of the reference, and torch's stft where torch has the GPU."""
     mulan = opened.manifest.mulan
-    if (layout := mulan.spectrogram) is None:
+    if (spectrogram := mulan.spectrogram) is None:
         return []
     say("gpu: from a wave to patches")
     wave = np.random.default_rng(_SEED).standard_normal((1, round(seconds * mulan.sample_hz))).astype(np.float32)
-    filters = filters_of(layout, opened.root)
-    step = list_patches(layout, *wave.shape, filters)
-    buffers = {name: driver.allocate(*buffer) for name, buffer in step.buffers.items()}
-    for name, array in (constants_of(layout.n_fft, layout.win_length, layout.bins, filters) | {"wave": wave}).items():
-        driver.upload(buffers[name], array)
-    recorded, found = driver.record(step, buffers), np.empty(step.buffers["patches"][1], np.float32)
-    driver.replay(recorded)
-    driver.call("cuMemcpyDtoHAsync", found.ctypes.data, buffers["patches"].address, found.nbytes, driver.stream)
+    entrance = Patches(driver, spectrogram, opened.root)
+    patches, shape = entrance.make(wave)
+    found = np.empty(shape, np.float32)
+    driver.call("cuMemcpyDtoHAsync", found.ctypes.data, patches.address, found.nbytes, driver.stream)
     driver.call("cuStreamSynchronize", driver.stream)
-    exact = patches_of(wave, *_layout(layout), (layout.bins, layout.frames), filters)
+    exact = patches_of(wave, *spectrogram.layout, filters_of(spectrogram, opened.root))
     error = float(np.abs(found - exact).max() / np.abs(exact).max())
     if not error < 1e-4:
         raise RuntimeError(f"patches differ from the reference by {error:.1e} of the largest.")
-    times = {"kernel": _time(lambda: driver.replay(recorded), lambda: driver.call("cuStreamSynchronize", driver.stream))}
-    if torch.cuda.is_available() and filters is None:
-        graph = _captured(torch.from_numpy(wave).cuda(), layout)
+    times = {"kernel": _time(lambda: driver.replay(entrance.recorded), lambda: driver.call("cuStreamSynchronize", driver.stream))}
+    if torch.cuda.is_available() and spectrogram.filters is None:
+        graph = _captured(torch.from_numpy(wave).cuda(), spectrogram)
         times["torch.stft"] = _time(graph.replay, torch.cuda.synchronize)
     about = {"benchmark": "gpu patches", "seconds": seconds, "megabytes": round((wave.nbytes + found.nbytes) / 1e6, 3)}
     return [
@@ -93,21 +88,17 @@ def sanitize() -> None:
             raise RuntimeError(f"compute-sanitizer, {check_of}:\n{done.stdout[-4000:]}\n{done.stderr[-1000:]}")
 
 
-def _layout(layout: Spectrogram) -> tuple[int, int, int, bool]:
-    return layout.n_fft, layout.win_length, layout.hop_length, layout.center
-
-
-def _captured(wave: torch.Tensor, layout: Spectrogram) -> torch.cuda.CUDAGraph:
+def _captured(wave: torch.Tensor, spectrogram: Spectrogram) -> torch.cuda.CUDAGraph:
     """torch's way to the same patches, as a CUDA graph: stft, its power, cut into patches that lie one after another."""
-    window = torch.hann_window(layout.win_length, device=wave.device)
+    window = torch.hann_window(spectrogram.win_length, device=wave.device)
 
     def run() -> torch.Tensor:
-        n_fft, win_length, hop, center = _layout(layout)
+        n_fft, win_length, hop, center, (bins, frames) = spectrogram.layout
         found = torch.stft(wave, n_fft, hop, win_length, window, center, "reflect", return_complex=True)
         power = found.real.square() + found.imag.square()
-        rows, columns = power.shape[1] // layout.bins, power.shape[2] // layout.frames
-        power = power[:, : rows * layout.bins, : columns * layout.frames].unflatten(2, (columns, layout.frames))
-        return power.unflatten(1, (rows, layout.bins)).transpose(2, 3).contiguous()
+        rows, columns = power.shape[1] // bins, power.shape[2] // frames
+        power = power[:, : rows * bins, : columns * frames].unflatten(2, (columns, frames))
+        return power.unflatten(1, (rows, bins)).transpose(2, 3).contiguous()
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -21,12 +21,12 @@ class Patches:
 
     def __init__(self, driver: Driver, spectrogram: Spectrogram, root: Path) -> None:
         """root: of the bundle."""
-        self._driver, self._layout = driver, spectrogram
+        self._driver, self._spectrogram = driver, spectrogram
         self._filters = filters_of(spectrogram, root)
         self._constants = constants_of(spectrogram.n_fft, spectrogram.win_length, spectrogram.bins, self._filters)
         self._buffers: dict[str, Buffer] = {}
         self._shape: tuple[int, ...] = ()
-        self._recorded: Any = None
+        self.recorded: Any = None  # the launch
         self._step = Step()
 
     def make(self, wave: np.ndarray) -> tuple[Buffer, tuple[int, ...]]:
@@ -34,34 +34,33 @@ class Patches:
         and their shape. They are overwritten by the next call."""
         B, samples = wave.shape
         if wave.shape != self._shape:
-            self._step = list_patches(self._layout, B, samples, self._filters)
-            self._shape, self._recorded, self._buffers = (), None, {}  # before as much is taken again
+            self._step = list_patches(self._spectrogram, B, samples, self._filters)
+            self._shape, self.recorded, self._buffers = (), None, {}  # before as much is taken again
             self._buffers = {name: self._driver.allocate(*buffer) for name, buffer in self._step.buffers.items()}
             for name, array in self._constants.items():
                 self._driver.upload(self._buffers[name], array)
-            self._recorded = self._driver.record(self._step, self._buffers)
+            self.recorded = self._driver.record(self._step, self._buffers)
             self._shape = wave.shape
         self._driver.upload(self._buffers["wave"], np.ascontiguousarray(wave))
-        self._driver.replay(self._recorded)
+        self._driver.replay(self.recorded)
         return self._buffers["patches"], self._step.buffers["patches"][1]
 
 
-def list_patches(layout: Spectrogram, B: int, samples: int, filters: np.ndarray | None) -> Step:
+def list_patches(spectrogram: Spectrogram, B: int, samples: int, filters: np.ndarray | None) -> Step:
     """The launch for waves [B, samples]."""
-    patch, bands = (layout.bins, layout.frames), None if filters is None else len(filters)
-    return build_patches(B, samples, layout.n_fft, layout.win_length, layout.hop_length, layout.center, patch, bands)
+    return build_patches(B, samples, *spectrogram.layout, None if filters is None else len(filters))
 
 
-def filters_of(layout: Spectrogram, root: Path) -> np.ndarray | None:
+def filters_of(spectrogram: Spectrogram, root: Path) -> np.ndarray | None:
     """float32 [bands, n_fft // 2 + 1] of a log-mel spectrogram. root: of the bundle. BundleError for a file that holds something else."""
-    if layout.filters is None:
+    if spectrogram.filters is None:
         return None
-    path = root / layout.filters
+    path = root / spectrogram.filters
     try:
         filters = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BundleError(f"{path} is not an array as numpy saves it: {error}") from error
-    expected = f"float32 [bands of at least {layout.bins}, {layout.n_fft // 2 + 1}]"
-    if filters.dtype != np.float32 or filters.ndim != 2 or len(filters) < layout.bins or filters.shape[1] != layout.n_fft // 2 + 1:
-        raise BundleError(f"{path} holds {filters.dtype} {list(filters.shape)}, expected {expected}.")
+    least, width = spectrogram.bins, spectrogram.n_fft // 2 + 1
+    if filters.dtype != np.float32 or filters.ndim != 2 or len(filters) < least or filters.shape[1] != width:
+        raise BundleError(f"{path} holds {filters.dtype} {list(filters.shape)}, expected float32 [bands of at least {least}, {width}].")
     return filters
