@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,13 +32,15 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(DeviceModel, "least_capacity", 32)
 
 
-def test_it_runs_and_says_what_it_saw(tiny_bundle) -> None:
-    """Fault: a check that needs a GPU to show that it does not run; a stage left out; bytes of another type."""
+def test_it_runs_and_says_what_it_saw(tiny_bundle, monkeypatch) -> None:
+    """Fault: a check that needs a GPU to show that it does not run; a stage left out; bytes of another type; a step of many launches."""
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=count().__next__))  # a second goes by whenever the clock is read
     made = steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (20,), 1)
     tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
     assert [(row["stage"], row["equal"], row["tokens"]) for row in tokens] == [(stage, 2, 2) for stage in ("semantic", "coarse", "fine")]
     assert all(row["taken_mb"] == row["stated_mb"] > 0 for row in tokens)
-    assert [row["stage"] for row in timed] == ["semantic", "coarse", "fine"] and all(row["host_us"] > 0 for row in timed)
+    assert [row["stage"] for row in timed] == ["semantic", "coarse", "fine"]
+    assert [(row["host_us"], row["step_us"]) for row in timed] == [(1e6, 2e6)] * 3  # one replay, before and after which it is read
     bench = steps.Bench(Bundle.open(tiny_bundle), "fine", InterpreterDriver(), "fp32")
     products = [array for name, array in bench.model.weights.items() if name.endswith(".weight") and not name.startswith("head.")]
     head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * (20 + 1.5)
