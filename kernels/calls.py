@@ -6,19 +6,16 @@ The tensors are those of runtime/engines/form.py; a buffer stands behind each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from .decoder_step.sizes import Sizes
 from .launch import Call, Step
 from .lists import Batch, Builder
 
 
-def build_step(stage: str, sizes: Sizes, batch: Batch, kind: str, sampling: Mapping[str, Any], head: int = 0) -> Step:
+def build_step(stage: str, sizes: Sizes, batch: Batch, kind: str, copies: int, head: int = 0) -> Step:
     """One token of every sequence, as `kernels.launches` has it."""
     builder = _Builder(sizes, batch, kind)
     builder.layers(stage, head)
-    builder.sample(dict(sampling))
+    builder.sample(copies)
     return builder.step
 
 

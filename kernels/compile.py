@@ -2,9 +2,10 @@
 
 In: the launches of steps (`launches.py`), compute capabilities. Out: a folder with a cubin for each kernel and capability, a PTX for each
 kernel, and `kernels.json`: format, Triton's version, the SHA-256 of every file, and for each kernel its function, signature, constants, and
-for each capability its file, threads, registers, bytes of shared memory and of stack (what did not fit into registers). It knows neither
-bundles nor drivers; what it leaves behind is launched with neither Triton nor torch. The machine code takes the parameters of the signature
-that are no constants, those of a tuple one by one, and after them two pointers to scratch memory that no kernel here uses: zeros.
+for each capability its file, threads, registers, bytes of shared memory and of stack (what did not fit into registers), and whether it
+waits by itself for the kernel before it, so that it may be launched early (`early.py`). It knows neither bundles nor drivers; what it
+leaves behind is launched with neither Triton nor torch. The machine code takes the parameters of the signature that are no constants, those
+of a tuple one by one, and after them two pointers to scratch memory that no kernel here uses: zeros.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .functions import functions_of
 from .launch import FORMAT, RECORD, Launch, Step, key_of, signature_of
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
+EARLY = 90  # from here on kernels may be launched before the one before them has ended
 PTX_CAPABILITY = 80  # its PTX is compiled by the driver for any later card
 _EXACT = ("sample",)  # kernels whose products are not fused with sums: equal logits, equal tokens
 
@@ -82,7 +84,7 @@ def compile_steps(
 def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], folder: Path) -> dict[str, Any]:
     kernel, _ = functions_of(launch)
     kinds, machines = signature_of(launch, step), {}
-    signature = {name: kinds[name] for name in kernel.arg_names}
+    signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
     for capability in capabilities:
         try:
             compiled = _triton(launch, signature, capability)
@@ -95,6 +97,7 @@ def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], fold
             "file": name,
             "threads": compiled.metadata.num_warps * 32,
             "shared_bytes": compiled.metadata.shared,
+            "waits": "griddepcontrol.wait" in compiled.asm["ptx"],
         } | usage
         if capability == PTX_CAPABILITY:
             (folder / f"{key}.ptx").write_text(compiled.asm["ptx"], encoding="utf-8")
@@ -110,8 +113,10 @@ def _triton(launch: Launch, signature: Mapping[str, Any], capability: int) -> An
         parts = [((index, part), one) for part, one in enumerate(kind)] if isinstance(kind, tuple) else [((index,), kind)]
         aligned |= {path: [["tt.divisibility", 16]] for path, one in parts if one.startswith("*")}
     kernel, constants = functions_of(launch)
+    if "EARLY" in kernel.arg_names:
+        constants["EARLY"] = capability >= EARLY
     source = ASTSource(kernel, dict(signature), constants, aligned)
-    options = {"enable_fp_fusion": launch.kernel not in _EXACT}
+    options = {"enable_fp_fusion": launch.kernel not in _EXACT, "num_warps": launch.warps}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

@@ -7,17 +7,17 @@ from typing import Any
 
 from .attention.triton_form import append, attend, merge, nothing
 from .geglu.triton_form import measure, read_normed
-from .hyper_connection.triton_form import connect, read_branch
+from .hyper_connection.triton_form import choose, connect, read_branch
 from .launch import Launch
 from .product.triton_form import product
 from .prompt.triton_form import embed
 from .sampling.triton_form import sample
 from .spectrogram.triton_form import log_mel, spectrogram
 
-_KERNELS = {"append": append, "attend": attend, "embed": embed, "product": product, "sample": sample}
+_KERNELS = {"append": append, "attend": attend, "connect": connect, "embed": embed, "product": product, "sample": sample}
 _KERNELS |= {"spectrogram": spectrogram, "log_mel": log_mel}
 _PARTS = {"measure": measure, "read_normed": read_normed, "nothing": nothing, "merge": merge}
-_PARTS |= {"connect": connect, "read_branch": read_branch}
+_PARTS |= {"choose": choose, "read_branch": read_branch}
 
 
 def functions_of(launch: Launch) -> tuple[Any, dict[str, Any]]:

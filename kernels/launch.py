@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT, RECORD = 1, "kernels.json"  # of a folder of compiled kernels: rises when the record changes; the record's name
+FORMAT, RECORD = 2, "kernels.json"  # of a folder of compiled kernels: rises when the record changes; the record's name
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int64": 8, "bool": 1}
 _POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int8": "*i8", "int64": "*i64"}
 
@@ -26,6 +26,7 @@ class Launch:
     grid: tuple[int, ...]
     arguments: dict[str, Any]  # parameter -> a buffer's name, a number, or a tuple of these
     constants: dict[str, Any]  # parameter -> what is known when the kernel is compiled; a function by its name
+    warps: int = 4  # of a program, 32 threads each
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,13 @@ def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
             return _POINTERS[step.buffers[value][0]]
         return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
-    kinds = {name: kind(value) for name, value in launch.arguments.items()}
-    if "place" in kinds:  # coordinates of one stage need 64 bits: the kernel is the same for all
-        kinds["place"] = ("i64",) * len(launch.arguments["place"])
-    return kinds | dict.fromkeys(launch.constants, "constexpr")
+    return {name: kind(value) for name, value in launch.arguments.items()} | dict.fromkeys(launch.constants, "constexpr")
 
 
 def key_of(launch: Launch, step: Step) -> str:
     """A name for all launches that the same machine code serves."""
     constants = {name: value if isinstance(value, str) else repr(value) for name, value in launch.constants.items()}
-    text = json.dumps([launch.kernel, signature_of(launch, step), constants], sort_keys=True)
+    text = json.dumps([launch.kernel, launch.warps, signature_of(launch, step), constants], sort_keys=True)
     return f"{launch.kernel}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 

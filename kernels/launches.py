@@ -1,18 +1,17 @@
-"""A token transformer as lists of launches: a decode step, eight a layer, one for the logits, one for the token and what follows it; and
+"""A token transformer as lists of launches: a decode step, eleven a layer, two for the logits, one for the token and what follows it; and
 before it the prompt, several positions of every sequence at once.
 
 In: a transformer's sizes, sequences of the batch, the type of weights. Out: `Step`, which buffers there are and which kernels run on them,
 in order. Nothing here runs, compiles or needs Triton: `runtime/device` makes the lists where music is made, `compile.py` beside it compiles
 what they name.
 
-    self    connect + norm + product   -> queries, new key and value     attend, append   -> partial        merge + product   -> y
-    cross   connect + norm + product   -> queries                        attend           -> partial        merge + product   -> y
-    feed    connect + norm + product + gate   -> z                       norm + product   -> y
+    self    connect + norm    product -> queries, new key and value    attend, append -> partial    merge + product -> y
+    cross   connect + norm    product -> queries                       attend         -> partial    merge + product -> y
+    feed    connect + norm    product + gate -> z                      norm + product -> y
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from .attention.constants import Parts
@@ -23,22 +22,24 @@ from .launch import Launch, Step, power
 from .lists import Batch, Builder
 from .packing import beside, pitch_of, type_of
 
-TILE = 4096  # elements of a product's tile over all its rows: 32 a thread
-PROGRAMS = 264  # of a product, about: two for each of an H100's 132 processors; each repeats what comes before the product
-KEYS = 8192  # elements of a tile of keys over all heads: 64 a thread
-SPLITS = 16  # of a row's keys at most: a program has two tiles or more of a full cache
+TILE = 1 << 13  # elements of a product's tile over all its rows: 64 a thread of 128
+WARPS = 4  # of a product's program
+PROGRAMS = 352  # of a product at most, if sixteen outputs are not enough for that: an H200 has 132 processors
+KEYS = 4096  # elements of a tile of keys: 32 a thread
+ATTENDING = 128  # programs of an attention, about, if there are keys for them: rows times heads times parts of a row's keys
+SPLITS = 8, 2  # parts of a row's keys, if not one: the product that reads them goes over all of them
 TILE_ROWS = 8  # of a product at once at most: what a list over positions of a prompt has, so that weights are read once for all of them
 
 
-def build_step(sizes: Sizes, batch: Batch, weights: str, sampling: Mapping[str, Any], head: int = 0, programs: int = PROGRAMS) -> Step:
+def build_step(sizes: Sizes, batch: Batch, weights: str, copies: int, head: int = 0, programs: int = PROGRAMS) -> Step:
     """One token of every sequence: what `sample` or `begin` left is run through the layers and the output projection `head`.
 
-    sampling: the arguments of `sample` that are numbers, with `copies` and, for `place`, a `Place`. programs: of a product, about.
+    copies: 2 with guidance. programs: of a product, about.
     """
     builder = _Builder(sizes, batch, weights, programs)
     builder.layers()
     builder.logits(head)
-    builder.sample(dict(sampling))
+    builder.sample(copies)
     return builder.step
 
 
@@ -102,7 +103,8 @@ class _Builder(Builder):
             numbers = dict(stride=stride, capacity=self.capacity, positions=self.positions)
             known = dict(H=sizes.heads, D=D, WIDTH=power(D), RESIDUAL=residual)
             self.step.launches.append(Launch(f"{name}.append", "append", (self.rows,), buffers | numbers, known))
-        splits = min(SPLITS, -(-self.capacity // (2 * self._keys(D))))
+        fitting = ATTENDING // (power(self.rows) * sizes.heads)
+        splits = min(next((parts for parts in SPLITS if parts <= fitting), 1), -(-self.capacity // self._keys(D)))
         buffers = (projected, first, keys, values, self.numbers("lengths"))
         self._attend(name, buffers, stride, self.capacity, D, splits, True, residual)
 
@@ -118,9 +120,11 @@ class _Builder(Builder):
         sizes, name = self.sizes, f"layers.{layer}.feed_forward"
         inner = self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.2.connection", sizes.inner, "inner", gated=True)
         gains = (self.buffer(f"{name}.inner_norm.{part}", sizes.inner) for part in ("gain", "bias"))
-        block = min(power(sizes.inner), max(64, 1024 // self.tile_rows))
-        source = "measure", "read_normed", Inner(sizes.inner, block, True)
-        self._product(f"{name}.out", source, (inner, *gains), sizes.inner, sizes.dim, "y", self._columns(sizes.dim))
+        columns = self._columns(sizes.inner)
+        parts = -(-sizes.inner // columns)
+        source = "measure", "read_normed", Inner(sizes.inner, columns, power(parts), True)
+        inputs = (inner, self._moments(parts), *gains)
+        self._product(f"{name}.out", source, inputs, sizes.inner, sizes.dim, "y", self._columns(sizes.dim))
 
     def _attend(
         self, name: str, buffers: tuple[str, ...], stride: int, capacity: int, D: int, splits: int, own: bool, residual: bool
@@ -134,10 +138,10 @@ class _Builder(Builder):
         arguments: dict[str, Any] = dict(zip((*parameters, "partial", "statistics"), buffers, strict=True))
         scale = sizes.dim_head**-0.5 if own else 1.0  # the keys of a context come scaled
         arguments |= dict(stride=stride, capacity=capacity, entries=entries, positions=self.positions, scale=scale)
-        constants = dict(H=H, D=D, HEADS=power(H), WIDTH=power(D), BLOCK=self._keys(D), SPLITS=splits)
+        constants = dict(H=H, D=D, WIDTH=power(D), BLOCK=self._keys(D), SPLITS=splits)
         append = own and not self.in_prompt
         constants |= dict(APPEND=append, BIASED=own and sizes.bias_entries > 0, RESIDUAL=append and residual)
-        self.step.launches.append(Launch(f"{name}.attend", "attend", (self.rows, splits), arguments, constants))
+        self.step.launches.append(Launch(f"{name}.attend", "attend", (self.rows, H, splits), arguments, constants))
         source = "nothing", "merge", Parts(H, D, splits)
         self._product(f"{name}.out", source, parts, H * D, sizes.dim, "y", self._columns(sizes.dim))
 
@@ -152,25 +156,31 @@ class _Builder(Builder):
         gated: bool = False,
         bias: str | None = None,
     ) -> str:
-        """The depth of the branch before, the width of this one, its norm, its first product, whose buffer is returned.
+        """The depth of the branch before, the width of this one, its norm, and its first product, whose buffer is returned.
 
         connection: None for what reads the sum of the streams and hands none on; normed: how many outputs read the normed, if not all.
         """
         sizes, columns = self.sizes, self._columns(outputs)
         if normed is not None and normed % columns:
             columns = 8  # as the head size of a cache is a multiple of
-        mixed, keep = connection is not None and sizes.streams > 1, connection is not None
-        mixing = {"dynamic": (sizes.streams + 2, sizes.dim), "scale": (sizes.streams + 2,), "static": (sizes.streams, sizes.streams + 2)}
-        weights = [self.buffer(f"{connection}.{part}", *shape) if mixed else self._none for part, shape in mixing.items()]
-        gains = [self.buffer(f"{norm}.{part}", sizes.dim) for part in ("gain", "bias")]
-        betas = [self.of_rows(f"beta.{side}", sizes.streams) for side in (0, 1)]
+        S, dim, mixed = sizes.streams, sizes.dim, connection is not None and sizes.streams > 1
+        mixing = {"dynamic": (S + 2, dim), "scale": (S + 2,), "static": (S, S + 2)}
+        arguments: dict[str, Any] = {
+            part: self.buffer(f"{connection}.{part}", *shape) if mixed else self._none for part, shape in mixing.items()
+        }
+        arguments |= dict(gain=self.buffer(f"{norm}.gain", dim), shift=self.buffer(f"{norm}.bias", dim))
+        betas = [self.of_rows(f"beta.{side}", S) for side in (0, 1)]
         read, written = self._side, 1 - self._side
+        arguments |= dict(streams=self._streams(read), beta=betas[read], y=self._y)
+        arguments |= dict(streams_out=self._streams(written), beta_out=betas[written])
+        arguments |= dict(branch=self.buffer("prompt.branch" if self.in_prompt else "branch", 2, self.rows, dim), rows=self.rows)
+        known = Mixing(dim, power(dim), S, power(S), mixed, True)
+        columns_of_mixing = 1 if connection is None else 1 + S + mixed
+        self.step.launches.append(Launch(f"{name}.connect", "connect", (self.rows, columns_of_mixing), arguments, {"sizes": known}, 8))
+        source = "choose", "read_branch", dim
         raw = 1 << 30 if normed is None else normed // columns
-        inputs = (self._streams(read), betas[read], self._y, *weights, *gains, self._streams(written), betas[written], raw)
-        block = min(power(sizes.dim), max(64, 512 // self.tile_rows))
-        known = Mixing(sizes.dim, sizes.streams, power(sizes.streams), block, mixed, keep, True)
-        made = self._product(name, ("connect", "read_branch", known), inputs, sizes.dim, outputs, out, columns, gated, bias)
-        self._side, self._y = written, self.of_rows("y", sizes.dim)
+        made = self._product(name, source, (arguments["branch"], raw), dim, outputs, out, columns, gated, bias)
+        self._side, self._y = written, self.of_rows("y", dim)
         return made
 
     def _product(
@@ -191,18 +201,24 @@ class _Builder(Builder):
         if self.matrices == "int8" and not name.startswith("head."):
             group = self.sizes.block
             scales = self.buffer(f"{name}.scales", outputs, -(-K // group))
-        arguments = dict(inputs=inputs, weights=weights, scales=scales, bias=bias or self._none, out=made, rows=self.rows, N=N)
-        block = min(power(K), max(64, TILE // self.tile_rows // columns // 2))
+        moments = self._moments(-(-N // columns)) if gated else self._none
+        arguments = dict(inputs=inputs, weights=weights, scales=scales, bias=bias or self._none, out=made, moments=moments)
+        arguments |= dict(rows=self.rows, N=N)
+        block = min(power(K), max(64, TILE // self.tile_rows // columns // (1 + gated)))
         known: dict[str, Any] = dict(zip(("prepare", "read", "sizes"), source, strict=True))
         known |= dict(K=K, PITCH=pitch, ROWS=self.tile_rows, COLUMNS=columns)
         known |= dict(BLOCK=block, GROUP=group, GATED=gated, BIASED=bias is not None)
         grid = (-(-N // columns), -(-self.rows // self.tile_rows))
-        self.step.launches.append(Launch(name, "product", grid, arguments, known))
+        self.step.launches.append(Launch(name, "product", grid, arguments, known, WARPS))
         return made
+
+    def _moments(self, programs: int) -> str:
+        """Of a gated product's columns."""
+        return self.of_rows("moments", programs, 2)
 
     def _keys(self, D: int) -> int:
         """Of the attention's tile."""
-        return min(64, max(4, KEYS // (power(self.sizes.heads) * power(D))))
+        return min(64, max(4, KEYS // power(D)))
 
     def _columns(self, outputs: int) -> int:
         """4, 8 or 16 outputs a program, so that there are not many more than `programs` of them; head sizes are multiples of 8."""

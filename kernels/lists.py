@@ -11,7 +11,7 @@ from typing import Any
 
 from .decoder_step.sizes import Sizes
 from .launch import Launch, Step, power
-from .sampling.constants import PLAN, STATE, Draw
+from .sampling.constants import INTEGERS, PLAN, RING, STATE, Draw
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Batch:
     capacity: int
     context: int  # keys of the cross-attention
     prefix: int = 0  # keys of a sequence's conditioning prefix
+    ring: int = RING  # tokens of a row that are held
 
 
 def build_prefix(sizes: Sizes, batch: Batch, kind: str, copies: int) -> Step:
@@ -64,18 +65,20 @@ class Builder:
             known = dict(H=0, D=D, WIDTH=power(D), RESIDUAL=False)
             self.step.launches.append(Launch(f"layers.{layer}.prefix", "append", (rows,), buffers | numbers, known))
 
-    def sample(self, sampling: dict[str, Any]) -> None:
-        """sampling: the arguments of `sample` that are numbers, with `copies`."""
-        copies, (table, streams, dim, count) = sampling.pop("copies"), self.embedding()
+    def sample(self, copies: int) -> None:
+        """copies: 2 with guidance."""
+        table, streams, dim, count = self.embedding()
         B, V = self.rows // copies, self.sizes.vocabulary
         plans, states = self.buffer("plans", B, PLAN, kind="int64"), self.buffer("states", B, STATE, kind="int64")
-        tokens = self.buffer("tokens", B, sampling["total"], kind="int64")
+        tokens = self.buffer("tokens", B, self.batch.ring, kind="int64")
         keys = self.buffer("key_coordinates", self.batch.sequences, self.capacity, kind="int64")
         arguments: dict[str, Any] = dict(logits=self.of_rows("logits", V), plans=plans, states=states, tokens=tokens, table=table)
         arguments |= dict(lengths=self.numbers("lengths"), query_coordinates=self.numbers("query_coordinates"), key_coordinates=keys)
-        arguments |= dict(row_ids=self.numbers("row_ids"), streams=streams, B=B, capacity=self.capacity) | sampling
+        arguments |= dict(row_ids=self.numbers("row_ids"), streams=streams, B=B)
+        arguments |= dict(integers=self.buffer("integers", INTEGERS, kind="int64"), factors=self.buffer("factors", 2))
+        arguments |= dict(total=self.batch.ring, capacity=self.capacity)
         known = Draw(V, power(-(-V // 4)), copies, dim, count, min(power(max(dim, 1)), 1024))
-        self.step.launches.append(Launch("sample", "sample", (B,), arguments, {"sizes": known}))
+        self.step.launches.append(Launch("sample", "sample", (B,), arguments, {"sizes": known}, 8))
 
     def embedding(self) -> tuple[str, str, int, int]:
         """The table of embeddings, where the streams of the next position go, their width and number; width 0 where layers embed."""

@@ -44,7 +44,7 @@ class EmulatedCuda:
             for launch in step.kernels:
                 kernel, constants = functions_of(launch)
                 kinds = signature_of(launch, step)
-                self._known[key_of(launch, step)] = kernel, constants, {name: kinds[name] for name in kernel.arg_names}
+                self._known[key_of(launch, step)] = kernel, constants, {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
 
     def pack(self, bundle: Path) -> None:
         """A folder of kernels whose machine code is their keys."""
@@ -54,6 +54,7 @@ class EmulatedCuda:
             (folder / f"{key}.cubin").write_bytes(key.encode())
             files[f"{key}.cubin"] = hashlib.sha256(key.encode()).hexdigest()
             machine = {"file": f"{key}.cubin", "threads": 128, "shared_bytes": 1 << 16, "registers": 1, "stack_bytes": 0}
+            machine["waits"] = True
             kernels[key] = {"function": kernel.fn.__name__, "signature": signature, "machines": {"90": machine}}
         (folder / RECORD).write_text(json.dumps({"format": FORMAT, "kernels": kernels, "files": files}))
 
@@ -136,10 +137,16 @@ class EmulatedCuda:
             launch()
         return (0,)
 
-    def cuLaunchKernel(
-        self, key: str, gx: int, gy: int, gz: int, tx: int, ty: int, tz: int, shared: int, _: int, at: int, extra: int
-    ) -> Any:
-        assert (tx, ty, tz, shared, extra) == (128, 1, 1, 1 << 16, 0)
+    def cuLaunchKernelEx(self, config: Any, key: str, at: int, extra: int) -> Any:
+        threads = config.blockDimX, config.blockDimY, config.blockDimZ
+        (early,) = config.attrs
+        assert (*threads, config.sharedMemBytes, extra) == (128, 1, 1, 1 << 16, 0)
+        assert (early.id.name, early.value.programmaticStreamSerializationAllowed, config.numAttrs) == (
+            "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION",
+            1,
+            1,
+        )
+        gx, gy, gz = config.gridDimX, config.gridDimY, config.gridDimZ
         kernel, constants, signature = self._known[key]
         taken = 0
 

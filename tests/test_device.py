@@ -22,7 +22,6 @@ from musiclm_deploy.kernels.launch import key_of
 from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step
 from musiclm_deploy.kernels.lists import Batch, build_prefix
 from musiclm_deploy.kernels.packing import beside, in_full, narrow, pack_weights
-from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import Bundle, BundleError, Sampling
 from musiclm_deploy.runtime.decoder import DecoderRun
@@ -48,7 +47,7 @@ FIRST = [0, 4, 70]  # numbers of the rows' first tokens in their stage
 def small(monkeypatch) -> None:
     """The interpreter takes its time for every part of a cache; and a ring of four tokens comes round in a short test."""
     monkeypatch.setattr(DeviceModel, "least_capacity", 32)
-    monkeypatch.setattr(device, "CHUNK", 4)
+    monkeypatch.setattr(DeviceModel, "ring", 4)
 
 
 def plan_of(stage: Stage, steps: int, ends: bool) -> Plan:
@@ -131,7 +130,7 @@ def test_it_stops_when_all_rows_have_ended(stages) -> None:
     found = on_device(model, stage, plan, False, sampling, items=[(seed, 0), (seed, 1), (seed, 2)])
     assert [row.tolist() for row in found] == [row.tolist() for row in drawn[seed]]
     assert isinstance(model.driver, InterpreterDriver)
-    assert model.driver.replayed <= 1 + longest + 1 + 2 * device.CHUNK, "two chunks at most run on"
+    assert model.driver.replayed <= 1 + longest + 1 + 2 * model.ring, "two chunks at most run on"
     assert model.driver.coming == 0, "a copy is on its way to memory that may be freed"
 
 
@@ -187,7 +186,7 @@ def test_what_does_not_fit_is_said_before_it_is_taken(stages) -> None:
     model.driver.memory = 20_000
     with pytest.raises(MemoryError):  # the interpreter's memory is not given back, but the buffers of the other size are
         on_device(model, stage, plan_semantic(stage.decoder, 2, 9, False), False, greedy)
-    assert (held, len(model._lanes)) == (1, 1)
+    assert (held, len(model._lanes)) == (1, 0)
     model.driver.memory = 1 << 30
     assert [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)] == before
 
@@ -257,8 +256,8 @@ def test_eight_bits_are_the_bundles(stages) -> None:
         whole, scales = packed[f"{name}.weight"], np.repeat(packed[f"{name}.scales"], sizes.block, axis=1)
         inputs = min(whole.shape[1], scales.shape[1])
         np.testing.assert_array_equal(whole[:, :inputs] * scales[:, :inputs], full[f"{name}.weight"][:, :inputs], err_msg=name)
-    plan = plan_of(stage, 5, True)
-    eight, wide = (on_device(device_model(stage, kind), stage, plan, True, sampling) for kind in ("int8", "fp32"))
+    plan = plan_of(stage, 3, True)
+    eight, wide = (on_device(device_model(stage, kind), stage, plan, False, sampling) for kind in ("int8", "fp32"))
     assert [row.tolist() for row in eight] == [row.tolist() for row in wide]  # what fp16 caches lose changes none of these
     with pytest.raises(ValueError, match="int8 are those of a bundle of 8 bits, this has 32: export it with --precision int8"):
         device_model(stages(variant, "coarse"), "int8")
@@ -271,12 +270,10 @@ def test_every_kernel_is_packed(sequences: int, kind: str, stages) -> None:
     stage = stages("prefix, two streams, heads of 20", "coarse")
     _, sizes, _ = open_weights(stage.folder, stage.decoder)
     packed = {key_of(launch, step) for step in every_list(sizes, True, True, kind) for launch in step.kernels}
-    place = Place(7, 13, 2, 1 << 40, 2, 2, 1, 0)
-    numbers = dict(place=place, total=32, stage=1, frame=-1, end=-1, k=3, scale=2.5, temperature=0.0)
     for capacity in (512, 1024, 4096, 1 << 15):
         for copies in (1, 2) if sequences % 2 == 0 else (1,):
             batch = Batch(sequences, capacity, 5, 3)
-            lists = [build_step(sizes, batch, kind, numbers | {"copies": copies}, head) for head in range(sizes.outputs)]
+            lists = [build_step(sizes, batch, kind, copies, head) for head in range(sizes.outputs)]
             lists += [build_prompt(sizes, batch, kind), build_begin(sizes, batch, kind), build_prefix(sizes, batch, beside(kind), copies)]
             missing = {launch.name for step in lists for launch in step.kernels if key_of(launch, step) not in packed}
             assert not missing, (capacity, copies)
@@ -290,8 +287,8 @@ def packed_kernels(folder: Path, **changes: Any) -> Path:
     for name, data in files.items():
         (kernels / name).write_bytes(data)
     named = zip(("80", "90", "ptx"), files, strict=True)
-    machines = {machine: {"file": name, "threads": 128, "shared_bytes": 16} for machine, name in named}
-    record = {"format": 1, "kernels": {"k": {"function": "product", "signature": {"a": "*fp16"}, "machines": machines}}}
+    machines = {machine: {"file": name, "threads": 128, "shared_bytes": 16, "waits": False} for machine, name in named}
+    record = {"format": 2, "kernels": {"k": {"function": "product", "signature": {"a": "*fp16"}, "machines": machines}}}
     record["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     (kernels / "kernels.json").write_text(json.dumps(record | changes))
     return folder
@@ -311,7 +308,7 @@ def test_kernels_that_cannot_be_used(tmp_path: Path, tiny_bundle: Path) -> None:
     """Fault: code that is not what was packed runs on a GPU, or a path leaves the bundle; a KeyError for a damaged record."""
     with pytest.raises(BundleError, match="has no kernels for a GPU: export it with --kernels"):
         Kernels(tiny_bundle)
-    with pytest.raises(BundleError, match="has format 9, this version reads 1"):
+    with pytest.raises(BundleError, match="has format 9, this version reads 2"):
         Kernels(packed_kernels(tmp_path / "a", format=9))
     with pytest.raises(BundleError, match="is not a record of kernels"):
         Kernels(packed_kernels(tmp_path / "b", kernels=3))

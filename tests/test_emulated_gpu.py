@@ -19,7 +19,6 @@ import musiclm_deploy as md
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import STAGES, Bundle
 from musiclm_deploy.runtime.device import cuda
-from musiclm_deploy.runtime.device import decode as device
 from musiclm_deploy.runtime.device import model as kernels
 from musiclm_deploy.runtime.device.arrays import on_host
 from musiclm_deploy.runtime.device.driver import DeviceError
@@ -43,7 +42,7 @@ def small(monkeypatch) -> None:
     """The interpreter takes its time for every part of a cache; and a ring of four tokens comes round in a short test."""
     monkeypatch.setattr(DeviceModel, "least_capacity", 32)
     monkeypatch.setattr(kernels, "LEAST_CAPACITY", 32)
-    monkeypatch.setattr(device, "CHUNK", 4)
+    monkeypatch.setattr(DeviceModel, "ring", 4)
 
 
 def lists_of(bundle: Path, kind: str, every_list: Any) -> list[Any]:

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import torch
 from interpreted import InterpretedEngines
 from test_decoder_step import CAPACITY, Stage
 from test_device import on_cpu, on_device, plan_of
 
 from musiclm_deploy.kernels.launch import Call, Launch
+from musiclm_deploy.kernels.lists import Batch
 from musiclm_deploy.runtime.bundle import Bundle, Sampling
-from musiclm_deploy.runtime.device import decode as device
+from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.model import EngineModel
 from musiclm_deploy.runtime.engines.profiles import Limits, profiles_of
@@ -32,7 +32,7 @@ POSITIONS = 5  # of a prompt at once: prompts here take several rounds, or one t
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
     """A ring of four tokens comes round in a short test."""
-    monkeypatch.setattr(device, "CHUNK", 4)
+    monkeypatch.setattr(DeviceModel, "ring", 4)
 
 
 class StageEngines(InterpretedEngines):
@@ -80,8 +80,7 @@ def test_a_step_is_an_engine_and_a_sample(stages, static_stages) -> None:
     stage, static = stages("cross-attention, four streams", "coarse"), static_stages("cross-attention, four streams", "coarse")
     model = engine_model(static, stage)
     lane = model.lane(4, 30, 6, 0, 2)
-    numbers = device._numbers(plan_of(stage, 3, True), Sampling())
-    steps = model.step_lists(lane.batch, numbers | {"copies": 2})
+    steps = model.step_lists(lane.batch, 2)
     assert len(steps) == model.sizes.outputs == 2
     for head, step in enumerate(steps):
         call, sample = step.launches
@@ -139,7 +138,10 @@ def test_what_an_engine_begins_with_is_numbers(kind: str, stages, static_stages)
     stage = stages("prefix, two streams, heads of 20", "coarse")
     model = engine_model(static_stages("prefix, two streams, heads of 20", "coarse"), stage)
     model.kind = kind
-    lane = model.lane(2, 20, 0, 5, 1)
-    lane._allocate(list(lane._lists.values()))
-    for name, buffer in lane.buffers.items():
-        assert torch.equal(buffer, torch.full_like(buffer, name == "head.1" or name.endswith("lengths"))), name
+    batch = Batch(2, CAPACITY, 0, 5)
+    lists = [*model.prompt_lists(batch).values(), *model.step_lists(batch, 1)]
+    buffers = {name: buffer for step in lists for name, buffer in step.buffers.items()}
+    filled = dict(model.constants(batch, buffers))
+    assert filled.keys() == buffers.keys()
+    for name, array in filled.items():
+        assert array.shape == buffers[name][1] and (array == (name == "head.1" or name.endswith("lengths"))).all(), name

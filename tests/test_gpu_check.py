@@ -35,7 +35,7 @@ def small(monkeypatch) -> None:
 def test_it_runs_and_says_what_it_saw(tiny_bundle, monkeypatch) -> None:
     """Fault: a check that needs a GPU to show that it does not run; a stage left out; bytes of another type; a step of many launches."""
     monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=count().__next__))  # a second goes by whenever the clock is read
-    made = steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (20,), 1)
+    made = steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (14,), 1)
     tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
     assert [(row["stage"], row["equal"], row["tokens"]) for row in tokens] == [(stage, 2, 2) for stage in ("semantic", "coarse", "fine")]
     assert all(row["taken_mb"] == row["stated_mb"] > 0 for row in tokens)
@@ -43,7 +43,7 @@ def test_it_runs_and_says_what_it_saw(tiny_bundle, monkeypatch) -> None:
     assert [(row["host_us"], row["step_us"]) for row in timed] == [(1e6, 2e6)] * 3  # one replay, before and after which it is read
     bench = steps.Bench(Bundle.open(tiny_bundle), "fine", InterpreterDriver(), "fp32")
     products = [array for name, array in bench.model.weights.items() if name.endswith(".weight") and not name.startswith("head.")]
-    head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * (20 + 1.5)
+    head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * (14 + 1.5)
     assert timed[2]["mb_read"] == pytest.approx((4 * sum(one.numel() for one in [*products, head]) + caches) / 1e6, rel=1e-3)
     text = as_text([row | {"gpu": "interpreter"} for row in made], SECTIONS)
     assert text.count("interpreter") == 6 and "step µs" in text

@@ -26,7 +26,8 @@ DTYPES = {torch.float32: 3.0, torch.float16: 1.0, torch.bfloat16: 1.0}  # of the
 
 @triton.jit
 def _merged(inputs, sizes: tl.constexpr, out, count, width, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    b, k = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDTH)[None, :]
+    b = tl.arange(0, ROWS)[:, None]
+    k = tl.arange(0, WIDTH)[None, :]
     there = (b < count) & (k < width)
     tl.store(out + b * width + k, merge(inputs, sizes, nothing(inputs, sizes, b, count), b, k, there), mask=there)
 
@@ -77,10 +78,10 @@ class Case:
         arrays = (torch.from_numpy(a) for a in (self.lengths, self.table, self.cq, self.ck))
         launch(
             attend,
-            (B, splits),
+            (B, H, splits),
             *(torch.from_numpy(projected), torch.from_numpy(first), keys, values, *arrays, partial, statistics),
             *(projected.shape[1], CAPACITY, ENTRIES, 1, self.scale, H, D),
-            *(triton.next_power_of_2(H), triton.next_power_of_2(D), block, splits, append, self.biased, residual),
+            *(triton.next_power_of_2(D), block, splits, append, self.biased, residual),
         )
         self.caches = keys, values
         out = empty(B, H * D)
@@ -183,8 +184,8 @@ def test_positions_of_a_prompt_are_appended_then_attended(lengths: list[int], po
     partial, statistics = empty(B, 2, heads, dim), empty(B, 2, heads, 2)
     for case in rows:
         case.table = rows[0].table
-    numbers = stride, CAPACITY, ENTRIES, positions, rows[0].scale, heads, dim, 4, 8, 4, 2, False, True, False
-    launch(attend, (B, 2), *shared, *map(torch.from_numpy, arrays), partial, statistics, *numbers)
+    numbers = stride, CAPACITY, ENTRIES, positions, rows[0].scale, heads, dim, 8, 4, 2, False, True, False
+    launch(attend, (B, heads, 2), *shared, *map(torch.from_numpy, arrays), partial, statistics, *numbers)
     out = empty(B, heads * dim)
     launch(_merged, (1,), (partial, statistics), Parts(heads, dim, 2), out, B, heads * dim, triton.next_power_of_2(B), 32)
     expected = np.concatenate([case.expected(case.keys, case.values) for case in rows])

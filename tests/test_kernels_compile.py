@@ -19,7 +19,6 @@ from musiclm_deploy.kernels.decoder_step.sizes import Sizes
 from musiclm_deploy.kernels.launch import key_of
 from musiclm_deploy.kernels.launches import build_prompt, build_step
 from musiclm_deploy.kernels.lists import Batch
-from musiclm_deploy.kernels.sampling.constants import Place
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device.kernels import Kernels
 from musiclm_deploy.runtime.device.model import every_list
@@ -35,9 +34,8 @@ from musiclm_deploy.kernels.decoder_step.sizes import Sizes
 from musiclm_deploy.kernels.lists import Batch
 from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step
 from musiclm_deploy.kernels.patches import build_patches
-from musiclm_deploy.kernels.sampling.constants import Place
 sizes, batch = Sizes(**{sizes}), Batch(2, 64, 9, 3)
-step = build_step(sizes, batch, "{weights}", {numbers})
+step = build_step(sizes, batch, "{weights}", 2)
 prompts = [build(sizes, batch, "{weights}") for build in (build_prompt, build_begin)]
 {change}
 patches = [build_patches(1, 999, 40, 24, 12, True, (5, 7), bands) for bands in (None, 10)]
@@ -46,11 +44,10 @@ compile_steps([step, *prompts, *patches], Path(sys.argv[1]), {capabilities})
 SIZES = dict(dim=32, depth=2, heads=2, dim_head=8, cache_head_size=8, inner=40, streams=4, vocabulary=14, outputs=1, table_rows=50)
 SIZES |= dict(bias_entries=9, value_residual=True, cross_attention=True)
 BATCH = Batch(2, 64, 9, 3)
-NUMBERS = dict(copies=2, place=Place(1, 13, 2, 1 << 40, 1, 1, 1, 0), total=9, stage=1, frame=2, end=13, k=3, scale=2.0, temperature=1.0)
 
 
 def compiled(folder: Path, capabilities: tuple[int, ...], change: str = "", **environment: str) -> subprocess.CompletedProcess:
-    code = COMPILE.format(sizes=SIZES, weights="fp16", numbers=NUMBERS, capabilities=capabilities, change=change)
+    code = COMPILE.format(sizes=SIZES, weights="fp16", capabilities=capabilities, change=change)
     return in_a_process(code, folder, **environment)
 
 
@@ -77,7 +74,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 def test_every_kernel_compiles_and_is_listed(folder: Path, record: dict[str, Any]) -> None:
     """Fault: a kernel that only the interpreter takes; a file that the record does not know, or the other way round."""
-    step, prompt = build_step(Sizes(**SIZES), BATCH, "fp16", NUMBERS), build_prompt(Sizes(**SIZES), BATCH, "fp16")
+    step, prompt = build_step(Sizes(**SIZES), BATCH, "fp16", 2), build_prompt(Sizes(**SIZES), BATCH, "fp16")
     functions = {launch.kernel for launch in (*step.kernels, *prompt.kernels)}
     assert {kernel["function"] for kernel in record["kernels"].values()} == functions | {"spectrogram", "log_mel"}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "kernels.json"}
@@ -88,6 +85,8 @@ def test_every_kernel_compiles_and_is_listed(folder: Path, record: dict[str, Any
         for capability in ("80", "90"):
             cubin = (folder / kernel["machines"][capability]["file"]).read_bytes()
             assert cubin.startswith(b"\x7fELF") and kernel["function"].encode() in cubin, key
+            early = capability == "90" and kernel["function"] not in ("spectrogram", "log_mel")
+            assert kernel["machines"][capability]["waits"] == early, key
         assert f".visible .entry {kernel['function']}(" in (folder / f"{key}.ptx").read_text()
     assert not list(folder.parent.glob(".*"))
 
@@ -99,7 +98,7 @@ def test_nothing_spills_at_this_size(record: dict[str, Any]) -> None:
     """
     for key, kernel in record["kernels"].items():
         for capability, machine in kernel["machines"].items():
-            assert 0 < machine["registers"] <= 255 and machine["threads"] == 128, (key, capability)
+            assert 0 < machine["registers"] <= 255 and machine["threads"] in (128, 256), (key, capability)
             allowed = 8 if kernel["constants"].get("ROWS") == "8" and capability != "90" else 0
             assert machine["stack_bytes"] <= allowed, (key, capability, machine)
 

@@ -1,6 +1,6 @@
-"""A whole feed-forward of two launches in Triton's interpreter, against the reference that its ONNX form is tested with.
+"""A whole feed-forward of three launches in Triton's interpreter, against the reference that its ONNX form is tested with.
 
-The first launch is the hyper-connection's source and the gated product, the second this operation's source and the product. fp32 has the
+The launches are the hyper-connection's, the gated product, and the product with this operation's source. fp32 has the
 tolerance of the ONNX form, 1e-5: the inner norm brings everything to order 1. With weights of 16 bits no more is lost than by a plain
 version in that type.
 """
@@ -17,7 +17,7 @@ from musiclm_deploy.kernels.geglu.constants import Inner
 from musiclm_deploy.kernels.geglu.reference import FeedForward, feed_forward
 from musiclm_deploy.kernels.geglu.triton_form import measure, read_normed
 from musiclm_deploy.kernels.hyper_connection.constants import Mixing
-from musiclm_deploy.kernels.hyper_connection.triton_form import connect, read_branch
+from musiclm_deploy.kernels.hyper_connection.triton_form import choose, connect, read_branch
 from musiclm_deploy.kernels.product.triton_form import product
 
 FP32 = 1e-5
@@ -36,21 +36,24 @@ def parameters(inner: int, shifted: bool) -> FeedForward:
 def kernels(p: FeedForward, x: np.ndarray, dtype: torch.dtype, shifted: bool) -> np.ndarray:
     """x [B, DIM] -> float32 [B, DIM]"""
     B, inner = len(x), len(p.w_out)
-    unused, z, y = torch.zeros(1), empty(B, inner), empty(B, DIM)
+    unused, z, y, branch = torch.zeros(1), empty(B, inner), empty(B, DIM), empty(2, B, DIM)
     plain = (floats(x), torch.ones(B), torch.zeros(B, DIM), unused, unused, unused)
-    connected = (*plain, floats(p.norm), floats(p.norm_bias), unused, unused, 1 << 30)
-    rows = triton.cdiv(B, ROWS)
+    mixing = Mixing(DIM, triton.next_power_of_2(DIM), 1, 1, False, shifted)
+    launch(connect, (B, 1), *plain, floats(p.norm), floats(p.norm_bias), unused, unused, branch, B, mixing)
+    rows, programs = triton.cdiv(B, ROWS), triton.cdiv(inner, COLUMNS)
+    moments = empty(B, programs, 2)
     launch(
         product,
-        (triton.cdiv(inner, COLUMNS), rows),
-        *(connect, read_branch, connected, Mixing(DIM, 1, 1, 16, False, False, shifted), floats(p.w_in.T, dtype), unused, unused, z),
+        (programs, rows),
+        *(choose, read_branch, (branch, 1 << 30), DIM, floats(p.w_in.T, dtype), unused, unused, z, moments),
         *(B, inner, DIM, DIM, ROWS, COLUMNS, BLOCK, 0, True, False),
     )
-    normed = (z, floats(p.inner_norm), floats(p.inner_norm_bias))
+    normed = (z, moments, floats(p.inner_norm), floats(p.inner_norm_bias))
+    sizes = Inner(inner, COLUMNS, triton.next_power_of_2(programs), shifted)
     launch(
         product,
         (triton.cdiv(DIM, COLUMNS), rows),
-        *(measure, read_normed, normed, Inner(inner, 16, shifted), floats(p.w_out.T, dtype), unused, unused, y),
+        *(measure, read_normed, normed, sizes, floats(p.w_out.T, dtype), unused, unused, y, unused),
         *(B, DIM, inner, inner, ROWS, COLUMNS, BLOCK, 0, False, False),
     )
     return y.numpy()
@@ -67,7 +70,7 @@ def plain(p: FeedForward, x: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("B", "inner", "shifted"), [(1, 74, True), (3, 33, False)])
-def test_two_launches_are_the_reference(B: int, inner: int, shifted: bool) -> None:
+def test_three_launches_are_the_reference(B: int, inner: int, shifted: bool) -> None:
     """Fault: value and gate are swapped, gelu is approximated, a norm is skipped or goes over the padding, a bias that is not zero is
     dropped."""
     x = (np.random.default_rng(1).standard_normal((B, DIM)) * 3).astype(np.float32)
@@ -84,11 +87,13 @@ def test_a_mean_far_from_zero() -> None:
     p = parameters(40, False)
     z = (np.random.default_rng(2).standard_normal((3, 40)) + 300).astype(np.float32)
     y, unused = empty(3, DIM), torch.zeros(1)
-    inputs = (torch.from_numpy(z), torch.ones(40), unused)
+    parts = z.astype(np.float64).reshape(3, 5, COLUMNS)
+    moments = np.stack([parts.mean(axis=2), parts.var(axis=2) * COLUMNS], axis=2)
+    inputs = (torch.from_numpy(z), floats(moments), torch.ones(40), unused)
     launch(
         product,
         (triton.cdiv(DIM, COLUMNS), 2),
-        *(measure, read_normed, inputs, Inner(40, 16, False), floats(p.w_out.T), unused, unused, y),
+        *(measure, read_normed, inputs, Inner(40, COLUMNS, 8, False), floats(p.w_out.T), unused, unused, y, unused),
         *(3, DIM, 40, 40, ROWS, COLUMNS, BLOCK, 0, False, False),
     )
     centred = z.astype(np.float64) - z.astype(np.float64).mean(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The hyper-connection's kernel functions in Triton's interpreter, against the reference that the ONNX form is tested with.
+"""The hyper-connection's kernel, and what a product reads of it, in Triton's interpreter, against the reference of the ONNX form's tests.
 
 All of it is fp32, whatever the products around it are: values are of order 10, sums have at most 52 terms, and 2e-5 is a relative error of
 2e-6, the tolerance of the ONNX form.
@@ -15,18 +15,19 @@ from interpreted import empty, floats, launch
 from musiclm_deploy.kernels.geglu.reference import layer_norm
 from musiclm_deploy.kernels.hyper_connection.constants import Mixing
 from musiclm_deploy.kernels.hyper_connection.reference import HyperConnection, apply
-from musiclm_deploy.kernels.hyper_connection.triton_form import connect, read_branch
+from musiclm_deploy.kernels.hyper_connection.triton_form import choose, connect, read_branch
 
 FP32 = 2e-5
 PROGRAMS, RAW = 3, 2
 
 
 @triton.jit
-def _probe(inputs, sizes: tl.constexpr, out, rows, dim, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def _probe(inputs, out, rows, dim: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """What each program reads: out [programs, rows, dim]."""
-    b, k = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None], tl.arange(0, WIDTH)[None, :]
+    b = (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[:, None]
+    k = tl.arange(0, WIDTH)[None, :]
     there = (b < rows) & (k < dim)
-    x = read_branch(inputs, sizes, connect(inputs, sizes, b, rows), b, k, there)
+    x = read_branch(inputs, dim, choose(inputs, dim, b, rows), b, k, there)
     tl.store(out + (tl.program_id(0) * rows + b) * dim + k, x, mask=there)
 
 
@@ -55,9 +56,11 @@ def run(
         weights = [dynamic.T, scale, np.concatenate([p.static_alpha, p.static_beta[:, None]], axis=1)]
     arrays = (x, beta, y, *weights, gain, gain if shift is None else shift)
     streams_out, beta_out, out = empty(B, S, dim), empty(B, S), empty(PROGRAMS, B, dim)
-    inputs = (*(floats(a) for a in arrays), streams_out, beta_out, RAW)
-    sizes = Mixing(dim, S, triton.next_power_of_2(S), 16, p is not None, keep, shift is not None)
-    launch(_probe, (PROGRAMS, triton.cdiv(B, 2)), inputs, sizes, out, B, dim, 2, triton.next_power_of_2(dim))
+    branch, width = empty(2, B, dim), triton.next_power_of_2(dim)
+    sizes = Mixing(dim, width, S, triton.next_power_of_2(S), p is not None, shift is not None)
+    columns = 1 + (S + (p is not None)) * keep
+    launch(connect, (B, columns), *(floats(a) for a in arrays), streams_out, beta_out, branch, B, sizes)
+    launch(_probe, (PROGRAMS, triton.cdiv(B, 2)), (branch, RAW), out, B, dim, 2, width)
     return out.numpy(), streams_out.numpy(), beta_out.numpy()
 
 

@@ -64,13 +64,30 @@ def run(
     (B, K), N = x.shape, len(weights) // (1 + gated)
     padded = torch.full((len(weights), pitch or K), 99).to(weights.dtype)
     padded[:, :K] = weights
-    out = empty(B, N)
+    out, moments = empty(B, N), empty(B, triton.cdiv(N, tile[1]), 2)
     rest = [torch.from_numpy(np.zeros(1, np.float32) if a is None else a) for a in (scales, bias)]
     grid = triton.cdiv(N, tile[1]), triton.cdiv(B, tile[0])
     launch(
         product,
         grid,
-        *(_nothing, _direct, (torch.from_numpy(x),), K, padded, *rest, out, B, N, K, pitch or K, *tile, group, gated, bias is not None),
+        *(
+            _nothing,
+            _direct,
+            (torch.from_numpy(x),),
+            K,
+            padded,
+            *rest,
+            out,
+            moments,
+            B,
+            N,
+            K,
+            pitch or K,
+            *tile,
+            group,
+            gated,
+            bias is not None,
+        ),
     )
     return out.numpy()
 

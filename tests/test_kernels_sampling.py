@@ -16,7 +16,7 @@ import triton.language as tl
 from interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.sampling import triton_form
-from musiclm_deploy.kernels.sampling.constants import NEVER, Draw, Place
+from musiclm_deploy.kernels.sampling.constants import NEVER, Draw, Place, Rules
 from musiclm_deploy.kernels.sampling.triton_form import sample
 from musiclm_deploy.runtime.bundle import Bias, Decoder, Sampling, Step
 from musiclm_deploy.runtime.loop import decode
@@ -96,6 +96,8 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
     before = np.array([len(prompt.rows) for prompt in plan.prompts] * copies)
     lengths, tokens = torch.from_numpy(before.copy()), torch.full((B, total), -1)
     query, ids, key = torch.full((copies * B,), -1), torch.full((copies * B,), -1), torch.full((copies * B, CAPACITY), -1)
+    rules = Rules(place_of(plan), STAGE_IDS[stage], frame, -1 if plan.end is None else plan.end, 4)
+    integers = torch.tensor(rules.integers())
     table = floats(rng.standard_normal((TABLE, DIM)))
     for step in range(len(script.fed) + 1):
         streams, old = empty(copies * B, STREAMS, DIM), lengths.clone()
@@ -113,9 +115,10 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
                 key,
                 ids,
                 streams,
-                place_of(plan),
+                integers,
+                floats(np.array([2.5, temperature])),
             ),
-            *(B, total, CAPACITY, STAGE_IDS[stage], frame, -1 if plan.end is None else plan.end, 4, 2.5, temperature),
+            *(B, total, CAPACITY),
             Draw(V, 4, copies, DIM, STREAMS, 4),
         )
         if step == len(script.fed):

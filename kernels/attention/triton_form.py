@@ -9,13 +9,16 @@ them: a launch saved. Cross-attention is the same kernel without appending and w
 Of a prefill each of a sequence's `positions` is a row; `append` puts the keys and values of all of them into the caches in a launch of its
 own, since a program of `attend` reads what those of earlier positions have written.
 
-Threads: program (b, split) has the keys of one row from split * span on, for all heads at once, since they share one key and value head;
-span follows the row's own length. Sums are float32, whatever the caches hold.
+Threads: program (b, h, split) has one head and the keys of one row from split * span on, BLOCK at a time; span follows the row's own
+length. All heads read the same keys and values, the first from memory and the others from the second level of cache: at one row there are
+more processors than there is to read. Sums are float32, whatever the caches hold.
 Bytes: 2 * lengths[b] * D of the cache's type a row, read once, and 8 * lengths[b] of coordinates; 4 * H * (D + 2) a split written.
 """
 
 import triton
 import triton.language as tl
+
+from ..early import wait
 
 
 @triton.jit
@@ -37,23 +40,23 @@ def attend(
     scale,
     H: tl.constexpr,
     D: tl.constexpr,
-    HEADS: tl.constexpr,  # H and D up to powers of two
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr,  # D up to a power of two
     BLOCK: tl.constexpr,  # keys at a time
     SPLITS: tl.constexpr,
     APPEND: tl.constexpr,
     BIASED: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
-    b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    b, h, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     sequence = b // positions
-    h, d = tl.arange(0, HEADS), tl.arange(0, WIDTH)
+    d = tl.arange(0, WIDTH)
+    wait(EARLY)
     length = tl.load(lengths + b).to(tl.int32)
     span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
     begin = split * span
     end = tl.minimum(begin + span, length)
-    there = (h[:, None] < H) & (d[None, :] < D)
-    query = tl.load(projected + b * stride + h[:, None] * D + d[None, :], mask=there, other=0.0) * scale
+    query = tl.load(projected + b * stride + h * D + d, mask=d < D, other=0.0) * scale
     if APPEND:
         at = b * stride + H * D + d
         key = tl.load(projected + at, mask=d < D, other=0.0)
@@ -61,16 +64,16 @@ def attend(
         if RESIDUAL:
             value += 0.5 * tl.load(first + at + D, mask=d < D, other=0.0)
         key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
-        if split == 0:
+        if (h == 0) & (split == 0):
             place = (sequence * capacity + length - 1) * D + d
             tl.store(keys + place, key, mask=d < D)
             tl.store(values + place, value, mask=d < D)
     if BIASED:
         coordinate = tl.load(query_coordinates + b)
 
-    largest = tl.full([HEADS], float("-inf"), tl.float32)
-    total = tl.zeros([HEADS], tl.float32)
-    out = tl.zeros([HEADS, WIDTH], tl.float32)
+    largest = float("-inf")
+    total = 0.0
+    out = tl.zeros([WIDTH], tl.float32)
     for start in range(begin, end, BLOCK):
         t = start + tl.arange(0, BLOCK)
         place = (sequence * capacity + t[:, None]) * D + d[None, :]
@@ -80,23 +83,22 @@ def attend(
         if APPEND:  # not from the cache: another program's store, or thread's, need not be there yet
             k = tl.where(t[:, None] == length - 1, key[None, :], k)
             v = tl.where(t[:, None] == length - 1, value[None, :], v)
-        k, v = k.to(tl.float32), v.to(tl.float32)
-        score = tl.sum(query[:, None, :] * k[None, :, :], axis=2)
+        score = tl.sum(query[None, :] * k.to(tl.float32), axis=1)
         if BIASED:
             distance = coordinate - tl.load(key_coordinates + sequence * capacity + t, mask=t < end, other=0)
             entry = tl.minimum(tl.maximum(distance, 0), entries - 1)
-            score += tl.load(table + h[:, None] * entries + entry[None, :], mask=(h[:, None] < H) & (t[None, :] < end), other=0.0)
-        score = tl.where(t[None, :] < end, score, float("-inf"))
-        above = tl.maximum(largest, tl.max(score, axis=1))
-        shrink, weight = tl.exp(largest - above), tl.exp(score - above[:, None])
-        total = total * shrink + tl.sum(weight, axis=1)
-        out = out * shrink[:, None] + tl.sum(weight[:, :, None] * v[None, :, :], axis=1)
+            score += tl.load(table + h * entries + entry, mask=t < end, other=0.0)
+        score = tl.where(t < end, score, float("-inf"))
+        above = tl.maximum(largest, tl.max(score, axis=0))
+        shrink, weight = tl.exp(largest - above), tl.exp(score - above)
+        total = total * shrink + tl.sum(weight, axis=0)
+        out = out * shrink + tl.sum(weight[:, None] * v.to(tl.float32), axis=0)
         largest = above
 
     place = (b * SPLITS + split) * H + h
-    tl.store(statistics + place * 2, largest, mask=h < H)
-    tl.store(statistics + place * 2 + 1, total, mask=h < H)
-    tl.store(partial + place[:, None] * D + d[None, :], out, mask=there)
+    tl.store(statistics + place * 2, largest)
+    tl.store(statistics + place * 2 + 1, total)
+    tl.store(partial + place * D + d, out, mask=d < D)
 
 
 @triton.jit
@@ -113,9 +115,11 @@ def append(
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     b = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, WIDTH)
+    wait(EARLY)
     length = tl.load(lengths + b)
     at = b * stride + H * D + d
     key = tl.load(projected + at, mask=d < D, other=0.0)

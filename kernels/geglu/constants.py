@@ -7,5 +7,6 @@ class Inner(NamedTuple):
     """What is known when the kernel is compiled."""
 
     dim: int
-    block: int  # inputs at a time
+    columns: int  # of a program of the gated product: it has left the mean and the squares around it of so many
+    parts: int  # of these programs, up to a power of two
     shifted: bool

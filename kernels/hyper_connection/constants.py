@@ -7,9 +7,8 @@ class Mixing(NamedTuple):
     """What is known when the kernel is compiled."""
 
     dim: int
+    width: int  # dim up to a power of two
     streams: int
     padded: int  # streams up to a power of two
-    block: int  # inputs at a time while the mixing is worked out
     mixed: bool
-    keep: bool  # whether the streams are written: somebody reads them after this branch
     shifted: bool

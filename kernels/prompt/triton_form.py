@@ -12,6 +12,8 @@ Bytes: a row of the table read, 4 * dim * S written; with a width of 0 none is, 
 import triton
 import triton.language as tl
 
+from ..early import wait
+
 
 @triton.jit
 def embed(
@@ -27,7 +29,9 @@ def embed(
     DIM: tl.constexpr,
     STREAMS: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
+    wait(EARLY)
     b = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + b) + positions
     tl.store(lengths + b, length)

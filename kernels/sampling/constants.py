@@ -8,6 +8,9 @@ STATE = 3  # int64 of a row: tokens drawn, whether it goes on, tokens it keeps
 NEVER, ALWAYS = 0, -1
 
 
+RING = 32  # tokens of a row that the device holds
+
+
 class Draw(NamedTuple):
     """What is known when the kernel is compiled."""
 
@@ -30,3 +33,20 @@ class Place(NamedTuple):
     stride: int
     shift: int
     padding: int  # row of the table for a row that has ended
+
+
+class Rules(NamedTuple):
+    """What `sample` is told of a request: these as int64, and two factors as float32, the scale of guidance and the temperature, 0 for the
+    likeliest. They lie in the device's memory, so that launches need not be recorded again for another request."""
+
+    place: Place
+    stage: int  # see runtime/noise.py
+    frame: int  # tokens of a frame, or NEVER, ALWAYS
+    end: int  # the token that ends a row; -1: none does
+    k: int  # of top-k
+
+    def integers(self) -> list[int]:
+        return [*self.place, self.stage, self.frame, self.end, self.k]
+
+
+INTEGERS = len(Place._fields) + 4

@@ -7,8 +7,8 @@ In: logits float32 [copies * B, V], rows without condition last; each row's plan
 copies of the row: length, coordinates, the residual streams that the next step begins with. Products and quotients are not fused or
 approximated here, so that equal logits give the tokens of runtime/sampling.py.
 
-Top-k keeps what is at least the k-th largest entry; that one is found bit by bit from the highest: floats in the order of integers, 32
-counts over the row. Ties at the edge all stay, whatever the machine.
+Top-k keeps what is at least the k-th largest entry; that one is found four bits at a time from the highest: floats in the order of
+integers, eight times 16 counts over the row. Ties at the edge all stay, whatever the machine.
 
 Threads: program b has row b and its copy without condition; entries lie in fours, as Philox makes them.
 Bytes: 4 * V * copies read, 4 * dim * S * copies written, one row of the table read, a few numbers more; with a width of 0 none is embedded,
@@ -18,6 +18,7 @@ and the row's number is all. Two float64 logarithms an entry.
 import triton
 import triton.language as tl
 
+from ..early import wait
 from . import constants
 
 PLAN, STATE = tl.constexpr(constants.PLAN), tl.constexpr(constants.STATE)
@@ -36,19 +37,20 @@ def sample(
     key_coordinates,  # int64 [copies * B, capacity]
     row_ids,  # int64 [copies * B]: the next position's row of the table
     streams,  # float32 [copies * B, S, dim]
-    place,  # a Place
+    integers,  # int64 [INTEGERS], of Rules
+    factors,  # float32 [2]: scale of guidance, temperature
     B,
     total,
     capacity,
-    stage,
-    frame,  # tokens of a frame, or NEVER, ALWAYS
-    end,  # the token that ends a row; -1: none does
-    k,
-    scale,
-    temperature,  # 0: greedy
     sizes: tl.constexpr,  # a Draw
+    EARLY: tl.constexpr = False,
 ):
-    first_row, codebook, quantizers, origin, per_frame, stride, shift, padding = place
+    wait(EARLY)
+    first_row, codebook, quantizers = tl.load(integers), tl.load(integers + 1), tl.load(integers + 2)
+    origin, per_frame, stride = tl.load(integers + 3), tl.load(integers + 4), tl.load(integers + 5)
+    shift, padding, stage, frame = tl.load(integers + 6), tl.load(integers + 7), tl.load(integers + 8), tl.load(integers + 9)
+    end, k = tl.load(integers + 10), tl.load(integers + 11)
+    scale, temperature = tl.load(factors), tl.load(factors + 1)
     b = tl.program_id(0)
     V: tl.constexpr = sizes.vocabulary
     seed, item = tl.load(plans + b * PLAN), tl.load(plans + b * PLAN + 1)
@@ -103,9 +105,11 @@ def _largest(score, there, k):
     negative = bits >> 31 != 0
     order = tl.where(there, tl.where(negative, ~bits, bits | 0x80000000), 0)
     found = tl.zeros([1], tl.uint32)
-    for bit in range(32):
-        wanted = found | (tl.full([1], 0x80000000, tl.uint32) >> bit)
-        found = tl.where(tl.sum((order >= wanted).to(tl.int32), axis=0) >= k, wanted, found)
+    digit = tl.arange(0, 16).to(tl.uint32)
+    for place in tl.static_range(28, -1, -4):
+        wanted = found | (digit << place)
+        enough = tl.sum((order[None, :] >= wanted[:, None]).to(tl.int32), axis=1) >= k
+        found |= (tl.sum(enough.to(tl.int32), axis=0) - 1).to(tl.uint32) << place
     return tl.where(found >> 31 != 0, found ^ 0x80000000, ~found).to(tl.float32, bitcast=True)
 
 

@@ -156,12 +156,24 @@ class CudaDriver:
             if kind != "constexpr":
                 add(one.arguments[name], kind)
         values += [np.array(0, np.uint64)] * 2  # scratch memory, which no kernel uses
-        sizes = *one.grid, *(1,) * (3 - len(one.grid)), code.threads, 1, 1, code.shared_bytes
-        return partial(self._launch, function, sizes, values, np.array([value.ctypes.data for value in values], np.uint64))
+        addresses = np.array([value.ctypes.data for value in values], np.uint64)
+        return partial(self._launch, self._config(one.grid, code), function, values, addresses)
 
-    def _launch(self, function: Any, sizes: tuple[int, ...], values: list[np.ndarray], addresses: np.ndarray) -> None:
+    def _config(self, grid: tuple[int, ...], code: Code) -> Any:
+        config = self._cuda.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = *grid, *(1,) * (3 - len(grid))
+        config.blockDimX, config.blockDimY, config.blockDimZ = code.threads, 1, 1
+        config.sharedMemBytes, config.hStream = code.shared_bytes, self.stream
+        if code.waits:  # programmatic dependent launch, see kernels/early.py
+            early = self._cuda.CUlaunchAttribute()
+            early.id = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            early.value.programmaticStreamSerializationAllowed = 1
+            config.attrs, config.numAttrs = [early], 1
+        return config
+
+    def _launch(self, config: Any, function: Any, values: list[np.ndarray], addresses: np.ndarray) -> None:
         """addresses: of the values, which must be there until the launch has taken them."""
-        self.call("cuLaunchKernel", function, *sizes, self.stream, addresses.ctypes.data, 0)
+        self.call("cuLaunchKernelEx", config, function, addresses.ctypes.data, 0)
 
     def _function(self, key: str) -> tuple[Any, Code]:
         if key not in self._functions:

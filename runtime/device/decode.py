@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ...kernels.sampling.constants import ALWAYS, NEVER, PLAN, STATE, Place
+from ...kernels.sampling.constants import ALWAYS, NEVER, PLAN, STATE, Place, Rules
 from ..bundle import Sampling
 from ..noise import STAGE_IDS
 from ..stages import PREFIX_KEY, Plan
 from .model import DeviceModel, Lane
-
-CHUNK = 32  # tokens of a row that come back at once, and how far the device runs on after the last row has ended
 
 
 def decode(
@@ -42,8 +40,7 @@ def decode(
     told = 0 if prefix is None else prefix.shape[1]
     keys = 0 if prefix is not None or not context else context["context.0.value"].shape[1]
     lane = model.lane(rows * copies, told + plan.capacity, keys, told, copies)
-    lane.prepare(_numbers(plan, sampling))
-    _upload(model, lane, plan, copies, context, draws)
+    _upload(model, lane, plan, sampling, copies, context, draws)
     if told:
         model.driver.replay(lane.recorded["prefix"])
     for _ in range(-(-(max(len(prompt.rows) for prompt in plan.prompts) - 1) // lane.positions)):
@@ -54,8 +51,8 @@ def decode(
     kept = np.zeros(rows, np.int64)
     coming = None  # the chunk before the one that runs
     try:
-        for first in (*range(0, total, CHUNK), total):
-            for step in range(first, min(first + CHUNK, total)):
+        for first in (*range(0, total, model.ring), total):
+            for step in range(first, min(first + model.ring, total)):
                 model.driver.replay(lane.steps[plan.head(step)])
             before, coming = coming, model.driver.download([lane.buffers["tokens"], lane.buffers["states"]]) if first < total else None
             if before is not None:
@@ -75,6 +72,7 @@ def _upload(
     model: DeviceModel,
     lane: Lane,
     plan: Plan,
+    sampling: Sampling,
     copies: int,
     context: dict[str, np.ndarray],
     draws: Sequence[tuple[int, int, int]],
@@ -91,6 +89,8 @@ def _upload(
     plans[:, 3], plans[:, 4], plans[:, 5] = plan.primed, plan.primed * plan.counts_prime, plan.steps
     states[:, 1] = plan.steps > 0
     arrays = {"prompt.ids": ids, "prompt.coordinates": query, "key_coordinates": key, "plans": plans, "states": states}
+    arrays["integers"] = np.array(rules_of(plan, sampling).integers())
+    arrays["factors"] = np.array([sampling.cond_scale, sampling.temperature], np.float32)
     # a launch adds the positions that it feeds to a length before it reads it
     arrays["prompt.lengths"] = (first[:, None] + np.arange(1 - lane.positions, 1)).ravel()
     arrays["lengths"] = first + [len(prompt.rows) - 1 for prompt in plan.prompts * copies]
@@ -105,7 +105,7 @@ def _upload(
         model.driver.upload(lane.buffers[name], np.ascontiguousarray(array))
 
 
-def _numbers(plan: Plan, sampling: Sampling) -> dict[str, object]:
+def rules_of(plan: Plan, sampling: Sampling) -> Rules:
     """What `sample` is told of a plan."""
     V = plan.decoder.vocabulary
     frame = plan.frame_tokens
@@ -113,16 +113,8 @@ def _numbers(plan: Plan, sampling: Sampling) -> dict[str, object]:
         frame = NEVER if plan.end_allowed else ALWAYS
     elif plan.end is not None and not plan.end_allowed:
         frame = ALWAYS
-    return dict(
-        place=place_of(plan),
-        total=CHUNK,
-        stage=STAGE_IDS[plan.stage],
-        frame=frame,
-        end=-1 if plan.end is None else plan.end,
-        k=max(int((1 - sampling.filter_thres) * V), 1),
-        scale=float(sampling.cond_scale),
-        temperature=float(sampling.temperature),
-    )
+    end = -1 if plan.end is None else plan.end
+    return Rules(place_of(plan), STAGE_IDS[plan.stage], frame, end, max(int((1 - sampling.filter_thres) * V), 1))
 
 
 def place_of(plan: Plan) -> Place:

@@ -25,6 +25,7 @@ class Code:
     function: str
     threads: int
     shared_bytes: int
+    waits: bool  # by itself for the kernel before it: it may be launched before that one has ended
     signature: dict[str, Any]  # of every parameter in order, see `signature_of`; a tuple is a list
 
 
@@ -73,4 +74,5 @@ class Kernels:
         if hashlib.sha256(data).hexdigest() != self._files[name]:
             raise BundleError(f"{self.root / name} is not the file that was packed: its hash differs.")
         is_text = name.endswith(".ptx")
-        return Code(data + b"\0" * is_text, kernel["function"], machine["threads"], machine["shared_bytes"], kernel["signature"])
+        image = data + b"\0" * is_text
+        return Code(image, kernel["function"], machine["threads"], machine["shared_bytes"], machine["waits"], kernel["signature"])

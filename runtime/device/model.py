@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -16,19 +15,18 @@ from ...kernels.launch import Step, bytes_of, power
 from ...kernels.launches import PROGRAMS, build_begin, build_prompt, build_step, positions_at_once
 from ...kernels.lists import Batch, build_prefix
 from ...kernels.packing import beside, in_full, narrow, pack_weights, type_of
-from ...kernels.sampling.constants import Place
-from .driver import Buffer, Driver
+from ...kernels.sampling.constants import RING
+from .driver import Buffer, Driver, Recorded
 
 TYPES = ("fp16", "bf16", "fp32", "int8")  # of matrices and caches; beside int8 caches are fp16
 LEAST_CAPACITY = 512  # of a cache: kernels differ by the parts that they cut shorter ones into, and each kernel must have been compiled
-# Of `sample`, of the types that they have: no kernel differs by them.
-ANY_NUMBERS = dict(place=Place(*[0] * len(Place._fields)), total=1, stage=0, frame=0, end=0, k=1, scale=1.0, temperature=1.0)
 
 
 class DeviceModel:
     """The weights of a stage on a device, packed once, and the lanes that were made so far."""
 
     least_capacity = LEAST_CAPACITY
+    ring = RING  # tokens of a row that come back at once, and how far the device runs on after the last row has ended
 
     def __init__(self, driver: Driver, name: str, sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> None:
         """kind: of matrices and caches, one of TYPES; name: of the stage, for messages.
@@ -63,15 +61,15 @@ class DeviceModel:
         longest: positions of a sequence at most; keys: of the cross-attention; prefix: positions of a conditioning prefix; copies: 2 with
         guidance, whose sequences are among `sequences`.
         """
-        batch = Batch(sequences, self.capacity(longest, self.positions(sequences)), keys, prefix)
+        batch = Batch(sequences, self.capacity(longest, self.positions(sequences)), keys, prefix, self.ring)
         key = batch, copies
         if key not in self._lanes:
             self._lanes[key] = Lane(self, batch, copies)
         return self._lanes[key]
 
-    def keep_only(self, lane: Lane) -> None:
+    def forget(self) -> None:
         """Give back the memory of requests of other sizes, which no request uses now."""
-        self._lanes = {key: one for key, one in self._lanes.items() if one is lane}
+        self._lanes.clear()
 
     def positions(self, sequences: int) -> int:
         """Of each prompt in one list."""
@@ -86,10 +84,10 @@ class DeviceModel:
         arguments = self.sizes, batch, self.kind, self.driver.programs
         return {"prompt": build_prompt(*arguments), "begin": build_begin(*arguments)}
 
-    def step_lists(self, batch: Batch, numbers: Mapping[str, Any]) -> list[Step]:
-        """A step for each output projection. numbers: of `sample`."""
+    def step_lists(self, batch: Batch, copies: int) -> list[Step]:
+        """A step for each output projection."""
         heads, programs = range(self.sizes.outputs), self.driver.programs
-        return [build_step(self.sizes, batch, self.kind, numbers, head, programs) for head in heads]
+        return [build_step(self.sizes, batch, self.kind, copies, head, programs) for head in heads]
 
     def constants(self, batch: Batch, buffers: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
         """Of these buffers those that are filled once: nothing is to be added to the streams that a list begins with, and with one stream a
@@ -113,34 +111,22 @@ class Lane:
     """Buffers of one size of batch, and the launches on them."""
 
     def __init__(self, model: DeviceModel, batch: Batch, copies: int) -> None:
-        self._model, self.batch, self._copies = model, batch, copies
-        self.positions = model.positions(batch.sequences)
-        self._lists = model.prompt_lists(batch)
+        self.batch, self.positions = batch, model.positions(batch.sequences)
+        lists = model.prompt_lists(batch)
         if batch.prefix:
-            self._lists["prefix"] = build_prefix(model.sizes, batch, model.beside, copies)
-        self._numbers: dict[str, Any] | None = None
+            lists["prefix"] = build_prefix(model.sizes, batch, model.beside, copies)
+        steps = model.step_lists(batch, copies)
         self.buffers: dict[str, Buffer] = dict(model.weights)
-        self.recorded: dict[str, Any] = {}
-        self.steps: list[Any] = []  # by output projection
+        self._allocate(model, [*lists.values(), *steps])
+        self.recorded: dict[str, Recorded] = {name: model.driver.record(step, self.buffers) for name, step in lists.items()}
+        self.steps: list[Recorded] = [model.driver.record(step, self.buffers) for step in steps]  # by output projection
 
-    def prepare(self, numbers: dict[str, Any]) -> None:
-        """Record the launches for these numbers of `sample`, unless they are those of the last request."""
-        if numbers == self._numbers:
-            return
-        model = self._model
-        lists = model.step_lists(self.batch, numbers | {"copies": self._copies})
-        if not self.recorded:
-            self._allocate([*self._lists.values(), *lists])
-            self.recorded = {name: model.driver.record(step, self.buffers) for name, step in self._lists.items()}
-        self.steps = [model.driver.record(step, self.buffers) for step in lists]
-        self._numbers = numbers
-
-    def _allocate(self, lists: list[Step]) -> None:
-        model, driver = self._model, self._model.driver
+    def _allocate(self, model: DeviceModel, lists: list[Step]) -> None:
+        driver = model.driver
         wanted = {name: buffer for step in lists for name, buffer in step.buffers.items() if name not in self.buffers}
         needed = sum(bytes_of(*buffer) for buffer in wanted.values())
         if driver.free_bytes() < needed:
-            model.keep_only(self)
+            model.forget()
         state_bytes(driver, f"the {model.name} stage of this request", needed)
         made = {name: driver.allocate(*buffer) for name, buffer in wanted.items()}
         for name, array in model.constants(self.batch, wanted):
@@ -153,11 +139,11 @@ def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str, programs: in
 
     guided: whether the stage can be; prefix: whether its conditioning is one; programs: the driver's.
     """
-    # of more rows products take eight at a time; from 2048 on a cache is cut into the same number of parts
-    for capacity, sequences in itertools.product((LEAST_CAPACITY, 1024, 2048), (1, 2, 4, 8)):
+    # of more rows products take eight at a time, and attention leaves a row's keys in one part
+    for capacity, sequences in itertools.product((LEAST_CAPACITY, 1024), (1, 2, 4, 8, 16, 32, 64, 128)):
         batch = Batch(sequences, capacity, 1, int(prefix))
         for head, copies in itertools.product(range(sizes.outputs), (1, 2) if guided and sequences > 1 else (1,)):
-            yield build_step(sizes, batch, kind, ANY_NUMBERS | {"copies": copies}, head, programs)
+            yield build_step(sizes, batch, kind, copies, head, programs)
         yield build_prompt(sizes, batch, kind, programs)
         yield build_begin(sizes, batch, kind, programs)
         if prefix:

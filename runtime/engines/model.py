@@ -6,7 +6,6 @@ In: a stage's sizes, TensorRT's form, a driver that calls engines. Out: a `Devic
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from ...kernels.launch import Step
 from ...kernels.lists import Batch, build_prefix
 from ...kernels.packing import narrow
 from ..device.driver import Engines
-from ..device.model import ANY_NUMBERS, DeviceModel
+from ..device.model import DeviceModel
 
 
 class EngineModel(DeviceModel):
@@ -46,8 +45,8 @@ class EngineModel(DeviceModel):
         prompt = build_prompt(self.name, self.sizes, batch, self.kind, self._form.positions)
         return {"prompt": prompt, "begin": build_begin(self.sizes, batch, self.kind)}
 
-    def step_lists(self, batch: Batch, numbers: Mapping[str, Any]) -> list[Step]:
-        return [build_step(self.name, self.sizes, batch, self.kind, numbers, head) for head in range(self.sizes.outputs)]
+    def step_lists(self, batch: Batch, copies: int) -> list[Step]:
+        return [build_step(self.name, self.sizes, batch, self.kind, copies, head) for head in range(self.sizes.outputs)]
 
     def constants(self, batch: Batch, buffers: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[tuple[str, np.ndarray]]:
         """Zeros: an engine reads whole caches, and what is masked must be numbers. Before a list is recorded it runs once, so lengths must
@@ -70,7 +69,7 @@ def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str) -> Iterator[
     """Lists that name every kernel which a request of a stage can need besides its engine. kind: of the caches; guided, prefix: whether the
     stage can be guided, and whether its conditioning is a prefix."""
     for copies in (1, 2) if guided else (1,):
-        yield build_step("", sizes, Batch(2, 1, 1), kind, ANY_NUMBERS | {"copies": copies})
+        yield build_step("", sizes, Batch(2, 1, 1), kind, copies)
     yield build_begin(sizes, Batch(1, 1, 1), kind)
     if prefix:
         yield build_prefix(sizes, Batch(1, 1, 1, 1), kind, 1)
