@@ -39,6 +39,7 @@ class EmulatedCuda:
         self.free, self.launched, self.replayed = free, 0, 0
         self._memory: dict[int, np.ndarray] = {}
         self._captured: list[Callable[[], None]] | None = None
+        self._after_kernel = False  # of the list that is being captured
         self._known = {}
         for step in kernels:
             for launch in step.kernels:
@@ -120,7 +121,7 @@ class EmulatedCuda:
         return 0, module.decode()
 
     def cuStreamBeginCapture(self, *_: Any) -> tuple[int]:
-        self._captured = []
+        self._captured, self._after_kernel = [], False
         return (0,)
 
     def cuStreamEndCapture(self, _: int) -> tuple[int, list]:
@@ -139,13 +140,10 @@ class EmulatedCuda:
 
     def cuLaunchKernelEx(self, config: Any, key: str, at: int, extra: int) -> Any:
         threads = config.blockDimX, config.blockDimY, config.blockDimZ
-        (early,) = config.attrs
         assert (*threads, config.sharedMemBytes, extra) == (128, 1, 1, 1 << 16, 0)
-        assert (early.id.name, early.value.programmaticStreamSerializationAllowed, config.numAttrs) == (
-            "CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION",
-            1,
-            1,
-        )
+        named = [(one.id.name, one.value.programmaticStreamSerializationAllowed) for one in config.attrs[: config.numAttrs]]
+        assert named in ([], [("CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION", 1)])
+        assert bool(named) == self._after_kernel, "a kernel after a kernel, and no other, begins before that one has ended"
         gx, gy, gz = config.gridDimX, config.gridDimY, config.gridDimZ
         kernel, constants, signature = self._known[key]
         taken = 0
@@ -166,10 +164,12 @@ class EmulatedCuda:
         assert scratch == [0, 0]
         self.launched += 1
         self.run(lambda: kernel[gx, gy, gz](**arguments, **constants))
+        self._after_kernel = True
         return (0,)
 
     def run(self, work: Callable[[], Any]) -> None:
         """Now, or whenever the graph is launched that is being captured."""
+        self._after_kernel = False
         if self._captured is None:
             work()
         else:

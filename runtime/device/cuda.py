@@ -89,7 +89,10 @@ class CudaDriver:
         self.call("cuMemcpyHtoDAsync", buffer.address, array.ctypes.data, array.nbytes, self.stream)  # returns when the array was read
 
     def record(self, step: Step, buffers: Mapping[str, Memory]) -> Recorded:
-        ready = [self.ready(one, step, buffers) for one in step.launches]  # a module cannot be loaded while launches are recorded
+        follows = [False, *(isinstance(one, Launch) for one in step.launches)]  # only a kernel lets another begin before it has ended
+        ready = [  # a module cannot be loaded while launches are recorded
+            self.ready(one, step, buffers, early) for one, early in zip(step.launches, follows, strict=False)
+        ]
         self.call("cuStreamBeginCapture", self.stream, self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             for launch in ready:
@@ -136,8 +139,11 @@ class CudaDriver:
     def _do(self, name: str, *arguments: Any) -> Any:
         return _do(self._cuda, name, *arguments)
 
-    def ready(self, one: Launch | Call, step: Step, buffers: Mapping[str, Memory]) -> Callable[[], Any]:
-        """What launches it, with nothing left to be loaded. DeviceError for what this driver has not."""
+    def ready(self, one: Launch | Call, step: Step, buffers: Mapping[str, Memory], early: bool) -> Callable[[], Any]:
+        """What launches it, with nothing left to be loaded. early: before what is in front of it has ended, if it waits for that by itself.
+
+        DeviceError for what this driver has not.
+        """
         if isinstance(one, Call):
             raise DeviceError(f"this driver has no engine of the {one.stage} stage.")
         function, code = self._function(key_of(one, step))
@@ -157,18 +163,18 @@ class CudaDriver:
                 add(one.arguments[name], kind)
         values += [np.array(0, np.uint64)] * 2  # scratch memory, which no kernel uses
         addresses = np.array([value.ctypes.data for value in values], np.uint64)
-        return partial(self._launch, self._config(one.grid, code), function, values, addresses)
+        return partial(self._launch, self._config(one.grid, code, early), function, values, addresses)
 
-    def _config(self, grid: tuple[int, ...], code: Code) -> Any:
+    def _config(self, grid: tuple[int, ...], code: Code, early: bool) -> Any:
         config = self._cuda.CUlaunchConfig()
         config.gridDimX, config.gridDimY, config.gridDimZ = *grid, *(1,) * (3 - len(grid))
         config.blockDimX, config.blockDimY, config.blockDimZ = code.threads, 1, 1
         config.sharedMemBytes, config.hStream = code.shared_bytes, self.stream
-        if code.waits:  # programmatic dependent launch, see kernels/early.py
-            early = self._cuda.CUlaunchAttribute()
-            early.id = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-            early.value.programmaticStreamSerializationAllowed = 1
-            config.attrs, config.numAttrs = [early], 1
+        if early and code.waits:  # programmatic dependent launch, see kernels/early.py
+            attribute = self._cuda.CUlaunchAttribute()
+            attribute.id = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+            attribute.value.programmaticStreamSerializationAllowed = 1
+            config.attrs, config.numAttrs = [attribute], 1
         return config
 
     def _launch(self, config: Any, function: Any, values: list[np.ndarray], addresses: np.ndarray) -> None:

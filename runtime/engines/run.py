@@ -68,9 +68,9 @@ class EngineDriver(CudaDriver):
         self.call("cuStreamSynchronize", self.stream)
         return found
 
-    def ready(self, one: Launch | Call, step: Step, buffers: Mapping[str, Memory]) -> Callable[[], Any]:
+    def ready(self, one: Launch | Call, step: Step, buffers: Mapping[str, Memory], early: bool) -> Callable[[], Any]:
         if isinstance(one, Launch):
-            return super().ready(one, step, buffers)
+            return super().ready(one, step, buffers, early)
         graph = getattr(self._bundle.manifest, one.stage).graph
         profile = PROMPT if one.prompt else STEP
         engine, context = self._engine(graph), self._context_of(graph, profile)
