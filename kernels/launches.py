@@ -18,12 +18,11 @@ from .attention.constants import Parts
 from .decoder_step.sizes import Sizes
 from .geglu.constants import Inner
 from .hyper_connection.constants import Mixing
-from .launch import Launch, Step, power
+from .launch import BYTES, Launch, Step, power
 from .lists import Batch, Builder
 from .packing import beside, pitch_of, type_of
 
-TILE = 1 << 13  # elements of a product's tile over all its rows: 64 a thread of 128
-WARPS = 4  # of a product's program
+HELD = 384  # bytes of weights and inputs that a thread of a product holds at most: 96 of its 255 registers
 PROGRAMS = 352  # of a product at most, if sixteen outputs are not enough for that: an H200 has 132 processors
 KEYS = 4096  # elements of a tile of keys: 32 a thread
 ATTENDING = 128  # programs of an attention, about, if there are keys for them: rows times heads times parts of a row's keys
@@ -204,12 +203,14 @@ class _Builder(Builder):
         moments = self._moments(-(-N // columns)) if gated else self._none
         arguments = dict(inputs=inputs, weights=weights, scales=scales, bias=bias or self._none, out=made, moments=moments)
         arguments |= dict(rows=self.rows, N=N)
-        block = min(power(K), max(64, TILE // self.tile_rows // columns // (1 + gated)))
+        block, kind = power(K), self.step.buffers[weights][0]
+        held = columns * (1 + gated) * BYTES["fp32" if kind == "int8" else kind]  # eight bits are spread out when they are read
+        warps = min(max(power(-(-block * (held + 4 * self.tile_rows) // (32 * HELD))), 4), 16)
         known: dict[str, Any] = dict(zip(("prepare", "read", "sizes"), source, strict=True))
         known |= dict(K=K, PITCH=pitch, ROWS=self.tile_rows, COLUMNS=columns)
         known |= dict(BLOCK=block, GROUP=group, GATED=gated, BIASED=bias is not None)
         grid = (-(-N // columns), -(-self.rows // self.tile_rows))
-        self.step.launches.append(Launch(name, "product", grid, arguments, known, WARPS))
+        self.step.launches.append(Launch(name, "product", grid, arguments, known, warps))
         return made
 
     def _moments(self, programs: int) -> str:

@@ -22,7 +22,7 @@ from musiclm_deploy.kernels.product.triton_form import product
 
 FP32 = 1e-5
 DIM = 28
-ROWS, COLUMNS, BLOCK = 2, 8, 32
+ROWS, COLUMNS = 2, 8
 
 
 def parameters(inner: int, shifted: bool) -> FeedForward:
@@ -46,7 +46,7 @@ def kernels(p: FeedForward, x: np.ndarray, dtype: torch.dtype, shifted: bool) ->
         product,
         (programs, rows),
         *(choose, read_branch, (branch, 1 << 30), DIM, floats(p.w_in.T, dtype), unused, unused, z, moments),
-        *(B, inner, DIM, DIM, ROWS, COLUMNS, BLOCK, 0, True, False),
+        *(B, inner, DIM, DIM, ROWS, COLUMNS, triton.next_power_of_2(DIM), 0, True, False),
     )
     normed = (z, moments, floats(p.inner_norm), floats(p.inner_norm_bias))
     sizes = Inner(inner, COLUMNS, triton.next_power_of_2(programs), shifted)
@@ -54,7 +54,7 @@ def kernels(p: FeedForward, x: np.ndarray, dtype: torch.dtype, shifted: bool) ->
         product,
         (triton.cdiv(DIM, COLUMNS), rows),
         *(measure, read_normed, normed, sizes, floats(p.w_out.T, dtype), unused, unused, y, unused),
-        *(B, DIM, inner, inner, ROWS, COLUMNS, BLOCK, 0, False, False),
+        *(B, DIM, inner, inner, ROWS, COLUMNS, triton.next_power_of_2(inner), 0, False, False),
     )
     return y.numpy()
 
@@ -94,7 +94,7 @@ def test_a_mean_far_from_zero() -> None:
         product,
         (triton.cdiv(DIM, COLUMNS), 2),
         *(measure, read_normed, inputs, Inner(40, COLUMNS, 8, False), floats(p.w_out.T), unused, unused, y, unused),
-        *(3, DIM, 40, 40, ROWS, COLUMNS, BLOCK, 0, False, False),
+        *(3, DIM, 40, 40, ROWS, COLUMNS, 64, 0, False, False),
     )
     centred = z.astype(np.float64) - z.astype(np.float64).mean(axis=1, keepdims=True)
     expected = centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-5) @ p.w_out

@@ -133,7 +133,7 @@ def append(
 
 @triton.jit
 def merge(inputs, sizes: tl.constexpr, state, b, k, there):
-    """Element k = h * D + d of rows b of the attention's output: float32, of the shape that b and k broadcast to; the source of a product.
+    """Element k = h * D + d of row b of the attention's output: float32, of the shape of k; the source of a product.
 
     inputs: partial and statistics as `attend` leaves them. Some split of every row has keys.
     """

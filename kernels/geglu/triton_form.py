@@ -16,22 +16,22 @@ import triton.language as tl
 
 @triton.jit
 def measure(inputs, sizes: tl.constexpr, b, rows):
-    """State of `read_normed`: mean and inverse deviation, [ROWS, 1] each. inputs: z, moments float32 [B, programs, 2], gain, shift."""
+    """State of `read_normed`: mean and inverse deviation of row b. inputs: z, moments float32 [B, programs, 2], gain, shift."""
     _, moments, _, _ = inputs
-    part = tl.arange(0, sizes.parts)[None, :]
+    part = tl.arange(0, sizes.parts)
     count = tl.maximum(tl.minimum(sizes.dim - part * sizes.columns, sizes.columns), 0)
     at = moments + (b * tl.cdiv(sizes.dim, sizes.columns) + part) * 2
-    there = (b < rows) & (count > 0)
+    there = count > tl.where(b < rows, 0, sizes.columns)
     means, squares = tl.load(at, mask=there, other=0.0), tl.load(at + 1, mask=there, other=0.0)
-    mean = tl.sum(means * count, axis=1)[:, None] / sizes.dim
+    mean = tl.sum(means * count, axis=0) / sizes.dim
     apart = tl.where(there, means - mean, 0.0)
-    variance = tl.sum(squares + count * apart * apart, axis=1)[:, None] / sizes.dim
+    variance = tl.sum(squares + count * apart * apart, axis=0) / sizes.dim
     return mean, 1 / tl.sqrt(variance + 1e-5)
 
 
 @triton.jit
 def read_normed(inputs, sizes: tl.constexpr, state, b, k, there):
-    """n: float32 of the shape that b and k broadcast to, zero where nothing is there."""
+    """n: float32 of the shape of k, zero where nothing is there."""
     z, _, gain, shift = inputs
     mean, deviation = state
     n = (tl.load(z + b * sizes.dim + k, mask=there, other=0.0) - mean) * deviation

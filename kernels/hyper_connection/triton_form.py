@@ -82,6 +82,6 @@ def choose(inputs, sizes: tl.constexpr, b, rows):
 
 @triton.jit
 def read_branch(inputs, sizes: tl.constexpr, state, b, k, there):
-    """n, or u to the programs from `raw` on: float32 [ROWS, k], the source of a product. sizes: dim."""
+    """n, or u to the programs from `raw` on: float32 of the shape of k, the source of a product. sizes: dim."""
     branch, _ = inputs
     return tl.load(branch + state + b * sizes + k, mask=there, other=0.0)
