@@ -18,7 +18,7 @@ Bytes: 2 * lengths[b] * D of the cache's type a row, read once, and 8 * lengths[
 import triton
 import triton.language as tl
 
-from ..early import wait
+from ..early.triton_form import wait
 
 
 @triton.jit

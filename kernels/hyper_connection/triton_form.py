@@ -16,7 +16,7 @@ Bytes: 4 * dim * (S + 1) a program for x' and y, from the second level of cache,
 import triton
 import triton.language as tl
 
-from ..early import wait
+from ..early.triton_form import wait
 
 
 @triton.jit

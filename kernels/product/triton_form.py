@@ -17,7 +17,7 @@ Bytes: N * PITCH of the weights' type, once for each ROWS rows (from the second 
 import triton
 import triton.language as tl
 
-from ..early import wait
+from ..early.triton_form import wait
 
 
 @triton.jit

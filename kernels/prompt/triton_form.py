@@ -12,7 +12,7 @@ Bytes: a row of the table read, 4 * dim * S written; with a width of 0 none is, 
 import triton
 import triton.language as tl
 
-from ..early import wait
+from ..early.triton_form import wait
 
 
 @triton.jit

@@ -18,7 +18,7 @@ and the row's number is all. Two float64 logarithms an entry.
 import triton
 import triton.language as tl
 
-from ..early import wait
+from ..early.triton_form import wait
 from . import constants
 
 PLAN, STATE = tl.constexpr(constants.PLAN), tl.constexpr(constants.STATE)

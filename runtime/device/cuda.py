@@ -170,7 +170,7 @@ class CudaDriver:
         config.gridDimX, config.gridDimY, config.gridDimZ = *grid, *(1,) * (3 - len(grid))
         config.blockDimX, config.blockDimY, config.blockDimZ = code.threads, 1, 1
         config.sharedMemBytes, config.hStream = code.shared_bytes, self.stream
-        if early and code.waits:  # programmatic dependent launch, see kernels/early.py
+        if early and code.waits:  # programmatic dependent launch, see kernels/early
             attribute = self._cuda.CUlaunchAttribute()
             attribute.id = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attribute.value.programmaticStreamSerializationAllowed = 1
