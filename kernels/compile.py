@@ -84,7 +84,7 @@ def compile_steps(
 def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], folder: Path) -> dict[str, Any]:
     kernel, _ = functions_of(launch)
     kinds, machines = signature_of(launch, step), {}
-    signature = {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
+    signature = {name: kinds[name] for name in kernel.arg_names}
     for capability in capabilities:
         try:
             compiled = _triton(launch, signature, capability)

@@ -51,7 +51,7 @@ class Step:
 
 
 def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
-    """Type of every parameter: "*fp16", "i32", "constexpr" and so on, a tuple for a tuple."""
+    """Type of every parameter: "*fp16", "i32", "constexpr" and so on, a tuple for a tuple. EARLY is of the card, not of the launch."""
 
     def kind(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -60,7 +60,7 @@ def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
             return _POINTERS[step.buffers[value][0]]
         return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
-    return {name: kind(value) for name, value in launch.arguments.items()} | dict.fromkeys(launch.constants, "constexpr")
+    return {name: kind(value) for name, value in launch.arguments.items()} | dict.fromkeys((*launch.constants, "EARLY"), "constexpr")
 
 
 def key_of(launch: Launch, step: Step) -> str:

@@ -45,7 +45,7 @@ class EmulatedCuda:
             for launch in step.kernels:
                 kernel, constants = functions_of(launch)
                 kinds = signature_of(launch, step)
-                self._known[key_of(launch, step)] = kernel, constants, {name: kinds.get(name, "constexpr") for name in kernel.arg_names}
+                self._known[key_of(launch, step)] = kernel, constants, {name: kinds[name] for name in kernel.arg_names}
 
     def pack(self, bundle: Path) -> None:
         """A folder of kernels whose machine code is their keys."""

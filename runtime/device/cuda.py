@@ -89,9 +89,9 @@ class CudaDriver:
         self.call("cuMemcpyHtoDAsync", buffer.address, array.ctypes.data, array.nbytes, self.stream)  # returns when the array was read
 
     def record(self, step: Step, buffers: Mapping[str, Memory]) -> Recorded:
-        follows = [False, *(isinstance(one, Launch) for one in step.launches)]  # only a kernel lets another begin before it has ended
-        ready = [  # a module cannot be loaded while launches are recorded
-            self.ready(one, step, buffers, early) for one, early in zip(step.launches, follows, strict=False)
+        ready = [  # a module cannot be loaded while launches are recorded; only a kernel lets another begin before it has ended
+            self.ready(one, step, buffers, isinstance(before, Launch))
+            for before, one in zip((None, *step.launches), step.launches, strict=False)
         ]
         self.call("cuStreamBeginCapture", self.stream, self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
