@@ -1,14 +1,18 @@
 """docs/export.md, prompts.md, long_clips.md and gpu.md are true: their commands and snippets run one after another, on a tiny MusicLM.
+docs/reference.md is compared with parsers and signatures, the program of docs/cpp.md is compiled and run.
 
 Only numbers are lowered, as in test_training_docs.py. An export on the page reads its files and fits them together as ever, but takes the
 graphs of the tiny bundle instead of tracing them for half a minute: what the export makes of such files, every test with a bundle tests.
 """
 
+import argparse
+import inspect
 import re
 import shlex
 import shutil
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,11 +22,15 @@ import pytest
 import soundfile
 from test_training_docs import ROOT, shortened
 
+import musiclm_deploy as md
 from musiclm_deploy import cli
 from musiclm_deploy.export import export as exporting
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.validate import TOLERANCES
+from musiclm_deploy.kernels import decoder_step
+from musiclm_deploy.options import make_parser
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest
+from musiclm_deploy.runtime.music import Candidate, Music, Tokens
 
 SHORTER = (
     (r"(seconds[ =])\d+", r"\g<1>0.3"),
@@ -161,11 +169,63 @@ def test_the_gpu_page(static_bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(refusals) == 9 and not [words for words in refusals if words not in sources]
 
 
+def test_the_reference_lists_all_options() -> None:
+    """An option, or a choice of one, that the reference does not have under its command; one that it has and no command takes."""
+    text = page("reference.md")
+    parser = make_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+    assert len(commands) == 6
+    for name, command in {"musiclm": parser, **{f"musiclm {name}": command for name, command in commands.items()}}.items():
+        section = re.search(rf"^### `{name}`$(.*?)^##", text, re.MULTILINE | re.DOTALL)
+        assert section is not None, name
+        options = {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
+        listed = set(re.findall(r"`(--?[a-z][a-z-]*)", "\n".join(re.findall(r"^\| (.*?) \|", section[1], re.MULTILINE))))
+        assert listed == options, name
+        for action in command._actions:
+            for choice in action.choices or () if action.option_strings else ():
+                assert f"`{choice}`" in section[1] or f"| {choice} |" in section[1] or f" {choice}`" in section[1], (name, choice)
+
+
+def test_the_reference_lists_the_python_api() -> None:
+    """A public name, an argument of one, or a field of a result that the reference does not have."""
+    text = page("reference.md")
+    assert not [name for name in dir(md) if not name.startswith("_") and f"`md.{name}" not in text]
+    called = (md.load, md.MusicLM.generate, md.diagnose, md.export_checkpoints, md.export_musiclm)
+    names = [name for function in called for name in inspect.signature(function).parameters if name not in ("self", "options")]
+    names += [field.name for record in (Music, Candidate, Tokens, md.SamplingConfig, md.Window, md.Blend) for field in fields(record)]
+    names += [name for name in (*vars(md.MusicLM), *vars(Music)) if name in ("close", "save", "save_tokens") or name.startswith("embed_")]
+    assert len(names) > 60 and not [name for name in names if not re.search(rf"[`(, *\n]{name}\b", text)]
+
+
+def test_the_cpp_page(tmp_path: Path) -> None:
+    """A program on the page that does not compile against the header, or does not run."""
+    compiler = shutil.which("g++") or shutil.which("clang++")
+    library = Path(decoder_step.__file__).with_name(decoder_step.LIBRARY)
+    if compiler is None or not library.is_file():
+        pytest.skip("no C++ compiler here, or the native step was not built")
+    (source,) = re.findall(r"^```cpp\n(.*?)^```", page("cpp.md"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "step.cpp").write_text(source, encoding="utf-8")
+    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-I", library.parent, tmp_path / "step.cpp", library]
+    compiled = subprocess.run([*command, f"-Wl,-rpath,{library.parent}", "-o", tmp_path / "step"], capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr
+    ran = subprocess.run([tmp_path / "step"], capture_output=True, text=True)
+    assert ran.returncode == 0 and re.fullmatch(r"(\d ){8}\(.+\)\n", ran.stdout), ran.stdout + ran.stderr
+
+
 def test_links() -> None:
-    """A page that nobody finds from the README, or a link that leads nowhere."""
+    """A page that nobody finds from the README, or a link that leads nowhere: to no file, or to no heading of it."""
     linked = set()
-    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        targets = {(path.parent / target).resolve() for target in re.findall(r"\]\((?!http)([^)#]+)\)", path.read_text(encoding="utf-8"))}
-        assert not [target for target in targets if not target.is_file()], path
-        linked |= targets if path.name == "README.md" else set()
+    others = [ROOT / name for name in ("DESIGN.md", "CONTRIBUTING.md", "demo/README.md", "benchmarks/README.md")]
+    for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *others):
+        for target, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", path.read_text(encoding="utf-8")):
+            file = (path.parent / target).resolve() if target else path
+            assert file.is_file(), f"{path}: {target}"
+            assert not heading or heading in headings(file), f"{path}: {target}#{heading}"
+            linked |= {file} if path.name == "README.md" and path.parent == ROOT else set()
     assert set((ROOT / "docs").glob("*.md")) <= linked
+
+
+def headings(path: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
