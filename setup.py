@@ -57,7 +57,7 @@ class PlatformWheel(bdist_wheel):
 front_door = (ROOT / "musiclm_deploy" / "__init__.py").read_text(encoding="utf-8")
 version = front_door.split('__version__ = "')[1].split('"')[0]
 
-# The lower bounds are the versions the tests run with.
+# The lower bounds are the versions that the tests run with; but no test runs onnxruntime-gpu, the full TensorRT or pycuda.
 TORCH = "torch>=2.13,<3"
 EXTRAS = {
     "cpu": ["onnxruntime>=1.32,<2"],
