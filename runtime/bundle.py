@@ -1,7 +1,7 @@
 """The bundle: the one contract between exporter and runtime. A directory with a manifest, a tokenizer and one ONNX graph per stage.
 
-In: a directory. Out: a checked `Manifest`. Both sides import this file, for TensorRT also `engines/form.py`. Of the rest the export imports the
-tokenizer, and what it validates a new bundle with: tests/test_architecture.py lists it. It reads no graph.
+In: a directory. Out: a checked `Manifest`. Both sides import this file, for TensorRT also `engines/form.py`. What else the export imports
+of the runtime, the tokenizer and what validates a new bundle, is listed in tests/test_architecture.py. It reads no graph.
 
 Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of the cache, C conditioning tokens, Q quantizers):
 
