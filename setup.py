@@ -61,7 +61,7 @@ version = front_door.split('__version__ = "')[1].split('"')[0]
 TORCH = "torch>=2.13,<3"
 EXTRAS = {
     "cpu": ["onnxruntime>=1.32,<2"],
-    "gpu": ["onnxruntime-gpu>=1.31,<2", "cuda-python>=13,<14"],
+    "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.31,<2", "cuda-python>=13,<14"],
     "tensorrt": ["tensorrt>=10.15,<12", "cuda-python>=13,<14"],
     "tensorrt-rtx": ["tensorrt-rtx-cu13-bindings>=1.7,<2", "tensorrt-rtx-cu13-libs>=1.7,<2", "cuda-python>=13,<14"],
     "pycuda": ["pycuda>=2026.1"],  # whose arrays are taken as sounds; nothing here imports it

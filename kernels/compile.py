@@ -3,7 +3,7 @@
 In: the launches of steps (`launches.py`), compute capabilities. Out: a folder with a cubin for each kernel and capability, a PTX for each
 kernel, and `kernels.json`: format, Triton's version, the SHA-256 of every file, and for each kernel its function, signature, constants, and
 for each capability its file, threads, registers, bytes of shared memory and of stack (what did not fit into registers), and whether it
-waits by itself for the kernel before it, so that it may be launched early (`early`). It knows neither bundles nor drivers; what it
+waits by itself for the kernel before it, so that it may be launched early (`waits`). It knows neither bundles nor drivers; what it
 leaves behind is launched with neither Triton nor torch. The machine code takes the parameters of the signature that are no constants, those
 of a tuple one by one, and after them two pointers to scratch memory that no kernel here uses: zeros.
 """

@@ -72,8 +72,8 @@ class _Builder(Builder):
         self.programs, self.matrices = programs, weights
         self.tile_rows = min(power(self.rows), TILE_ROWS)
         self._side = 0  # which of the two buffers of streams was written last
-        self._none = self.of_rows("no_branch", sizes.dim)  # zeros: nothing is to be added to the streams that a list begins with
-        self._y = self._none
+        self._y = self.of_rows("no_branch", sizes.dim)  # zeros: nothing is to be added to the streams that a list begins with
+        self._unread = self._y  # for a parameter that a kernel has no use for
 
     def embedding(self) -> tuple[str, str, int, int]:
         sizes = self.sizes
@@ -97,14 +97,12 @@ class _Builder(Builder):
         first = self.of_rows("projected.first", stride)
         residual = sizes.value_residual and layer > 0
         keys, values = self.caches(layer)
+        lengths = self.numbers("lengths")
         if self.in_prompt:
-            buffers = dict(projected=projected, first=first, keys=keys, values=values, lengths=self.numbers("lengths"))
-            numbers = dict(stride=stride, capacity=self.capacity, positions=self.positions)
-            known = dict(H=sizes.heads, D=D, WIDTH=power(D), RESIDUAL=residual)
-            self.step.launches.append(Launch(f"{name}.append", "append", (self.rows,), buffers | numbers, known))
+            self.append(f"{name}.append", layer, self.rows, projected, first, lengths, self.positions, sizes.heads, residual)
         fitting = ATTENDING // (power(self.rows) * sizes.heads)
         splits = min(next((parts for parts in SPLITS if parts <= fitting), 1), -(-self.capacity // self._keys(D)))
-        buffers = (projected, first, keys, values, self.numbers("lengths"))
+        buffers = (projected, first, keys, values, lengths)
         self._attend(name, buffers, stride, self.capacity, D, splits, True, residual)
 
     def _cross_attention(self, layer: int) -> None:
@@ -165,7 +163,7 @@ class _Builder(Builder):
         S, dim, mixed = sizes.streams, sizes.dim, connection is not None and sizes.streams > 1
         mixing = {"dynamic": (S + 2, dim), "scale": (S + 2,), "static": (S, S + 2)}
         arguments: dict[str, Any] = {
-            part: self.buffer(f"{connection}.{part}", *shape) if mixed else self._none for part, shape in mixing.items()
+            part: self.buffer(f"{connection}.{part}", *shape) if mixed else self._unread for part, shape in mixing.items()
         }
         arguments |= dict(gain=self.buffer(f"{norm}.gain", dim), shift=self.buffer(f"{norm}.bias", dim))
         betas = [self.of_rows(f"beta.{side}", S) for side in (0, 1)]
@@ -196,12 +194,12 @@ class _Builder(Builder):
     ) -> str:
         pitch, outputs, made = pitch_of(K), N * (1 + gated), self.of_rows(out, N)
         weights = self.buffer(f"{name}.weight", outputs, pitch, kind=type_of(f"{name}.weight", self.matrices))
-        group, scales = 0, self._none
+        group, scales = 0, self._unread
         if self.matrices == "int8" and not name.startswith("head."):
             group = self.sizes.block
             scales = self.buffer(f"{name}.scales", outputs, -(-K // group))
-        moments = self._moments(-(-N // columns)) if gated else self._none
-        arguments = dict(inputs=inputs, weights=weights, scales=scales, bias=bias or self._none, out=made, moments=moments)
+        moments = self._moments(-(-N // columns)) if gated else self._unread
+        arguments = dict(inputs=inputs, weights=weights, scales=scales, bias=bias or self._unread, out=made, moments=moments)
         arguments |= dict(rows=self.rows, N=N)
         block, kind = power(K), self.step.buffers[weights][0]
         held = columns * (1 + gated) * BYTES["fp32" if kind == "int8" else kind]  # eight bits are spread out when they are read

@@ -59,11 +59,18 @@ class Builder:
         D = self.sizes.cache_head_size
         lengths = self.buffer("prefix.lengths", rows, kind="int64")
         for layer in range(self.sizes.depth):
-            told, (keys, values) = self.buffer(f"prefix.{layer}", rows, 2 * D), self.caches(layer)
-            buffers = dict(projected=told, first=told, keys=keys, values=values, lengths=lengths)
-            numbers = dict(stride=2 * D, capacity=self.capacity, positions=self.batch.prefix)
-            known = dict(H=0, D=D, WIDTH=power(D), RESIDUAL=False)
-            self.step.launches.append(Launch(f"layers.{layer}.prefix", "append", (rows,), buffers | numbers, known))
+            told = self.buffer(f"prefix.{layer}", rows, 2 * D)
+            self.append(f"layers.{layer}.prefix", layer, rows, told, told, lengths, self.batch.prefix, 0, False)
+
+    def append(
+        self, name: str, layer: int, rows: int, projected: str, first: str, lengths: str, positions: int, heads: int, residual: bool
+    ) -> None:
+        """Keys and values, which lie behind the queries of `heads` heads in each row of `projected`, into the layer's caches."""
+        D, (keys, values) = self.sizes.cache_head_size, self.caches(layer)
+        buffers = dict(projected=projected, first=first, keys=keys, values=values, lengths=lengths)
+        numbers = dict(stride=(heads + 2) * D, capacity=self.capacity, positions=positions)
+        known = dict(H=heads, D=D, WIDTH=power(D), RESIDUAL=residual)
+        self.step.launches.append(Launch(name, "append", (rows,), buffers | numbers, known))
 
     def sample(self, copies: int) -> None:
         """copies: 2 with guidance."""

@@ -46,6 +46,7 @@ def choose_device(device: str) -> str:
             raise BackendError(
                 "device='cuda': this ONNX Runtime is for CPUs alone. Uninstall onnxruntime, then pip install musiclm-deploy[gpu]."
             )
+        ort.preload_dlls()  # CUDA's libraries as pip installs them, which the system's loader does not find
     return "cpu" if device == "auto" else device
 
 

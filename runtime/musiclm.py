@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from .bundle import STAGES, Bundle, Decoder, Spectrogram
 from .device.arrays import on_host
 from .device.cuda import CudaDriver
 from .device.driver import Driver, Engines
-from .device.model import TYPES, DeviceModel
+from .device.model import TYPES, DeviceModel, Lanes
 from .device.patches import Patches
 from .engines.form import Form
 from .engines.model import EngineModel
@@ -82,6 +82,7 @@ class MusicLM:
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
         self._on_device: dict[str, DeviceModel] = {}
+        self._lanes: Lanes = {}
         self._patches: Patches | None = None
         self._pool = open_pool(threads) if step.native else None
         how = "native" if step.native else "by graph" if driver is None else "by engines" if isinstance(driver, Engines) else "by kernels"
@@ -191,7 +192,8 @@ class MusicLM:
                 return self.driver.run(graph, inputs)
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        with self._there():
+            return dict(zip(names, session.run(names, inputs), strict=True))
 
     def _embed_patches(self, spectrogram: Spectrogram, wave: np.ndarray) -> np.ndarray:
         """wave float32 [B, t] -> latents: its patches are made by a kernel, and read where they are."""
@@ -205,8 +207,13 @@ class MusicLM:
             device, index, address = self.driver.hand_over(patches)
             binding.bind_input("patches", device, index, np.float32, shape, address)
             binding.bind_output("latent")
-            session.run_with_iobinding(binding)
+            with self._there():
+                session.run_with_iobinding(binding)
             return binding.copy_outputs_to_cpu()[0]
+
+    def _there(self) -> AbstractContextManager[None]:
+        """ONNX Runtime leaves a thread in the GPU's primary context; the caller may have been in another."""
+        return nullcontext() if self.driver is None else self.driver.current()
 
     def session(self, graph: str) -> Any:
         """Of a graph of the bundle, opened when it is first asked for: who only embeds does not wait for the transformers."""
@@ -214,7 +221,8 @@ class MusicLM:
             if self._sessions is None:
                 raise RuntimeError("this MusicLM is closed.")
             if graph not in self._sessions:
-                self._sessions[graph] = open_session(self.bundle.path(graph), self._threads, self.device)
+                with self._there():
+                    self._sessions[graph] = open_session(self.bundle.path(graph), self._threads, self.device)
             return self._sessions[graph]
 
     def transformer(self, stage: str) -> Any:
@@ -238,9 +246,9 @@ class MusicLM:
             if stage not in self._on_device:
                 _, sizes, numbers = open_weights(self.bundle.root, self._decoder(stage))
                 if isinstance(self.driver, Engines):
-                    self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers)
+                    self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers, self._lanes)
                 else:
-                    self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights)
+                    self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights, self._lanes)
             yield self._on_device[stage]
 
     def close(self) -> None:
@@ -249,7 +257,7 @@ class MusicLM:
             with self._device_lock:
                 self.driver.save()
         with self._lock:
-            self._sessions, self._native, self._pool, self._on_device, self._patches = None, {}, None, {}, None
+            self._sessions, self._native, self._pool, self._on_device, self._lanes, self._patches = None, {}, None, {}, {}, None
 
     def __enter__(self) -> MusicLM:
         return self

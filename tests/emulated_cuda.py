@@ -29,6 +29,9 @@ from musiclm_deploy.runtime.engines.form import Form
 
 _NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 _POINTERS = {"*fp32": "fp32", "*fp16": "fp16", "*bf16": "bf16", "*i8": "int8", "*i64": "int64"}
+PRIMARY, OTHERS = "the primary context", "pycuda's"
+ANYWHERE = {"cuInit", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDevicePrimaryCtxRetain", "cuGetErrorString"}
+ANYWHERE |= {"cuCtxPushCurrent", "cuCtxPopCurrent"}
 
 
 class EmulatedCuda:
@@ -37,6 +40,9 @@ class EmulatedCuda:
     def __init__(self, kernels: Iterable[Step], free: int = 1 << 32) -> None:
         """kernels: lists that name every kernel which may be launched."""
         self.free, self.launched, self.replayed = free, 0, 0
+        self.allocated = 0  # times that memory was taken or an event made
+        self.contexts = [OTHERS]  # of the thread
+        self.refused: dict[str, str] = {}  # functions that fail, and their errors
         self._memory: dict[int, np.ndarray] = {}
         self._captured: list[Callable[[], None]] | None = None
         self._after_kernel = False  # of the list that is being captured
@@ -62,14 +68,33 @@ class EmulatedCuda:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("CU"):
             return getattr(import_module("cuda.bindings.driver"), name)
-        gives = {"cuDeviceGet": 0, "cuDevicePrimaryCtxRetain": 1, "cuStreamCreate": 7, "cuEventCreate": 5}
+        gives = {"cuDeviceGet": 0, "cuDevicePrimaryCtxRetain": PRIMARY, "cuStreamCreate": 7}
         if name in gives:
             return lambda *_: (0, gives[name])
         assert name in {
-            *("cuInit", "cuCtxSetCurrent", "cuEventRecord", "cuEventSynchronize", "cuEventDestroy", "cuGraphDestroy", "cuFuncSetAttribute"),
+            *("cuInit", "cuEventRecord", "cuEventSynchronize", "cuEventDestroy", "cuGraphDestroy", "cuFuncSetAttribute"),
             *("cuGraphExecDestroy", "cuStreamSynchronize"),
         }, name
         return lambda *_: (0,)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("cu"):
+            if name in self.refused:
+                code = getattr(self.CUresult, self.refused[name])
+                return lambda *_: (code,)
+            assert name in ANYWHERE or self.contexts[-1] == PRIMARY, f"{name} in another's context"
+        return super().__getattribute__(name)
+
+    def cuCtxPushCurrent(self, context: str) -> tuple[int]:
+        self.contexts.append(context)
+        return (0,)
+
+    def cuCtxPopCurrent(self) -> tuple[int, str]:
+        return 0, self.contexts.pop()
+
+    def cuEventCreate(self, _: Any) -> tuple[int, int]:
+        self.allocated += 1
+        return 0, 5
 
     def cuGetErrorString(self, error: Any) -> tuple[int, bytes]:
         return 0, error.name.encode()
@@ -87,6 +112,7 @@ class EmulatedCuda:
         memory = np.full(count, 0xFF, np.uint8)  # not a number, in any type
         self._memory[memory.ctypes.data] = memory
         self.free -= count
+        self.allocated += 1
         return 0, memory.ctypes.data
 
     def cuMemFree(self, address: int) -> tuple[int]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
+from triton.runtime import interpreter
 
 from musiclm_deploy.kernels.functions import functions_of
 from musiclm_deploy.kernels.launch import Call, Launch, Step
@@ -21,6 +23,27 @@ from musiclm_deploy.runtime.engines.profiles import PROMPT, STEP
 
 ON = os.environ.get("MUSICLM_KERNELS_ON")  # torch's name of a GPU
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int64": torch.int64, "int8": torch.int8, "bool": torch.bool}
+
+
+_ready: set[str] = set()  # modules in whose functions Triton's language is the interpreter's, while a kernel runs
+
+
+def _call(self: Any, *arguments: Any, **constants: Any) -> Any:
+    """A function within a kernel. Triton's interpreter puts its operators in place anew for every call, a fifth of all its time, though
+    they stay until the kernel has ended; here once for each module."""
+    if self.fn.__module__ not in _ready:
+        interpreter._patch_lang(self.fn)
+        _ready.add(self.fn.__module__)
+    return self.rewrite()(*arguments, **constants)
+
+
+def _run(self: Any, *arguments: Any, _run: Any = interpreter.GridExecutor.__call__, **constants: Any) -> None:
+    _ready.clear()
+    _run(self, *arguments, **constants)
+
+
+interpreter.InterpretedFunction.__call__ = _call
+interpreter.GridExecutor.__call__ = _run
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -101,6 +124,9 @@ class InterpreterDriver:
         self.replayed += 1
         for one in recorded:
             one()
+
+    def current(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def hand_over(self, buffer: torch.Tensor) -> tuple[str, int, int]:
         return "cpu", 0, buffer.data_ptr()

@@ -91,7 +91,7 @@ def on_device(
 
 def device_model(stage: Stage, kind: str = "fp32", memory: int = 1 << 30) -> DeviceModel:
     _, sizes, weights = open_weights(stage.folder, stage.decoder)
-    return DeviceModel(InterpreterDriver(memory), stage.name, sizes, weights, kind)
+    return DeviceModel(InterpreterDriver(memory), stage.name, sizes, weights, kind, {})
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,11 @@ def test_what_does_not_fit_is_said_before_it_is_taken(stages) -> None:
     assert (held, len(model._lanes)) == (1, 0)
     model.driver.memory = 1 << 30
     assert [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)] == before
+    model.driver.memory = 1000
+    _, sizes, weights = open_weights(stage.folder, stage.decoder)
+    with pytest.raises(MemoryError, match="the weights of the coarse stage"):
+        DeviceModel(model.driver, "coarse", sizes, weights, "fp32", model._lanes)
+    assert not model._lanes, "of another stage, they are given back for a stage's weights too"
 
 
 def test_what_a_device_does_not_take(on_interpreter: MusicLM, stages) -> None:
@@ -299,6 +304,7 @@ def test_the_code_for_a_card(tmp_path: Path) -> None:
     kernels = Kernels(packed_kernels(tmp_path))
     assert [kernels.find("k", capability).image[4:] for capability in (80, 86, 89, 90)] == [b"80", b"80", b"80", b"90"]
     assert [kernels.find("k", capability).image for capability in (100, 120)] == [b".version\0"] * 2
+    assert kernels.find("k", 91).image == b".version\0", "sm_90a is of 9.0 alone"
     assert kernels.find("k", 90).function == "product" and kernels.find("k", 90).threads == 128
     with pytest.raises(BundleError, match="no kernel other: it was packed for other types"):
         kernels.find("other", 90)

@@ -21,9 +21,10 @@ from musiclm_deploy.kernels.sampling.triton_form import sample
 from musiclm_deploy.runtime.bundle import Bias, Decoder, Sampling, Step
 from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
+from musiclm_deploy.runtime.sampling import sample as drawn
 from musiclm_deploy.runtime.stages import FAR, Plan, plan_coarse, plan_fine, plan_semantic
 
-V, DIM, STREAMS, TABLE, CAPACITY = 11, 5, 2, 80, 40
+V, DIM, STREAMS, TABLE = 11, 5, 2, 80
 _STEP = Step(dim_head=8, inner=8, streams=STREAMS, value_residual=True, precision="fp32", block=0, weights={})
 DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, 3, 2, {"padding": 0, "start": 1, "semantic": 2}, Bias(9, 1), 99, _STEP)
 ITEMS = [(2**63 + 5, 0), (7, 1), (2**64 - 1, 3)]
@@ -73,16 +74,27 @@ def place_of(plan: Plan) -> Place:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-@pytest.mark.parametrize(("stage", "guided"), [("semantic", False), ("coarse", True), ("fine", False)])
-def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("stage", "scale", "dtype"),
+    [
+        ("semantic", None, torch.float32),
+        ("coarse", 2.5, torch.float16),
+        ("coarse", 0.0, torch.float32),
+        ("coarse", -1.5, torch.float32),
+        ("fine", None, torch.bfloat16),
+    ],
+)
+def test_tokens_and_positions_are_the_loops(stage: str, scale: float | None, dtype: torch.dtype, temperature: float) -> None:
     """Fault: noise of another seed, item, stage or step; top-k or the forbidden entry at the wrong time; an end that does not end its row
-    or ends its neighbours; a token that stands elsewhere or is embedded by another row; a copy without condition that is fed otherwise."""
+    or ends its neighbours; a token that stands elsewhere or is embedded by another row; a copy without condition that is fed otherwise;
+    padding that guidance makes the largest entry; a cache that is written beyond its last place."""
+    guided = scale is not None
     plan, copies, B = plan_of(stage), 1 + guided, 3
     total = int(plan.steps.max())
     rng = np.random.default_rng(1)
     logits = rng.standard_normal((total, copies * B, V)).astype(np.float32) * 2
     logits[0, 1, -1] = logits[3, 1, -1] = logits[2, 0, -1] = 9  # some rows end, where they may
-    sampling = Sampling(temperature=temperature, filter_thres=0.6, cond_scale=2.5)
+    sampling = Sampling(temperature=temperature, filter_thres=0.6, cond_scale=scale if guided else 1.0)
     noise, script = PhiloxNoise(ITEMS), Scripted(logits, np.arange(copies * B))
     run: Any = script
     expected = decode(plan, run, guided, sampling, lambda step, rows: noise.rows(stage, rows, FIRST[rows] + step, V), lambda *_: None)
@@ -95,10 +107,11 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
     frame = plan.frame_tokens if stage != "semantic" else NEVER
     before = np.array([len(prompt.rows) for prompt in plan.prompts] * copies)
     lengths, tokens = torch.from_numpy(before.copy()), torch.full((B, total), -1)
-    query, ids, key = torch.full((copies * B,), -1), torch.full((copies * B,), -1), torch.full((copies * B, CAPACITY), -1)
+    capacity = int((before[:B] + plan.steps).max()) - 1  # the last token is not fed
+    query, ids, key = torch.full((copies * B,), -1), torch.full((copies * B,), -1), torch.full((copies * B, capacity), -1)
     rules = Rules(place_of(plan), STAGE_IDS[stage], frame, -1 if plan.end is None else plan.end, 4)
     integers = torch.tensor(rules.integers())
-    table = floats(rng.standard_normal((TABLE, DIM)))
+    table = floats(rng.standard_normal((TABLE, DIM)), dtype)
     for step in range(len(script.fed) + 1):
         streams, old = empty(copies * B, STREAMS, DIM), lengths.clone()
         launch(
@@ -116,9 +129,9 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
                 ids,
                 streams,
                 integers,
-                floats(np.array([2.5, temperature])),
+                floats(np.array([sampling.cond_scale, temperature])),
             ),
-            *(B, total, CAPACITY),
+            *(B, total, capacity),
             Draw(V, 4, copies, DIM, STREAMS, 4),
         )
         if step == len(script.fed):
@@ -128,12 +141,31 @@ def test_tokens_and_positions_are_the_loops(stage: str, guided: bool, temperatur
         np.testing.assert_array_equal(query[held], at_query)
         np.testing.assert_array_equal(ids[held], rows)
         np.testing.assert_array_equal(key[held, lengths[held] - 1], at_key)
-        np.testing.assert_array_equal(streams[held], np.repeat(table[rows][:, None], STREAMS, axis=1))
+        np.testing.assert_array_equal(streams[held], np.repeat(table.float()[rows][:, None], STREAMS, axis=1))
     assert not states[:, 1].any()
     for row in range(B):
         np.testing.assert_array_equal(tokens[row, : states[row, 2]], expected[row])
     ended = [len(row) < steps for row, steps in zip(expected, plan.steps, strict=True)]
-    assert any(ended) == (stage != "fine") and not all(ended), ended
+    assert any(ended) == (stage == "semantic" or scale == 2.5) and not all(ended), ended
+    assert stage != "coarse" or capacity == lengths.max()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_row_of_a_real_vocabulary(temperature: float) -> None:
+    """Fault: entries beyond the first 1,024, or of another row, are left out of top-k, noise or argmax. The best entry is the last one."""
+    size, seed = 1025, 11
+    logits = np.random.default_rng(2).standard_normal((1, size)).astype(np.float32)
+    logits[0, -1] = 9
+    rules = Rules(Place(0, 0, 1, 0, 1, 1, 0, 0), STAGE_IDS["semantic"], NEVER, -1, max(int((1 - 0.9) * size), 1))
+    numbers = (torch.zeros(1, dtype=torch.int64) for _ in range(3))
+    tokens, plans = torch.full((1, 4), -1), torch.tensor([[seed, 0, 3, 0, 0, 9]])
+    arrays = (floats(logits), plans, torch.tensor([[0, 1, 0]]), tokens, floats(np.zeros((size, DIM))), *numbers)
+    lengths, query, ids = arrays[5:]
+    key, streams = torch.full((1, 2), -1), empty(1, STREAMS, DIM)
+    told = torch.tensor(rules.integers()), floats(np.array([1.0, temperature]))
+    launch(sample, (1,), *arrays[:5], lengths, query, key, ids, streams, *told, 1, 4, 2, Draw(size, 512, 1, DIM, STREAMS, 8))
+    gumbel = PhiloxNoise([(seed, 0)]).rows("semantic", np.array([0]), np.array([3]), size)
+    assert tokens[0, 0] == drawn(logits, gumbel, temperature, 0.9, False)[0]
 
 
 @triton.jit

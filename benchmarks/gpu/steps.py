@@ -53,7 +53,7 @@ class Bench:
         _, self.context = random_context(opened.manifest, stage, contexts)
         _, own, weights = open_weights(opened.root, self.decoder)
         engines = isinstance(driver, Engines)
-        self.model = EngineModel(driver, stage, own, weights) if engines else DeviceModel(driver, stage, own, weights, kind)
+        self.model = EngineModel(driver, stage, own, weights, {}) if engines else DeviceModel(driver, stage, own, weights, kind, {})
         self.form = "engines" if engines else "kernels"
 
     def equal_tokens(self, rows: int, context: int) -> tuple[int, int]:

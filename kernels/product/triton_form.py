@@ -3,9 +3,13 @@
     y[b, n] = sum_k x[b, k] w[n, k] (+ bias[n]),        gated: y[b, n] = gelu(v[b, N + n]) v[b, n],  v = x @ w^T
 
 In: weights [N, PITCH] ([2 * N, PITCH] when gated) in fp32, fp16, bf16, or int8 with float32 scales. Out: float32 [B, N].
-The input is made where it is read, by two functions that another operation brings: `prepare(inputs, sizes, b, rows)` does what a row
-needs once (a norm's statistics), `read(inputs, sizes, state, b, k, there)` gives x[b, k]. So a norm and the merging of attention's parts
-cost no launch of their own; each program does them again, from the caches. Gated it leaves of its columns what the next norm needs.
+The input is made where it is read, by two functions that another operation brings, so that a norm and the merging of attention's parts
+cost no launch of their own; each program does them again, from the caches:
+    prepare(inputs, sizes, b, rows) -> state      what a row needs once, a norm's statistics for example; b: the row, a scalar
+    read(inputs, sizes, state, b, k, there)       x[b, k], float32 [BLOCK], zero where not there; k: int32 [BLOCK], there: bool [BLOCK]
+`inputs` is the tuple of pointers and numbers of the launch, `sizes` what is known of it when it is compiled. geglu brings `measure` and
+`read_normed`, attention `nothing` and `merge`, hyper_connection `choose` and `read_branch`. Gated it leaves of its columns what the next
+norm needs.
 
 Threads: program (i, j) has COLUMNS outputs of ROWS rows. All its weights are asked for at once, before the kernel waits for those that make
 its input, and stay in registers, as they are stored, for one row after the other. Every thread adds up its own elements, and only the end
@@ -27,7 +31,7 @@ def product(
     inputs,  # of `prepare` and `read`
     sizes: tl.constexpr,  # of theirs, known when the kernel is compiled
     weights,
-    scales,  # float32 [N, ceil(K / GROUP)] of int8 weights; any pointer without GROUP
+    scales,  # float32 [N, ceil(K / GROUP)] of int8 weights ([2 * N, ...] when gated); any pointer without GROUP
     bias,  # float32 [N]; any pointer when not BIASED
     out,  # float32 [rows, N]
     moments,  # float32 [rows, programs, 2] when GATED: mean of a program's columns, sum of squares around it; else any pointer

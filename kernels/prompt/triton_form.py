@@ -34,6 +34,7 @@ def embed(
     wait(EARLY)
     b = tl.program_id(0).to(tl.int64)
     length = tl.load(lengths + b) + positions
+    tl.debug_barrier()  # all threads of the program read it, one writes it
     tl.store(lengths + b, length)
     place = b // positions * capacity + length - 1
     row = tl.load(ids + place)

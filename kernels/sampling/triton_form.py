@@ -64,13 +64,14 @@ def sample(
     in_frames = tl.load(plans + b * PLAN + 4) + step
     opens = (in_frames % tl.maximum(frame, 1) == 0) & (in_frames > 0)
     forbidden = (frame == ALWAYS) | ((frame > NEVER) & (opens == 0))
-    score = tl.where((v == V - 1) & forbidden, float("-inf"), score)
+    # beyond V guidance makes of -inf what it likes: a scale of 0 or less turns it round
+    score = tl.where((v >= V) | ((v == V - 1) & forbidden), float("-inf"), score)
     if temperature > 0:
         kth = _largest(score, v < V, k)
         drawn = tl.div_rn(score, tl.zeros_like(score) + temperature) + _gumbel(
             seed, item, stage, tl.load(plans + b * PLAN + 2) + step, sizes
         )
-        score = tl.where((score >= kth) & (v < V), drawn, float("-inf"))
+        score = tl.where(score >= kth, drawn, float("-inf"))
     token = tl.argmax(score, axis=0).to(tl.int64)
 
     tl.store(tokens + b * total + step % total, token)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import math
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,22 @@ from .kernels import Code, Kernels
 
 _NUMBERS = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
 _SHARED = 48 << 10  # bytes of shared memory that a kernel may have without asking
-_AGAIN = "The GPU answers this process no more: load the bundle in a new one."
+# What to do after an error that leaves the GPU as it was; after most others it is lost to the process.
+_PACK = "Pack its kernels again: export with --kernels, of this version."
+_DRIVER = "Update the GPU's driver, or export with --kernels for this card."
+_LOOK = "See what nvidia-smi says; in a container the GPU must be given to it."
+_NEXT = {
+    "CUDA_ERROR_INVALID_VALUE": _PACK,
+    "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES": _PACK,
+    "CUDA_ERROR_INVALID_IMAGE": _PACK,
+    "CUDA_ERROR_NO_BINARY_FOR_GPU": _DRIVER,
+    "CUDA_ERROR_INVALID_PTX": _DRIVER,
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION": _DRIVER,
+    "CUDA_ERROR_NO_DEVICE": _LOOK,
+    "CUDA_ERROR_INVALID_DEVICE": _LOOK,
+    "CUDA_ERROR_OUT_OF_MEMORY": "Ask for fewer seconds, samples or prompts at once, or free what else runs on the GPU.",
+}
+_LOST = "Ask again. If that fails too, the GPU answers this process no more: load the bundle in a new one."
 
 
 def find_gpu(who: str, index: int = 0) -> tuple[str, int]:
@@ -38,7 +53,7 @@ def find_gpu(who: str, index: int = 0) -> tuple[str, int]:
         minor = _do(cuda, "cuDeviceGetAttribute", kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
         return _do(cuda, "cuDeviceGetName", 256, device).split(b"\0")[0].decode(), 10 * major + minor
     except (DeviceError, RuntimeError) as error:  # cuda-python raises RuntimeError where there is no driver's library
-        raise BackendError(f"{who}: no NVIDIA GPU can be used here: {error}") from error
+        raise BackendError(f"{who}: no NVIDIA GPU can be used here: {str(error).removesuffix(_LOOK).strip()} {_LOOK}") from error
 
 
 def _api(who: str) -> Any:
@@ -53,16 +68,16 @@ def _do(cuda: Any, name: str, *arguments: Any) -> Any:
     error, *found = getattr(cuda, name)(*arguments)
     if error:
         text = cuda.cuGetErrorString(error)[1]
-        message = f"{name}: {text.decode() if text else error!r} ({error!r})."
-        if error == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
-            raise MemoryError(f"{message} Ask for fewer seconds, samples or prompts at once, or free what else runs on the GPU.")
-        sound = ("CUDA_ERROR_INVALID_VALUE", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_INVALID_DEVICE", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES")
-        raise DeviceError(message if error.name in sound else f"{message} {_AGAIN}")
+        kind = MemoryError if error == cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY else DeviceError
+        raise kind(f"{name}: {text.decode() if text else error!r} ({error!r}). {_NEXT.get(error.name, _LOST)}")
     return found[0] if len(found) == 1 else tuple(found)
 
 
 class CudaDriver:
-    """One GPU, one stream. Calls may come from any thread, one at a time."""
+    """One GPU, one stream. Calls may come from any thread; what is asked for at once happens in any order.
+
+    A call runs in the GPU's primary context and leaves the thread's own as it was: pycuda's users may have one.
+    """
 
     programs = PROGRAMS
     place = "cuda"  # ONNX Runtime's name of it
@@ -72,8 +87,8 @@ class CudaDriver:
         self.index = index
         self.name, self.capability = find_gpu("device='cuda'", index)
         self._cuda = _api("device='cuda'")
-        self._thread, self._functions = threading.local(), {}
-        self._pinned: defaultdict[tuple[int, ...], list[Pinned]] = defaultdict(list)  # that no copy is on its way to
+        self._functions: dict[str, tuple[Any, Code]] = {}
+        self._landings: defaultdict[tuple, list[Landing]] = defaultdict(list)  # by shapes, those that no copy is on its way to
         self._context = self._do("cuDevicePrimaryCtxRetain", self._do("cuDeviceGet", index))
         self.kernels = Kernels(bundle)
         self.stream = self.call("cuStreamCreate", self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
@@ -89,16 +104,17 @@ class CudaDriver:
         self.call("cuMemcpyHtoDAsync", buffer.address, array.ctypes.data, array.nbytes, self.stream)  # returns when the array was read
 
     def record(self, step: Step, buffers: Mapping[str, Memory]) -> Recorded:
-        ready = [  # a module cannot be loaded while launches are recorded; only a kernel lets another begin before it has ended
-            self.ready(one, step, buffers, isinstance(before, Launch))
-            for before, one in zip((None, *step.launches), step.launches, strict=False)
-        ]
-        self.call("cuStreamBeginCapture", self.stream, self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
-        try:
-            for launch in ready:
-                launch()
-        finally:
-            graph = self.call("cuStreamEndCapture", self.stream)
+        with self.current():
+            ready = [  # a module cannot be loaded while launches are recorded; only a kernel lets another begin before it has ended
+                self.ready(one, step, buffers, isinstance(before, Launch))
+                for before, one in zip((None, *step.launches), step.launches, strict=False)
+            ]
+            self.call("cuStreamBeginCapture", self.stream, self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+            try:
+                for launch in ready:
+                    launch()
+            finally:
+                graph = self.call("cuStreamEndCapture", self.stream)
         return Recorded(self, graph, list(buffers.values()))
 
     def replay(self, recorded: Recorded) -> None:
@@ -109,32 +125,36 @@ class CudaDriver:
         return self.place, self.index, buffer.address
 
     def download(self, buffers: Sequence[Memory]) -> Download:
-        pinned = [self._pinned[buffer.shape].pop() if self._pinned[buffer.shape] else Pinned(self, buffer.shape) for buffer in buffers]
-        for to, buffer in zip(pinned, buffers, strict=True):
+        shapes = tuple(buffer.shape for buffer in buffers)
+        landing = self._landings[shapes].pop() if self._landings[shapes] else Landing(self, shapes)
+        for to, buffer in zip(landing.pinned, buffers, strict=True):
             self.call("cuMemcpyDtoHAsync", to.address, buffer.address, buffer.count, self.stream)
-        event = self.call("cuEventCreate", self._cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING)
-        self.call("cuEventRecord", event, self.stream)
+        self.call("cuEventRecord", landing.event, self.stream)
 
         def wait() -> list[np.ndarray]:
-            self.call("cuEventSynchronize", event)
-            self.call("cuEventDestroy", event)
-            arrays = [one.array.copy() for one in pinned]
-            for one in pinned:
-                self._pinned[one.array.shape].append(one)
+            self.call("cuEventSynchronize", landing.event)
+            arrays = [one.array.copy() for one in landing.pinned]
+            self._landings[shapes].append(landing)
             return arrays
 
         return wait
 
     def call(self, name: str, *arguments: Any) -> Any:
         """A function of the driver's API, on this GPU. DeviceError, or MemoryError where it has no more, says what to do."""
-        self.activate()
-        return self._do(name, *arguments)
+        self._do("cuCtxPushCurrent", self._context)
+        try:
+            return self._do(name, *arguments)
+        finally:
+            self._do("cuCtxPopCurrent")
 
-    def activate(self) -> None:
-        """Make the GPU that of this thread."""
-        if not getattr(self._thread, "ready", False):
-            self._do("cuCtxSetCurrent", self._context)
-            self._thread.ready = True
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """For what other libraries do there: the thread's context is the GPU's primary one, and after it what it was before."""
+        self._do("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._do("cuCtxPopCurrent")
 
     def _do(self, name: str, *arguments: Any) -> Any:
         return _do(self._cuda, name, *arguments)
@@ -223,6 +243,18 @@ class Pinned:
     def __del__(self) -> None:
         if hasattr(self, "address"):
             self._driver.give_back("cuMemFreeHost", self.address)
+
+
+class Landing:
+    """Where copies arrive, one after another: memory of the host, and an event that says when they are there."""
+
+    def __init__(self, driver: CudaDriver, shapes: tuple[tuple[int, ...], ...]) -> None:
+        self._driver, self.pinned = driver, [Pinned(driver, shape) for shape in shapes]
+        self.event = driver.call("cuEventCreate", driver._cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING)
+
+    def __del__(self) -> None:
+        if hasattr(self, "event"):
+            self._driver.give_back("cuEventDestroy", self.event)
 
 
 class Recorded:

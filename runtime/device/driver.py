@@ -6,6 +6,7 @@ All that is asked of a driver happens in order, and nothing waits for the host b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,6 +47,10 @@ class Driver(Protocol):
 
     def replay(self, recorded: Recorded) -> None:
         """Run them; returns before they have run."""
+        ...
+
+    def current(self) -> AbstractContextManager[None]:
+        """In it this thread's calls of other libraries go to the device; afterwards they go where they went before."""
         ...
 
     def hand_over(self, buffer: Buffer) -> tuple[str, int, int]:

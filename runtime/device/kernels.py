@@ -51,19 +51,23 @@ class Kernels:
         every = [kernel["machines"] for kernel in self._kernels.values()]
         uses = [machine for machines in every for machine in machines.values()]
         registers, stack = (max((one[what] for one in uses), default=0) for what in ("registers", "stack_bytes"))
+        spilling = sum(any(one["stack_bytes"] for one in machines.values()) for machines in every)
+        spills = f"{spilling} of them spill up to {stack} bytes" if spilling else "none of them spills"
         shared = set.intersection(*map(set, every)) if every else set()
         cards = ", ".join(f"{number / 10:.1f}" for number in sorted(int(one) for one in shared - {"ptx"}))
         later = " and later cards" * ("ptx" in shared)
-        return f"{len(every)}, at most {registers} registers and {stack} bytes of stack a thread, for compute capability {cards}{later}"
+        return f"{len(every)}, at most {registers} registers a thread, {spills}; for compute capability {cards}{later}"
 
     def find(self, key: str, capability: int) -> Code:
-        """What a card of this compute capability (90 for 9.0) runs for a launch: its own machine code, that of an earlier card of its
-        generation, or PTX, which the driver compiles. BundleError names what is missing."""
+        """What a card of this compute capability (90 for 9.0) runs for a launch: its own machine code; before 9.0 that of an earlier
+        card of its generation; or PTX, which the driver compiles. BundleError names what is missing."""
         kernel = self._kernels.get(key)
         if kernel is None:
             raise BundleError(f"{self.root} has no kernel {key}: it was packed for other types, or by another version. Pack it again.")
         machines = kernel["machines"]
-        native = [int(one) for one in machines if one != "ptx" and int(one) // 10 == capability // 10 and int(one) <= capability]
+        # from 9.0 on Triton compiles for one capability alone, sm_90a and so on, which no other card takes
+        family = range(capability - capability % 10 if capability < 90 else capability, capability + 1)
+        native = [one for one in family if str(one) in machines]
         machine = machines.get(str(max(native)) if native else "ptx")
         if machine is None:
             raise BundleError(f"{self.root} has code for {', '.join(machines)}, not for this GPU's capability {capability}. Pack it again.")

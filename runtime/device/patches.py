@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.launch import Step
+from ...kernels.launch import Step, bytes_of
 from ...kernels.patches import build_patches, constants_of
 from ..bundle import BundleError, Spectrogram
 from .driver import Buffer, Driver
+from .model import state_bytes
 
 
 class Patches:
@@ -36,6 +37,8 @@ class Patches:
         if wave.shape != self._shape:
             self._step = list_patches(self._spectrogram, B, samples, self._filters)
             self._shape, self.recorded, self._buffers = (), None, {}  # before as much is taken again
+            needed = sum(bytes_of(*buffer) for buffer in self._step.buffers.values())
+            state_bytes(self._driver, f"the spectrogram of {B} waves of {samples} samples", needed)
             self._buffers = {name: self._driver.allocate(*buffer) for name, buffer in self._step.buffers.items()}
             for name, array in self._constants.items():
                 self._driver.upload(self._buffers[name], array)

@@ -42,11 +42,12 @@ class EngineDriver(CudaDriver):
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows that an engine does not take at once are run one after another."""
-        engine, rows = self._engine(graph), len(next(iter(inputs.values())))
-        at_once = min(next(iter(self._ranges(engine, name, 0)[1])) for name in inputs)
-        parts = []
-        for first in range(0, rows, at_once):
-            parts.append(self._run(graph, {name: array[first : first + at_once] for name, array in inputs.items()}))
+        with self.current():
+            engine, rows = self._engine(graph), len(next(iter(inputs.values())))
+            at_once = min(next(iter(self._ranges(engine, name, 0)[1])) for name in inputs)
+            parts = []
+            for first in range(0, rows, at_once):
+                parts.append(self._run(graph, {name: array[first : first + at_once] for name, array in inputs.items()}))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -139,7 +140,6 @@ class EngineDriver(CudaDriver):
         return self._contexts[key]
 
     def _engine(self, graph: str) -> Any:
-        self.activate()
         if graph not in self._opened:
             self._library.log.faults.clear()
             engine = self._runtime.deserialize_cuda_engine(self._engines.read(self._folder, graph))
