@@ -37,7 +37,9 @@ def built(static_bundle: Path, tmp_path_factory) -> tuple[Path, Path]:
     """A bundle and its folder of engines for capability 8.6. Read only."""
     bundle = tmp_path_factory.mktemp("built") / "bundle"
     shutil.copytree(static_bundle, bundle)
-    folder, _, _ = build(Bundle.open(bundle), Target.here(86), SMALL, quiet=True)
+    with heard(86) as said:
+        folder, made, _ = build(Bundle.open(bundle), Target.here(86), SMALL, quiet=True)
+    assert not said and len(made.engines) == GRAPHS
     return bundle, folder
 
 
