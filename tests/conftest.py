@@ -14,7 +14,7 @@ import pytest
 # Files that share what takes long to make; each other file is a group of its own.
 TOGETHER = {
     **dict.fromkeys(("test_emulated_gpu", "test_gpu_check", "test_kernels_compile", "test_patches"), "kernel_bundle"),
-    **dict.fromkeys(("test_engines", "test_engines_build"), "static_bundle"),
+    **dict.fromkeys(("test_engines", "test_engines_build", "test_engines_full", "test_engines_run"), "static_bundle"),
 }
 
 

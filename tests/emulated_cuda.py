@@ -1,7 +1,7 @@
-"""A GPU in the host's memory: what cuda-python and TensorRT's runtime are asked for, so that the lines that ask run where there is none.
+"""A GPU in the host's memory: what cuda-python is asked for, so that the lines that ask run where there is none.
 
-Kernels run in Triton's interpreter, engines in ONNX Runtime. What is emulated: addresses, parameters as they lie in memory, graphs, events.
-What is not: that anything runs later, or beside something else.
+Kernels run in Triton's interpreter. What is emulated: addresses, parameters as they lie in memory, graphs, events.
+What is not: that anything runs later, or beside something else. For TensorRT see emulated_tensorrt.py.
 """
 
 from __future__ import annotations
@@ -12,20 +12,14 @@ import json
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from interpreted import TYPES
 
 from musiclm_deploy.kernels.functions import functions_of
 from musiclm_deploy.kernels.launch import FORMAT, RECORD, Step, key_of, signature_of
-from musiclm_deploy.runtime.backend import open_session
-from musiclm_deploy.runtime.bundle import Bundle
-from musiclm_deploy.runtime.engines.build import BuiltEngines
-from musiclm_deploy.runtime.engines.form import Form
 
 _NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 _POINTERS = {"*fp32": "fp32", "*fp16": "fp16", "*bf16": "bf16", "*i8": "int8", "*i64": "int64"}
@@ -203,128 +197,3 @@ class EmulatedCuda:
 
     def memory(self, address: int) -> np.ndarray:
         return self._memory[address]
-
-
-class EmulatedTensorRT:
-    """The module: its runtime takes the engines of a folder for the graphs that they were built of."""
-
-    TensorIOMode = SimpleNamespace(INPUT="input", OUTPUT="output")
-    ExecutionContextAllocationStrategy = SimpleNamespace(ON_PROFILE_CHANGE="on change")
-    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
-
-    def __init__(self, cuda: EmulatedCuda, bundle: Bundle, form: Form, made: BuiltEngines) -> None:
-        self._cuda, self._bundle, self._form = cuda, bundle, form
-        self._graphs = {engine.sha256: (graph, engine.profiles) for graph, engine in made.engines.items()}
-
-    @staticmethod
-    def nptype(kind: str) -> Any:
-        return {"tensor(float)": np.float32, "tensor(int64)": np.int64}[kind]
-
-    def Runtime(self, _: Any) -> Any:
-        return SimpleNamespace(deserialize_cuda_engine=self._engine)
-
-    def _engine(self, data: bytes) -> Any:
-        graph, profiles = self._graphs[hashlib.sha256(data).hexdigest()]
-        return EmulatedEngine(self._cuda, open_session(self._form.graph(self._bundle, graph), 2), profiles)
-
-
-class EmulatedEngine:
-    def __init__(self, cuda: EmulatedCuda, session: Any, profiles: list[Any]) -> None:
-        self.cuda, self.session, self._profiles = cuda, session, profiles
-        self.inputs, self.outputs = ({one.name: one for one in values} for values in (session.get_inputs(), session.get_outputs()))
-        self._names = [*self.inputs, *self.outputs]
-        self.num_io_tensors = len(self._names)
-
-    def get_tensor_name(self, index: int) -> str:
-        return self._names[index]
-
-    def get_tensor_mode(self, name: str) -> str:
-        return "input" if name in self.inputs else "output"
-
-    def get_tensor_dtype(self, name: str) -> str:
-        return (self.inputs | self.outputs)[name].type
-
-    def get_tensor_shape(self, name: str) -> list[int]:
-        return [-1 if isinstance(size, str) else size for size in (self.inputs | self.outputs)[name].shape]
-
-    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
-        free = iter(self._profiles[profile].get(name, ()))  # none of what is as large for all
-        ranges = [next(free) if size == -1 else (size,) * 3 for size in self.get_tensor_shape(name)]
-        return [list(sizes) for sizes in zip(*ranges, strict=True)]
-
-    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
-        return 1000 * (profile + 1)
-
-    def create_runtime_config(self) -> Any:
-        made = SimpleNamespace(runtime_cache=None, create_runtime_cache=EmulatedCache)
-        made.set_execution_context_allocation_strategy = lambda strategy: None
-        made.set_runtime_cache = lambda cache: setattr(made, "runtime_cache", cache)
-        return made
-
-    def create_execution_context(self, how: Any) -> EmulatedContext:
-        assert how.dynamic_shapes_kernel_specialization_strategy == "eager"
-        how.runtime_cache.compiled.add(hashlib.sha256("".join(self._names).encode()).hexdigest())
-        return EmulatedContext(self)
-
-
-class EmulatedCache:
-    """What was compiled, as the names of engines."""
-
-    def __init__(self) -> None:
-        self.compiled: set[str] = set()
-
-    def serialize(self) -> bytes:
-        return json.dumps(sorted(self.compiled)).encode()
-
-    def deserialize(self, data: bytes) -> bool:
-        """Returns whether it is of this card."""
-        if not data.startswith(b"["):
-            return False
-        self.compiled |= set(json.loads(data))
-        return True
-
-
-class EmulatedContext:
-    def __init__(self, engine: EmulatedEngine) -> None:
-        self._engine, self._profile = engine, -1
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._places: dict[str, int] = {}
-
-    def set_optimization_profile_async(self, profile: int, _: int) -> bool:
-        self._profile = profile
-        return True
-
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        least, _, most = self._engine.get_tensor_profile_shape(name, self._profile)
-        self._shapes[name] = tuple(shape)
-        return all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self._places[name] = address
-        return address in self._engine.cuda._memory
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        """As an engine says it before it has run; here it runs for it."""
-        session = self._engine.session
-        found = session.run([name], {given: self._array(given, self._shapes[given]) for given in self._engine.inputs})[0]
-        return found.shape
-
-    def execute_async_v3(self, _: int) -> bool:
-        assert self._places.keys() == {*self._engine.inputs, *self._engine.outputs}
-        shapes = dict(self._shapes)
-        binding = self._engine.session.io_binding()
-        for name, value in (self._engine.inputs | self._engine.outputs).items():
-            inner = name.replace("present.", "past_key_values.")
-            shape = shapes.get(name) or shapes.get(inner)
-            if shape is None:  # logits, and what a call is asked for at once
-                shape = (next(iter(shapes.values()))[0], value.shape[-1]) if name == "logits" else self.get_tensor_shape(name)
-            array = onnxruntime.OrtValue.ortvalue_from_numpy(self._array(name, shape))
-            (binding.bind_ortvalue_input if name in self._engine.inputs else binding.bind_ortvalue_output)(name, array)
-        self._engine.cuda.run(lambda: self._engine.session.run_with_iobinding(binding))
-        return True
-
-    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_, "tensor(float16)": np.float16}
-        kind = np.dtype(kinds[self._engine.get_tensor_dtype(name)])
-        memory = self._engine.cuda.memory(self._places[name])
-        return memory[: kind.itemsize * int(np.prod(shape))].view(kind).reshape(shape)

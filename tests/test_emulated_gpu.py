@@ -1,19 +1,17 @@
-"""`device="cuda"` and `device="tensorrt"` with an emulated GPU behind cuda-python and TensorRT: every line of the drivers runs, and the
-music is the CPU's."""
+"""`device="cuda"` with an emulated GPU behind cuda-python: every line of the driver runs, and the music is the CPU's. `device="tensorrt"`
+is in test_engines_run.py."""
 
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from emulated_cuda import OTHERS, EmulatedCache, EmulatedCuda, EmulatedTensorRT
+from emulated_cuda import OTHERS, EmulatedCuda
 
 import musiclm_deploy as md
 from musiclm_deploy.runtime import backend
@@ -25,13 +23,6 @@ from musiclm_deploy.runtime.device.arrays import on_host
 from musiclm_deploy.runtime.device.driver import DeviceError
 from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.device.patches import list_patches
-from musiclm_deploy.runtime.engines import model as engines
-from musiclm_deploy.runtime.engines import run
-from musiclm_deploy.runtime.engines.build import Target, build
-from musiclm_deploy.runtime.engines.compiled import Compiled
-from musiclm_deploy.runtime.engines.form import Form
-from musiclm_deploy.runtime.engines.library import Library
-from musiclm_deploy.runtime.engines.profiles import Limits
 from musiclm_deploy.runtime.musiclm import MusicLM
 from musiclm_deploy.runtime.step import Choice, open_weights
 
@@ -61,63 +52,6 @@ def is_the_cpus(found: list[Any], expected: list[Any]) -> None:
         for name in STAGES:
             np.testing.assert_array_equal(getattr(one.tokens, name), getattr(other.tokens, name), err_msg=name)
         np.testing.assert_array_equal(one.audio, other.audio)
-
-
-def test_engines(static_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
-    """Fault: an address, a shape, a profile or a parameter that a call is not given, or is given of another."""
-    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install musiclm-deploy[tensorrt-rtx]")
-    shutil.copytree(static_bundle, tmp_path / "bundle")
-    opened, target = Bundle.open(tmp_path / "bundle"), Target.here(86)
-    _, made, _ = build(opened, target, Limits(sequences=4, seconds=2.0), quiet=True)
-    emulated = EmulatedCuda(lists_of(opened.root, "fp32", engines.every_list))
-    emulated.pack(opened.root)
-    trt = EmulatedTensorRT(emulated, opened, Form.open(opened), made)
-    library = Library(target.library.name, target.library.version, trt, target.library.log)
-    monkeypatch.setattr(cuda, "_api", lambda who: emulated)
-    monkeypatch.setattr(run.Target, "here", lambda: Target(library, 86, ""))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with md.load(opened.root, device="tensorrt") as model:
-        is_the_cpus(model.generate(**REQUEST), music.generate(**REQUEST))
-        free, replayed = emulated.free, emulated.replayed
-        is_the_cpus(model.generate(**REQUEST), music.generate(**REQUEST))
-        assert emulated.free == free and emulated.replayed > replayed
-        with pytest.raises(ValueError, match=r"engine of mulan_audio.onnx takes wave from \[1, \d+\] to \[1, 32000\], got \[1, 48000\]"):
-            model.embed_audio((np.zeros(48_000, np.float32), 16_000))
-        with pytest.raises(
-            ValueError, match=r"takes row_ids from \[1, 128\] to \[4, 128\], got \[5, 128\]\. Ask for less, or build it for more"
-        ):
-            model.generate(["calm"] * 5, seconds=0.04)
-    (kept,) = (tmp_path / "cache" / "musiclm-deploy").iterdir()
-    assert kept.name == f"{opened.sha256[:16]}-{target.folder}.cache" and len(json.loads(kept.read_bytes())) > len(STAGES)
-
-
-def test_what_is_compiled_is_kept(tmp_path: Path, monkeypatch, caplog) -> None:
-    """Fault: kernels that every start compiles again; those of another card, a full disk or a home without a cache end the request."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first, second = (Compiled("0123456789abcdef" * 4, "a card") for _ in range(2))
-    config = SimpleNamespace(create_runtime_cache=EmulatedCache, set_runtime_cache=lambda cache: config.__dict__.update(cache=cache))
-    first.save()
-    assert not first.path.exists(), "nothing was compiled"
-    first.set_in(config)
-    config.cache.compiled.add("kernel")
-    first.save()
-    assert first.path == tmp_path / "musiclm-deploy" / "0123456789abcdef-a card.cache" and first.path.read_bytes() == b'["kernel"]'
-    second.set_in(config)
-    assert config.cache.compiled == {"kernel"}
-    first.path.write_bytes(b"another card's")
-    third = Compiled("0123456789abcdef" * 4, "a card")
-    third.set_in(config)
-    assert config.cache.compiled == set()
-    config.cache.compiled.add("own")
-    third.save()
-    assert third.path.read_bytes() == b'["own"]' and [path.name for path in tmp_path.rglob("*.cache*")] == ["0123456789abcdef-a card.cache"]
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    nowhere = Compiled("0", "a card")
-    nowhere.set_in(config)
-    config.cache.compiled.add("own")
-    nowhere.save()
-    assert "cannot be written, the next start compiles again" in caplog.text
 
 
 def with_kernels(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,7 +21,7 @@ from musiclm_deploy.export.export import export_checkpoints
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import Bundle, BundleError
 from musiclm_deploy.runtime.engines import build as building
-from musiclm_deploy.runtime.engines import library, run
+from musiclm_deploy.runtime.engines import context, library
 from musiclm_deploy.runtime.engines.build import RECORD, BuiltEngines, Target, build
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import Limits
@@ -37,7 +37,9 @@ def built(static_bundle: Path, tmp_path_factory) -> tuple[Path, Path]:
     """A bundle and its folder of engines for capability 8.6. Read only."""
     bundle = tmp_path_factory.mktemp("built") / "bundle"
     shutil.copytree(static_bundle, bundle)
-    folder, _, _ = build(Bundle.open(bundle), Target.here(86), SMALL, quiet=True)
+    with heard(86) as said:
+        folder, made, _ = build(Bundle.open(bundle), Target.here(86), SMALL, quiet=True)
+    assert not said and len(made.engines) == GRAPHS
     return bundle, folder
 
 
@@ -192,9 +194,15 @@ def test_without_what_it_takes(static_bundle: Path, tiny_bundle: Path, capsys, m
 
 def test_tensorrt_has_what_is_asked_of_it() -> None:
     """Fault: a misspelt method or constant, which only a machine with a GPU would find."""
-    trt, source = library.find_library(portable=True).trt, Path(run.__file__).read_text()
-    for kind, name in (("IExecutionContext", "context"), ("ICudaEngine", "engine"), ("IRuntimeConfig", "how"), ("Runtime", "_runtime")):
-        called = set(re.findall(rf"\b{name}\.([a-z_]\w+)", source))
-        assert called and not [one for one in called if not hasattr(getattr(trt, kind), one)], (kind, called)
-    for constant in re.findall(r"trt\.([A-Z]\w+)\.([A-Z_]+)", source):
-        assert hasattr(getattr(trt, constant[0]), constant[1]), constant
+    trt = library.find_library(portable=True).trt
+    asked = {
+        context: [("Runtime", "runtime"), ("IExecutionContext", "_context"), ("ICudaEngine", "_engine"), ("IRuntimeConfig", "how")],
+        building: [("Builder", "builder"), ("IBuilderConfig", "config"), ("IOptimizationProfile", "profile")],
+    }
+    for module, objects in asked.items():
+        source = Path(cast(str, module.__file__)).read_text()
+        for kind, name in objects:
+            called = set(re.findall(rf"\b{name}\.([a-z_]\w+)", source))
+            assert called and not [one for one in called if not hasattr(getattr(trt, kind), one)], (kind, called)
+        for kind, constant in re.findall(r"trt\.([A-Z]\w+)\.([A-Z_\d]+)", source):
+            assert hasattr(getattr(trt, kind), constant), constant

@@ -115,7 +115,7 @@ class CudaDriver:
                     launch()
             finally:
                 graph = self.call("cuStreamEndCapture", self.stream)
-        return Recorded(self, graph, list(buffers.values()))
+        return Recorded(self, graph, [*buffers.values(), *ready])
 
     def replay(self, recorded: Recorded) -> None:
         self.call("cuGraphLaunch", recorded.graph, self.stream)
@@ -258,10 +258,10 @@ class Landing:
 
 
 class Recorded:
-    """A graph of launches, and the memory that they use."""
+    """A graph of launches, and what they use: memory, and contexts of engines."""
 
-    def __init__(self, driver: CudaDriver, graph: Any, buffers: list[Memory]) -> None:
-        self._driver, self._buffers = driver, buffers
+    def __init__(self, driver: CudaDriver, graph: Any, used: list[Any]) -> None:
+        self._driver, self._used = driver, used
         self.graph = driver.call("cuGraphInstantiate", graph, 0)
         driver.call("cuGraphDestroy", graph)
 

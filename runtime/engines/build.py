@@ -27,6 +27,7 @@ from .library import Library, find_library
 from .profiles import Limits, Profile, profiles_of
 
 FOLDER, RECORD, TIMINGS, FORMAT = "engines", "engines.json", "timing.cache", 1
+_OTHER = "Build it for fewer --sequences or --seconds, or with another version of TensorRT."
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def engine_of(target: Target, graph: Path, profiles: list[Profile], precision: s
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(graph)):
         said = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise BackendError(f"{target} cannot read {graph.name}: {said}")
+        raise BackendError(f"{target} cannot read {graph.name}: {said}. {_OTHER}")
     config = builder.create_builder_config()
     if precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of a product's inputs are no float32
@@ -184,7 +185,7 @@ def engine_of(target: Target, graph: Path, profiles: list[Profile], precision: s
         config.add_optimization_profile(profile)
     data = builder.build_serialized_network(network, config)
     if data is None:
-        raise BackendError(f"{target} cannot build {graph.name}: {'; '.join(log.faults) or 'it does not say why'}")
+        raise BackendError(f"{target} cannot build {graph.name}: {'; '.join(log.faults) or 'it gives no reason'}. {_OTHER}")
     if not target.library.portable:
         timings.write_bytes(bytes(config.get_timing_cache().serialize()))
     return bytes(data)

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from ..backend import BackendError
+from ..device.driver import DeviceError
 
 _LOG = logging.getLogger(__name__)
 _LEAST = 10, 15  # of the full library: the first whose caches are updated in place
@@ -31,6 +32,13 @@ class Library:
     def portable(self) -> bool:
         """Whether its engines are built for a compute capability and need no GPU for it; else they are of the GPU that builds them."""
         return self.name == "TensorRT-RTX"
+
+    def accept(self, accepted: bool, what: str) -> None:
+        """DeviceError, with what TensorRT said, where it has refused `what`."""
+        if not accepted:
+            said = "; ".join(self.log.faults[-3:]) or "it gives no reason"
+            again = "Load the bundle in a new process; if it is refused there too, build its engines again: musiclm build."
+            raise DeviceError(f"{self.name} refused {what}: {said.removesuffix('.')}. {again}")
 
 
 def find_library(portable: bool | None = None) -> Library:
