@@ -10,10 +10,14 @@ setup: .venv/installed $(STEP)/libdecoder_step.so
 
 # One resolver run for all pins, so that nothing pulls another torch; upstream on top without its requirements; and this checkout itself,
 # editable, so that `musiclm_deploy` and the command `musiclm` work from every folder and in every subprocess.
+define install
+	$(1)/bin/pip install -q $(REQUIREMENTS:%=-r requirements/%.txt)
+	$(1)/bin/pip install -q --no-deps -r requirements/upstream.txt
+	$(1)/bin/pip install -q --no-deps -e .
+endef
+
 .venv/installed: setup.py pyproject.toml $(wildcard requirements/*.txt) | $(BIN)/python
-	$(BIN)/pip install -q $(REQUIREMENTS:%=-r requirements/%.txt)
-	$(BIN)/pip install -q --no-deps -r requirements/upstream.txt
-	$(BIN)/pip install -q --no-deps -e .
+	$(call install,.venv)
 	touch $@
 
 # The install above builds it as well; this builds it again after a change. Without a compiler everything runs, slower.
@@ -39,12 +43,20 @@ bench: setup
 	$(BIN)/pip install -q -r requirements/demo.txt
 	$(BIN)/python -m benchmarks.run
 
-# Where there is an NVIDIA GPU: kernels and tokens against the CPU's, then times; at upstream's README size and with 300 M parameters a stage.
-gpu-check: setup
-	$(BIN)/pip install -q "cuda-python>=13,<14"
-	$(BIN)/python -m benchmarks.gpu --size readme
-	$(BIN)/python -m benchmarks.gpu --size 300m --weights fp16
+# An environment of its own, where onnxruntime-gpu stands in place of onnxruntime: each overwrites files of the other, and `make test` is for
+# the one in .venv. What calls CUDA, cuda-bindings, is among the requirements of both.
+.venv-gpu/installed: setup.py pyproject.toml $(wildcard requirements/*.txt)
+	$(PYTHON) -m venv .venv-gpu
+	$(call install,.venv-gpu)
+	.venv-gpu/bin/pip uninstall -q -y onnxruntime
+	.venv-gpu/bin/pip install -q -r requirements/gpu.txt -r requirements/demo.txt
+	touch $@
+
+# What an NVIDIA GPU makes of both sizes: right first, then timed. Where there is none their bundles are made, and it ends with status 1.
+GPU := $(shell nvidia-smi -L 2>/dev/null)
+gpu-check: setup $(if $(GPU),.venv-gpu/installed)
+	$(if $(GPU),.venv-gpu/bin,$(BIN))/python -m benchmarks.gpu --size readme --size 300m
 
 clean:
 	rm -rf build dist *.egg-info $(STEP)/*.so .hypothesis .pytest_cache .ruff_cache
-	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -exec rm -rf {} +

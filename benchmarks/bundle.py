@@ -1,7 +1,7 @@
 """A bundle of random weights at a stated size, made once and kept: what the benchmarks run on.
 
 In: the name of a size, a precision. Out: `build/bench/<size>/<precision>`, and beside it upstream's checkpoints of the same weights, which
-the peers read. A step's time does not depend on the weights' values.
+the peers read. A step's time does not depend on the weights' values. What another version made is made again.
 
     python -m benchmarks.bundle readme
 """
@@ -12,16 +12,30 @@ import argparse
 import inspect
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from demo.checkpoints import TINY, Preset, build_models, save_checkpoints
+from musiclm_deploy import __version__
 from musiclm_deploy.export.export import export_checkpoints
+from musiclm_deploy.export.kernels import steps_of
+from musiclm_deploy.kernels.launch import key_of
+from musiclm_deploy.model.spectrogram import mel_filters, music_spectrogram
+from musiclm_deploy.runtime.bench.record import say
+from musiclm_deploy.runtime.bundle import Bundle, BundleError, Spectrogram
+from musiclm_deploy.runtime.device.kernels import FOLDER as KERNELS
+from musiclm_deploy.runtime.device.kernels import Kernels
+from musiclm_deploy.runtime.device.patches import filters_of, list_patches
+from musiclm_deploy.runtime.engines.form import Form
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
+_CAPABILITY = 90  # that kernels are looked up for: all are compiled for the same ones
 SIZES = {
     # of upstream's READMEs: the three transformers and the SoundStream of audiolm-pytorch's, the towers of musiclm-pytorch's
     "readme": Preset(
@@ -71,18 +85,61 @@ def models(size: str) -> dict[str, Any]:
 
 
 def bundle(size: str, precision: str = "fp32", build: Path = BUILD, target: str = "onnxruntime", kernels: Sequence[str] = ()) -> Path:
-    """The bundle of a size at a precision; exported where it is not there. ValueError for a precision that the export does not write.
+    """The bundle of a size at a precision; exported where it is not there, or cannot be used as it is, which is said on the terminal.
+    ValueError for a precision that the export does not write.
 
     kernels: types of weights for which it brings kernels for a GPU.
     """
     if target == "onnxruntime" and precision not in precisions():
         raise ValueError(f"this export writes {', '.join(precisions())}, not {precision}.")
     out = build / size / "-".join((precision,) if target == "onnxruntime" and not kernels else (target, precision, *kernels))
-    if not out.is_dir():
+    engines = None if target == "onnxruntime" else precision
+    fault = fault_of(out, kernels, engines) if out.is_dir() else "it is not there"
+    if fault is not None:
+        say(f"bundle: {os.path.relpath(out)} is exported: {fault}")
         plain = target == "onnxruntime" and precision == "fp32"
         chosen: dict[str, Any] = {} if plain else {"target": target, "precision": precision, "force": True}  # random weights lose more
-        export_checkpoints(**checkpoints(size, build), out=out, kernels=kernels, **chosen)
+        export_checkpoints(**checkpoints(size, build), out=out, kernels=kernels, overwrite=True, **chosen)
     return out
+
+
+def fault_of(root: Path, kernels: Sequence[str], engines: str | None) -> str | None:
+    """Why a bundle that was made before is not what this version would make; None where it is. kernels, engines: types, see `steps_of`."""
+    try:
+        opened = Bundle.open(root)
+        version = opened.manifest.made_by.get("musiclm-deploy")
+        if version != __version__:
+            return f"version {version} made what is there, this is {__version__}"
+        if engines is not None:
+            Form.open(opened)
+        if kernels or engines is not None:
+            packed, known = Kernels(root), {key_of(one, step) for step in steps_of(opened, kernels, engines) for one in step.kernels}
+            for key in sorted(known):
+                packed.find(key, _CAPABILITY)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def mel_entrance(build: Path = BUILD) -> tuple[Path, Spectrogram, int]:
+    """A folder with the filters of a log-mel spectrogram of music and the kernel of its patches, which upstream's MuLaN has not; the
+    spectrogram, and its rate in Hz."""
+    root, hz, bands = build / "log-mel", 24_000, 128
+    settings = music_spectrogram(hz, bands)
+    n_fft, win_length, hop = (settings[f"spec_{name}"] for name in ("n_fft", "win_length", "hop_length"))
+    spectrogram = Spectrogram("", n_fft, win_length, hop, True, 16, 16, "filters.npy")
+    root.mkdir(parents=True, exist_ok=True)
+    np.save(root / "filters.npy", mel_filters(bands, n_fft, hz).numpy(), allow_pickle=False)
+    step = list_patches(spectrogram, 1, hz, filters_of(spectrogram, root))
+    try:
+        Kernels(root).find(key_of(step.kernels[0], step), _CAPABILITY)
+    except BundleError as error:
+        from musiclm_deploy.kernels.compile import compile_steps  # Triton, which other benchmarks do without
+
+        say(f"bundle: {os.path.relpath(root)} is compiled: {error}")
+        shutil.rmtree(root / KERNELS, ignore_errors=True)
+        compile_steps([step], root / KERNELS)
+    return root, spectrogram, hz
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The results as pictures: a step by rows, a step by context, and whole clips; and a step on each GPU.
 
-In: rows. Out: a PNG with three panels, of the widest model that was measured, where a panel without rows says so; a PNG with a panel for
-each GPU.
+In: rows. Out: a PNG with three panels, of the largest model that was measured on a CPU, where a panel without rows says so; a PNG with a
+panel for each GPU and model.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ _ON_GPUS = {"kernels": "tab:red", "engines": "tab:blue", "compiled PyTorch": "ta
 _MARKERS = {"fp32": "o", "fp16": "v", "bf16": "D", "int8": "s", "int4": "^"}
 
 
+def of_cpu(rows: Sequence[Row]) -> list[Row]:
+    """Those of the largest model that was measured on a CPU: benchmarks of GPUs have names of their own."""
+    found = [row for row in rows if not row["benchmark"].startswith("gpu ")]
+    largest = max(((row["dim"], row["depth"]) for row in found), default=None)
+    return [row for row in found if (row["dim"], row["depth"]) == largest]
+
+
 def draw(rows: Sequence[Row], out: Path) -> None:
-    """Raises ImportError, with what to install, where matplotlib is missing."""
-    widest = max(row["dim"] for row in rows)
-    rows = [row for row in rows if row["dim"] == widest]
+    """rows: of one model, some. Raises ImportError, with what to install, where matplotlib is missing."""
+    model = f"dim {rows[0]['dim']} × {rows[0]['depth']}"
     figure = _figure(15, 5.2)
     by_rows, by_context, clips = figure.subplots(1, 3)
     steps = [row for row in rows if row["benchmark"] == "step" and row["stage"] == "coarse"]
     compared = [row for row in steps if "-" in row["form"] or row["form"] == "graph"]
     shared = max((row["context"] for row in compared if row["rows"] > 1), default=None)
     _lines(by_rows, [row for row in compared if row["context"] == shared], "rows", error_bars=True)
-    by_rows.set(title=f"One step of coarse, dim {widest}, {shared} positions", xlabel="rows in the step", ylabel="median, quarters (ms)")
+    by_rows.set(title=f"One step of coarse, {model}, {shared} positions", xlabel="rows in the step", ylabel="median, quarters (ms)")
     of_one = [row for row in steps if row["rows"] == 1]
     contexts = {form: {row["context"] for row in of_one if _form(row) == form} for form in map(_form, of_one)}
     _lines(by_context, [row for row in of_one if len(contexts[_form(row)]) > 1], "context")
@@ -57,10 +63,10 @@ def draw(rows: Sequence[Row], out: Path) -> None:
 def draw_gpus(rows: Sequence[Row], out: Path) -> None:
     """A step of the coarse stage by rows on each GPU, ours and others', with what its memory allows. rows: some of "gpu step"."""
     steps = [row for row in rows if row["benchmark"] == "gpu step" and row["stage"] == "coarse"]
-    gpus = sorted({(row["gpu"], row["dim"], row["depth"]) for row in steps})
+    gpus = sorted({(row["gpu"], row["dim"], row["depth"], row["context"]) for row in steps})
     figure = _figure(1 + 6 * len(gpus), 5.2)
-    for axis, (gpu, dim, depth) in zip(np.ravel(figure.subplots(1, len(gpus), squeeze=False)), gpus, strict=True):
-        here = [row for row in steps if (row["gpu"], row["dim"], row["depth"]) == (gpu, dim, depth)]
+    for axis, panel in zip(np.ravel(figure.subplots(1, len(gpus), squeeze=False)), gpus, strict=True):
+        here, (gpu, dim, depth, context) = [row for row in steps if (row["gpu"], row["dim"], row["depth"], row["context"]) == panel], panel
         for form, precision in sorted({(row["form"], row["precision"]) for row in here}):
             points = {row["rows"]: row for row in here if (row["form"], row["precision"]) == (form, precision)}
             at = sorted(points)
@@ -68,7 +74,9 @@ def draw_gpus(rows: Sequence[Row], out: Path) -> None:
             axis.plot(at, [points[one]["step_us"] for one in at], label=f"{form} {precision}", **style)
             if all(points[one].get("ceiling_ms") for one in at):
                 axis.plot(at, [points[one]["ceiling_ms"] * 1e3 for one in at], "--", color=_ON_GPUS[form], linewidth=0.8)
-        axis.set(title=f"One step of coarse, {gpu}, dim {dim} × {depth}", xlabel="rows in the step", ylabel="a step (µs)")
+        axis.set(
+            title=f"One step of coarse, {gpu}\ndim {dim} × {depth}, {context} positions", xlabel="rows in the step", ylabel="a step (µs)"
+        )
         axis.set(xscale="log", yscale="log")
         axis.set_xticks(sorted({row["rows"] for row in here}), [str(one) for one in sorted({row["rows"] for row in here})])
         axis.minorticks_off()

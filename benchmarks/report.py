@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.table import SECTIONS as ON_A_GPU
+from benchmarks.plot import draw, draw_gpus, of_cpu
 from musiclm_deploy.kernels.quantized_product import PRECISIONS
 from musiclm_deploy.runtime.bench.record import Row, read
 from musiclm_deploy.runtime.bench.table import MODEL, SECTIONS, SIZE, Section, as_markdown, cells, field, number, share
@@ -44,10 +45,10 @@ def ratio(rows: Sequence[Row], field: str, above: dict[str, Any], below: dict[st
     return both[-1]["above"][field] / both[-1]["below"][field] if both else None
 
 
-def targets(rows: Sequence[Row], dim: int) -> list[list[str]]:
-    """What the project aims at and what was measured, for the model of a width."""
+def targets(rows: Sequence[Row]) -> list[list[str]]:
+    """What the project aims at and what was measured. rows: of one model, on a CPU."""
     table = [["", "aim", *PRECISIONS]]
-    step = {"benchmark": "step", "stage": "coarse", "dim": dim}
+    step = {"benchmark": "step", "stage": "coarse"}
 
     def line(what: str, aim: str, pattern: str, measure: Callable[[str], float | None]) -> None:
         measured = [measure(precision) for precision in PRECISIONS]
@@ -85,9 +86,9 @@ def targets(rows: Sequence[Row], dim: int) -> list[list[str]]:
         "{:.2f}",
         lambda p: ratio(rows, "median_ms", native(p, 1, 2000), native(p, 1, 100)),
     )
-    clip = {"benchmark": "clip", "form": "one", "dim": dim, "steps": "native"}
+    clip = {"benchmark": "clip", "form": "one", "steps": "native"}
     line("real-time factor of a clip", "at most 2.5, 0.9, 0.6", "{:.2f}", lambda p: last("real_time_factor", clip | {"precision": p}))
-    peer = {"benchmark": "peer clip", "dim": dim, "seconds": 2.0}  # the aim's length: it grows with it
+    peer = {"benchmark": "peer clip", "seconds": 2.0}  # the aim's length: it grows with it
     theirs, ours = peer | {"form": "audiolm-pytorch"}, peer | {"form": "musiclm-deploy"}
     line(
         "times faster than audiolm-pytorch on a clip of 2 s",
@@ -102,16 +103,18 @@ def markdown(rows: Sequence[Row], picture: str) -> str:
     """All of it as Markdown; `picture`: the path of the plot, as the page gives it."""
     if not rows:
         return "No results yet."
-    widest = max(row["dim"] for row in rows)
+    of_largest = of_cpu(rows)
     machines = dict.fromkeys(f"{row['machine']}, revision {row['git']}, {row['date'][:10]}" for row in rows)
     runs = dict.fromkeys(row["command"] for row in rows)
     loads = [row["load"] for row in rows if row["load"] is not None]
     parts = [
         "\n".join(f"- {machine}" for machine in machines),
         f"Load of the system when a run began: {min(loads):g} to {max(loads):g}." if loads else "",
-        f"**Aims and measurements**, dim {widest}\n\n{as_markdown(targets(rows, widest))}",
-        f"![Step time by rows and by context, real-time factors]({picture})",
     ]
+    if of_largest:
+        model = f"dim {of_largest[0]['dim']} × {of_largest[0]['depth']}"
+        parts.append(f"**Aims and measurements**, {model}\n\n{as_markdown(targets(of_largest))}")
+        parts.append(f"![Step time by rows and by context, real-time factors]({picture})")
     for section in (*SECTIONS, PEER_CLIPS, *ON_A_GPU):
         if table := cells(rows, section):
             parts.append(f"**{section.title}**\n\n{as_markdown(table)}")
@@ -123,15 +126,13 @@ def markdown(rows: Sequence[Row], picture: str) -> str:
 
 def write(folder: Path, readme: Path) -> None:
     """Read results of `folder`, draw into it, and write what is between the marks of `readme`. ValueError where it has no marks."""
-    from benchmarks.plot import draw, draw_gpus
-
     rows = read(sorted(folder.glob("*.jsonl")))
     page = readme.read_text(encoding="utf-8")
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"{readme} must hold {BEGIN!r} and {END!r} once each.")
     picture = folder / "results.png"
-    if rows:
-        draw(rows, picture)
+    if of_largest := of_cpu(rows):
+        draw(of_largest, picture)
     if any(row["benchmark"] == "gpu step" for row in rows):
         draw_gpus(rows, folder / GPUS)
     before, after = page.split(BEGIN)[0], page.split(END)[1]

@@ -33,10 +33,7 @@ def pack_kernels(
     capabilities = capabilities_of(capabilities)
     from ..kernels.compile import compile_steps
 
-    opened = Bundle.open(bundle)
-    steps = [step for kind in dict.fromkeys(types) for step in _steps(opened, kind, every_list)]
-    steps += [] if engines is None else _steps(opened, engines, of_engines)
-    steps += _of_patches(opened)
+    steps = steps_of(Bundle.open(bundle), types, engines)
     with tqdm(desc="kernels", unit="kernel", disable=quiet, file=sys.stderr) as bar:
 
         def on_kernel(done: int, total: int) -> None:
@@ -48,6 +45,13 @@ def pack_kernels(
         except (RuntimeError, ValueError, FileExistsError) as error:
             raise ExportError(f"kernels: {error}.") from error
     return bundle / FOLDER
+
+
+def steps_of(bundle: Bundle, types: Sequence[str], engines: str | None = None) -> list[Step]:
+    """Lists that name every kernel which the bundle can need; types and engines as `pack_kernels`."""
+    steps = [step for kind in dict.fromkeys(types) for step in _steps(bundle, kind, every_list)]
+    steps += [] if engines is None else _steps(bundle, engines, of_engines)
+    return steps + _of_patches(bundle)
 
 
 def capabilities_of(asked: Sequence[int] | None) -> Sequence[int]:

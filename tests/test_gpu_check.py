@@ -1,101 +1,352 @@
-"""`make gpu-check` on the interpreter's device: it runs, its rows say how they were got, and a wrong token ends it."""
+"""`make gpu-check` where there is no GPU: the command itself on an emulated one, and its parts on the interpreter's device."""
 
 from __future__ import annotations
 
+import ctypes
+import json
 import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import test_emulated_gpu
 import torch
+from emulated_cuda import EmulatedCuda
 from interpreted import InterpretedEngines, InterpreterDriver
 from test_emulated_gpu import with_kernels
 
-from benchmarks.gpu import kernels, machine, peers, steps
+from benchmarks import bundle as bundles
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import graphs, kernels, machine, peers, size, steps, tokens
+from benchmarks.gpu import stage as stages_on_gpus
+from benchmarks.gpu.parts import Missing, Parts
+from benchmarks.gpu.steps import Extent, check
 from benchmarks.gpu.table import SECTIONS
 from benchmarks.peers import on_device
-from benchmarks.plot import draw_gpus
-from benchmarks.report import markdown
+from benchmarks.plot import of_cpu
+from benchmarks.report import BEGIN, END, write
+from musiclm_deploy.kernels import launches
 from musiclm_deploy.kernels.spectrogram import reference
-from musiclm_deploy.runtime.bench.table import as_text
-from musiclm_deploy.runtime.bundle import Bundle
+from musiclm_deploy.runtime.backend import BackendError
+from musiclm_deploy.runtime.bench.clips import ON_GPUS, time_clips
+from musiclm_deploy.runtime.bench.record import append, read
+from musiclm_deploy.runtime.bench.table import cells
+from musiclm_deploy.runtime.bundle import MANIFEST, STAGES, Bundle
+from musiclm_deploy.runtime.device import model
 from musiclm_deploy.runtime.device.cuda import CudaDriver
 from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.engines.form import Form
 
+LITTLE = Extent(rows=(1,), context=8, tokens=1, steps=0)
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
-    """The interpreter takes its time for every part of a cache."""
+    """The interpreter takes its time for every part of a cache and every position of a prompt's round; and a ring of two tokens comes round
+    in a short test."""
     monkeypatch.setattr(DeviceModel, "least_capacity", 32)
+    monkeypatch.setattr(model, "LEAST_CAPACITY", 32)
+    monkeypatch.setattr(DeviceModel, "ring", 2)
+    for module in (launches, model):
+        monkeypatch.setattr(module, "positions_at_once", lambda sequences: 2)
 
 
-def test_it_runs_and_says_what_it_saw(tiny_bundle, monkeypatch) -> None:
-    """Fault: a check that needs a GPU to show that it does not run; a stage left out; bytes of another type; a step of many launches."""
-    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=count().__next__))  # a second goes by whenever the clock is read
-    made = steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", 1e9, (1,), (14,), 1)
-    tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
-    assert [(row["stage"], row["equal"], row["tokens"]) for row in tokens] == [(stage, 2, 2) for stage in ("semantic", "coarse", "fine")]
-    assert all(row["taken_mb"] == row["stated_mb"] > 0 for row in tokens)
-    assert [row["stage"] for row in timed] == ["semantic", "coarse", "fine"]
-    assert [(row["host_us"], row["step_us"]) for row in timed] == [(1e6, 2e6)] * 3  # one replay, before and after which it is read
-    bench = steps.Bench(Bundle.open(tiny_bundle), "fine", InterpreterDriver(), "fp32")
+class Interpreted(InterpreterDriver):
+    """Whose memory is read as a GPU's."""
+
+    def call(self, name: str, to: int, source: int, size: int) -> None:
+        assert name == "cuMemcpyDtoH"
+        ctypes.memmove(to, source, size)
+
+
+class InterpretedToo(InterpretedEngines, Interpreted):
+    """The same with engines."""
+
+
+class EitherWay(EmulatedCuda):
+    """An emulated GPU whose kernels may be launched one after another, too; and which copies within its memory."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.late = 0
+
+    def cuLaunchKernelEx(self, config: Any, *arguments: Any) -> Any:
+        if self._after_kernel and not config.numAttrs:
+            self._after_kernel, self.late = False, self.late + 1
+        return super().cuLaunchKernelEx(config, *arguments)
+
+    def cuMemcpyDtoDAsync(self, to: int, source: int, count: int, _: int) -> tuple[int]:
+        ctypes.memmove(to, source, count)
+        return (0,)
+
+
+def run(monkeypatch, *options: str) -> int:
+    """The command, in this process."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", *options])
+    return command.main()
+
+
+@pytest.fixture
+def emulated(kernel_bundle, tmp_path, monkeypatch) -> EitherWay:
+    """An emulated GPU with the bundle of the tiny size, and with the kernel of log-mel patches. Steps take a second each time that the
+    clock is read."""
+    shutil.copytree(kernel_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("kernels"))
+    monkeypatch.setattr(test_emulated_gpu, "EmulatedCuda", EitherWay)
+    made: Any = with_kernels(tmp_path / "bundle", monkeypatch)
+
+    def compile_steps(lists: Any, folder: Path) -> None:
+        other = EmulatedCuda(lists)
+        other.pack(folder.parent)
+        made._known |= other._known
+
+    monkeypatch.setattr("musiclm_deploy.kernels.compile.compile_steps", compile_steps)
+    monkeypatch.setattr(command, "mel_entrance", partial(bundles.mel_entrance, tmp_path / "build"))
+    monkeypatch.setattr(size, "bundle", lambda *_, **__: tmp_path / "bundle")
+    monkeypatch.setattr(machine, "_COPIED", 1 << 12)
+    monkeypatch.setattr(kernels, "_TIMES", 1)
+    monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
+    monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=count().__next__))
+    return made
+
+
+def no_tensorrt() -> Any:
+    raise BackendError("TensorRT cannot be used here.")
+
+
+def test_the_command(emulated, tmp_path, monkeypatch, capsys) -> None:
+    """Fault: a command that needs a GPU to show that it does not run; a part that ends all others, or is left out in silence; a kind of
+    row that the tables, the page or the picture cannot show; rows that take those of a CPU for theirs."""
+    monkeypatch.setattr(size, "Target", SimpleNamespace(here=no_tensorrt))
+    monkeypatch.setattr(size, "need_graphs", lambda _: None)  # ONNX Runtime's part runs on the CPU
+    monkeypatch.setattr(size, "compare_graphs", partial(graphs.compare_graphs, device="cpu"))
+    monkeypatch.setattr(size, "time_clips", lambda opened, *_, **__: time_clips(opened, 0.2, 3.0, None, 1, 1))
+    lines = tmp_path / "results" / "gpu.jsonl"
+    options = ("--rows", "1", "--context", "8", "--tokens", "3", "--steps", "1", "--seconds", "0.17", "--json", str(lines))
+    assert run(monkeypatch, "--size", "tiny", "--weights", "fp32", "--stage", "coarse", *options) == 0
+    out, rows = capsys.readouterr().out, read([lines])
+    assert {"skipped: kernels against their references", "skipped: compute-sanitizer", "skipped: tiny: engines, fp32"} < {
+        line.rpartition(": ")[0] if "TensorRT" in line else ": ".join(line.split(": ")[:2]) for line in out.splitlines()
+    }
+    assert "9 parts passed, 4 were skipped, 0 failed." in out and emulated.late > 0
+    of = {kind: [row for row in rows if row["benchmark"] == kind] for kind in dict.fromkeys(row["benchmark"] for row in rows)}
+    (token,), (step,) = of["gpu tokens"], of["gpu step"]
+    assert token["equal"] == token["tokens"] == 3 + 2 and token["logits_differ_by"] < 1e-4 and token["stage"] == "coarse"
+    assert token["taken_mb"] == token["stated_mb"] > 0
+    assert (step["host_us"], step["step_us"], step["stage"]) == (1e6, 2e6, "coarse")  # a replay, before and after which the clock is read
+    assert {(row["spectrogram"], row["form"]) for row in of["gpu patches"]} == {("power", "kernel"), ("log-mel", "kernel")}
+    assert len(of["gpu graphs"]) == 3 and len(of["gpu clip"]) == 3
+    assert all(row["gpu"] == "Emulated GPU" and row["command"] and row["date"] for row in rows)
+    assert lines.with_suffix(".png").stat().st_size > 10_000
+
+    peer = step | {"form": "audiolm-pytorch", "host_us": None, "ceiling_ms": None, "ceiling_share": None}
+    own = {"benchmark": "step", "dim": 24, "depth": 2, "stage": "coarse", "form": "graph", "precision": "fp32", "rows": 1, "context": 14}
+    own |= {name: 1.0 for name in ("median_ms", "p25_ms", "p75_ms", "p95_ms", "p99_ms", "mb_read", "ceiling_ms")}
+    append(lines, [peer, own | {name: rows[0][name] for name in ("machine", "git", "date", "command", "load")}])
+    page = tmp_path / "README.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    write(lines.parent, page)
+    for section in SECTIONS:
+        assert f"**{section.title}**" in page.read_text() and len(cells(rows, section)) > 1
+    assert "audiolm-pytorch" in page.read_text() and "![A step on a GPU by rows](results/gpu.png)" in page.read_text()
+    assert [row["form"] for row in of_cpu(read([lines]))] == ["graph"]
+
+
+def test_without_a_gpu(tiny_bundle, tmp_path, monkeypatch, capsys) -> None:
+    """Fault: bundles that are made when the GPU waits already; a size or type that is left out; a status that says all was well."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    asked: list[Any] = []
+
+    def made(name: str, precision: str = "fp32", kernels: Any = ()) -> Path:
+        asked.append((name, precision, tuple(kernels)))
+        return tiny_bundle
+
+    monkeypatch.setattr(size, "bundle", made)
+    monkeypatch.setattr(command, "mel_entrance", lambda: None)
+    assert run(monkeypatch, "--size", "readme", "--size", "300m", "--json", str(tmp_path / "gpu.jsonl")) == 1
+    assert asked == [("readme", "fp32", ("fp32", "fp16", "bf16")), ("readme", "int8", ("int8",)), ("300m", "fp32", ("fp16",))]
+    said = capsys.readouterr().err
+    assert "no NVIDIA GPU can be used here" in said and "3 parts passed" in said and "Nothing was run." in said
+    assert not (tmp_path / "gpu.jsonl").exists()
+
+
+def test_parts_do_not_depend_on_each_other(capsys) -> None:
+    """Fault: a part that fails ends the others, or is forgotten at the end; what is missing counts as a fault."""
+    parts = Parts()
+    with parts.part("one"):
+        raise RuntimeError("other tokens\nmore of it")
+    with parts.part("two"):
+        raise Missing("no TensorRT")
+    with parts.part("three"):
+        pass
+    assert parts.status == 1
+    summary = "1 parts passed, 1 were skipped, 1 failed.\nskipped: two: no TensorRT\nFAILED: one: RuntimeError: other tokens"
+    assert parts.summary() == summary and "more of it" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt), parts.part("four"):
+        raise KeyboardInterrupt
+
+
+def test_a_batch_that_ends(tiny_bundle) -> None:
+    """Fault: of a batch only its first row is looked at; a row that has ended is compared with what follows its end."""
+    stage = stages_on_gpus.OnDevice(Bundle.open(tiny_bundle), "semantic", Interpreted(), "fp32")
+    any_token = replace(tokens.DRAWN, filter_thres=0.0, cond_scale=1.0)
+    compared = tokens.compare(stage, stage.request(2, 8, 3, any_token, end_allowed=True))
+    assert [len(row) for row in compared.tokens] == [3, 1] and compared.equal == compared.total == 3 + 2 and compared.lost < 1e-4
+
+
+def test_bytes_of_a_step(tiny_bundle) -> None:
+    """Fault: bytes of another type, or of another head; a fine prompt that is too short for the frames of its request."""
+    bench = stages_on_gpus.OnDevice(Bundle.open(tiny_bundle), "fine", Interpreted(), "fp32")
     products = [array for name, array in bench.model.weights.items() if name.endswith(".weight") and not name.startswith("head.")]
-    head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * (14 + 1.5)
-    assert timed[2]["mb_read"] == pytest.approx((4 * sum(one.numel() for one in [*products, head]) + caches) / 1e6, rel=1e-3)
-    text = as_text([row | {"gpu": "interpreter"} for row in made], SECTIONS)
-    assert text.count("interpreter") == 6 and "step µs" in text
+    head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * 15.5
+    assert steps._bytes(bench, 1, 15.5) == pytest.approx(4 * sum(one.numel() for one in [*products, head]) + caches, rel=1e-3)
+    made = list(tokens.requests_of(bench, (1, 2), (14, 40), 20))
+    assert [(len(one.plan.prompts), int(one.plan.steps[0]), len(one.plan.prompts[0].rows) > 25) for one in made] == [
+        *((rows, 20, True) for rows in (1, 2)),
+        *((2, 1, long) for long in (False, False, True, True)),
+    ]
 
 
-def test_a_wrong_token_ends_it(tiny_bundle, monkeypatch) -> None:
-    """Fault: times of a GPU that computes something else."""
-    right = steps.device.decode
+def test_a_wrong_token_is_told(tiny_bundle, monkeypatch) -> None:
+    """Fault: times of a GPU that computes something else; a message that does not say where it began."""
+    right = stages_on_gpus.device.decode
 
     def wrong(*arguments: Any) -> list[np.ndarray]:
-        return [row + 1 for row in right(*arguments)]
+        return [(row + 1) % 19 for row in right(*arguments)]
 
-    monkeypatch.setattr(steps.device, "decode", wrong)
-    with pytest.raises(RuntimeError, match=r"semantic, fp32: 0 of 2 tokens are the CPU's after the same tokens, 100% must be"):
-        steps.check(Bundle.open(tiny_bundle), InterpreterDriver(), "fp32", None, (1,), (20,), 1)
+    monkeypatch.setattr(stages_on_gpus.device, "decode", wrong)
+    with pytest.raises(
+        RuntimeError, match=r"semantic, fp32: 0 of 3 tokens .* 100% must be\. The first that is not: token 0 of row 0 is \d+"
+    ):
+        check(Bundle.open(tiny_bundle), "semantic", Interpreted(), None, "fp32", LITTLE, None)
+
+
+@pytest.mark.parametrize(("lost", "kind", "passes"), [(0.01, "bf16", True), (0.1, "bf16", False), (np.nan, "fp16", False)])
+def test_logits_are_judged_by_their_type(lost: float, kind: str, passes: bool) -> None:
+    """Fault: a GPU of other weights whose likeliest tokens are the CPU's; logits that are no numbers."""
+    here: Any = SimpleNamespace(stage="coarse", kind=kind, decoder=SimpleNamespace(depth=6))
+    right, one = (tokens.Compared(SimpleNamespace(), [], np.zeros(0), 96, 100, "", each) for each in (0.0, lost))  # type: ignore[arg-type]
+    if passes:
+        tokens.judge(here, [right, one])
+    else:
+        with pytest.raises(
+            RuntimeError, match=r"coarse, \w+: logits differ from the CPU's by .* of their largest, .* its rounding explains"
+        ):
+            tokens.judge(here, [right, one])
+
+
+@pytest.mark.parametrize(("other", "message"), [([3, 4, 6], "other tokens, from token 2 of row 0 on"), ([3, 4, 5], "of other logits")])
+def test_asked_again(other: list[int], message: str) -> None:
+    """Fault: a race, whose tokens are the CPU's most of the time."""
+    request: Any = SimpleNamespace(plan=SimpleNamespace(steps=np.array([3])))
+    before = tokens.Compared(request, [np.array([3, 4, 5])], np.array([[1.0, 2.0]]), 3, 3, "", 0.0)
+    same, stage = partial(SimpleNamespace, stage="fine", kind="fp16"), np.array([[1.0, 2.0]])
+    tokens.compare_again(same(decode=lambda _: before.tokens, logits=lambda _: stage), before, "asked again")  # type: ignore[arg-type]
+    there: Any = same(decode=lambda _: [np.array(other)], logits=lambda _: stage + 1e-7)
+    with pytest.raises(RuntimeError, match=f"fine, fp16: asked again, a request made .*{message}"):
+        tokens.compare_again(there, before, "asked again")
 
 
 def test_engines_too(static_bundle) -> None:
     """Fault: engines whose tokens are not looked at, or whose rows are taken for those of kernels."""
     opened = Bundle.open(static_bundle)
     form = Form.open(opened)
-    made = steps.check(opened, InterpretedEngines(opened, form), "fp32", 1e9, (1, 2), (20,), 2)
-    tokens, timed = ([row for row in made if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
-    assert [(row["form"], row["equal"], row["tokens"]) for row in tokens] == [("engines", 4, 4)] * 3
+    made = [check(opened, stage, InterpretedToo(opened, form), None, "fp32", Extent((1, 2), 20, 3, 2), 1e9) for stage in STAGES]
+    token, timed = ([row for part in made for row in part if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
+    assert [(row["form"], row["equal"] - row["tokens"]) for row in token] == [("engines", 0)] * 3
     assert [row["rows"] for row in timed] == [1, 2] * 3 and {row["form"] for row in timed} == {"engines"}
     coarse, caches = opened.manifest.coarse, form.capacities["coarse"] * 2 * 4
     assert (timed[3]["mb_read"] - timed[2]["mb_read"]) * 1e6 == pytest.approx(caches * coarse.depth * coarse.cache_head_size, rel=0.02)
 
 
-def test_patches_on_a_gpu(kernel_bundle, tmp_path, monkeypatch) -> None:
-    """Fault: a way to patches that is timed but not looked at; what the GPU is left out of rows."""
-    shutil.copytree(kernel_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("kernels"))
-    with_kernels(tmp_path / "bundle", monkeypatch)
-    monkeypatch.setattr(kernels, "_TIMES", 1)
-    opened, driver = Bundle.open(tmp_path / "bundle"), CudaDriver(tmp_path / "bundle")
-    (row,) = kernels.time_patches(opened, driver, 0.05)
-    assert row["form"] == "kernel" and row["us"] > 0 and row["error"] < 1e-5
+def test_patches_on_a_gpu(emulated, tmp_path, monkeypatch) -> None:
+    """Fault: a way to patches that is timed but not looked at; a kernel that is compiled again every time."""
+    root, spectrogram, hz = bundles.mel_entrance(tmp_path / "build")
+    monkeypatch.setattr("musiclm_deploy.kernels.compile.compile_steps", None)
+    assert bundles.mel_entrance(tmp_path / "build")[1] == spectrogram
+    driver = CudaDriver(root)
+    assert kernels.check_patches(driver, spectrogram, root, hz, 0.17, False) == []
     assert machine.describe(driver) == {"gpu": "Emulated GPU", "capability": 90}
-    shown = [row | {"gpu": "Emulated GPU"}]
-    assert "From a wave to MuLaN's patches" in as_text(shown, SECTIONS)
     monkeypatch.setattr(kernels, "patches_of", lambda *arguments: 2 * reference.patches(*arguments))
-    with pytest.raises(RuntimeError, match=r"patches differ from the reference by 5\.0e-01 of the largest"):
-        kernels.time_patches(opened, driver, 0.05)
+    with pytest.raises(RuntimeError, match=r"log-mel patches differ from the reference by 5\.0e-01 of the largest"):
+        kernels.check_patches(driver, spectrogram, root, hz, 0.17, True)
+
+
+def test_graphs_that_differ(tiny_bundle, monkeypatch) -> None:
+    """Fault: a latent or a wave of a GPU that is another; a part that cannot run counts as one that failed."""
+    answers, calls = graphs._answers, count()
+
+    def differ(model: Any) -> dict[str, np.ndarray]:
+        made = answers(model)
+        return made | {"the codec's wave": made["the codec's wave"] * (1 + 0.1 * next(calls))}
+
+    monkeypatch.setattr(graphs, "_answers", differ)
+    with pytest.raises(RuntimeError, match=r"the codec's wave differs from the CPU's by 1\.0e-01 of its largest value"):
+        graphs.compare_graphs(Bundle.open(tiny_bundle), device="cpu")
+    monkeypatch.setattr(graphs, "choose_device", lambda _: no_tensorrt())
+    with pytest.raises(Missing, match="cannot be used here"):
+        graphs.need_graphs(Bundle.open(tiny_bundle))
+
+
+@pytest.fixture
+def kept(tiny_bundle, tmp_path, monkeypatch) -> Iterator[list[dict[str, Any]]]:
+    """The bundle of the tiny size where it is looked for; what an export was asked for."""
+    exported: list[dict[str, Any]] = []
+    monkeypatch.setattr(bundles, "checkpoints", lambda *_: {})
+    monkeypatch.setattr(bundles, "export_checkpoints", lambda **asked: exported.append(asked))
+    (tmp_path / "tiny").mkdir()
+    shutil.copytree(tiny_bundle, tmp_path / "tiny" / "fp32")
+    yield exported
+
+
+def test_a_stale_bundle_is_made_again(kept, tmp_path, capsys) -> None:
+    """Fault: kernels of an older format, which end a check in the middle; a bundle that is made again though nothing has changed."""
+    folder = tmp_path / "tiny" / "fp32"
+    assert bundles.bundle("tiny", build=tmp_path) == folder and not kept
+    assert "has no kernels for a GPU" in str(bundles.fault_of(folder, ["fp32"], None))
+    opened = Bundle.open(folder)
+    (folder / "kernels").mkdir()
+    (folder / "kernels" / "kernels.json").write_text(json.dumps({"format": 1, "kernels": {}, "files": {}}))
+    assert "has format 1, this version reads" in str(bundles.fault_of(folder, ["fp32"], None))
+    shutil.rmtree(folder / "kernels")
+    EmulatedCuda(bundles.steps_of(opened, ["fp16"])).pack(folder)
+    assert bundles.fault_of(folder, ["fp16"], None) is None
+    assert "has no kernel " in str(bundles.fault_of(folder, ["fp32"], None))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["made_by"]["musiclm-deploy"] = "0.0.9"
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    bundles.bundle("tiny", build=tmp_path)
+    assert [(asked["out"], asked["overwrite"]) for asked in kept] == [(folder, True)]
+    assert "version 0.0.9 made what is there" in capsys.readouterr().err
+
+
+def test_compute_sanitizer(tmp_path, monkeypatch) -> None:
+    """Fault: a command that the check itself does not understand; a tool of three that is not run because one before it found something."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ $2 != racecheck ] || {{ echo "a hazard"; exit 3; }}\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(RuntimeError, match=r"^racecheck ended with status 3:\na hazard"):
+        kernels.sanitize(kernels.need_sanitizer())
+    asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
+    assert [line[1] for line in asked] == ["memcheck", "racecheck", "synccheck"]
+    monkeypatch.setattr(sys, "argv", asked[0][6:])
+    options = command._options()
+    assert options.untimed and options.size == ["tiny"] and options.weights is None and "int8" in command.WEIGHTS["tiny"]
 
 
 def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
     """Fault: a peer that computes something else than it is timed for; a row that does not say which peer it is."""
     monkeypatch.setattr(on_device, "DTYPES", {"fp16": torch.float32, "bf16": torch.float32})  # a CPU takes its time in 16 bits
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    monkeypatch.setattr(peers, "bundle", lambda *_: tiny_bundle)
     monkeypatch.setattr(peers, "models", lambda *_: tiny_models)
-    rows = peers.peers("tiny", 2, 20, 6, device="cpu")
+    rows = peers.peers(Bundle.open(tiny_bundle), "tiny", 2, 20, 6, device="cpu")
     assert [(row["form"], row["precision"]) for row in rows] == [
         *(("compiled PyTorch", kind) for kind in ("fp16", "bf16")),
         ("audiolm-pytorch", "fp32"),
@@ -109,14 +360,6 @@ def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
         assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
 
 
-def test_the_picture(tmp_path) -> None:
-    """Fault: a form that the picture has no colour for; a page that does not show it."""
-    pytest.importorskip("matplotlib", reason="the picture needs the extra demo")
-    about = {"benchmark": "gpu step", "stage": "coarse", "context": 20, "dim": 24, "depth": 2, "precision": "fp16"}
-    about |= {"gpu": "a GPU", "machine": "m", "git": "g", "date": "2026-01-01T00", "command": "c", "load": None}
-    forms = {"kernels": 0.01, "engines": 0.02, "compiled PyTorch": None, "audiolm-pytorch": None}
-    rows = [about | {"form": form, "rows": n, "step_us": 70.0 * n, "ceiling_ms": least} for form, least in forms.items() for n in (1, 8)]
-    draw_gpus(rows, tmp_path / "gpu.png")
-    assert (tmp_path / "gpu.png").stat().st_size > 20_000
-    page = markdown(rows, "results/results.png")
-    assert "![A step on a GPU by rows](results/gpu.png)" in page and "audiolm-pytorch" in page
+def test_clips_of_a_gpu() -> None:
+    """Fault: numbers of prompts that the check is about, and no clip has."""
+    assert set(ON_GPUS.values()) == {(2, 1), (32, 1)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from benchmarks.bundle import bundle, models
+from benchmarks.bundle import models
 from benchmarks.peers.on_device import time_peers
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bench.record import Row
@@ -22,9 +22,8 @@ def case_of_peers(opened: Bundle, rows: int, context: int, steps: int) -> tuple[
     return case, torch.from_numpy(np.repeat(conditioning, rows, axis=0))
 
 
-def peers(size: str, rows: int, context: int, steps: int, device: str = "cuda") -> list[Row]:
-    """A token of upstream and of compiled PyTorch, on the same weights."""
-    opened = Bundle.open(bundle(size))
+def peers(opened: Bundle, size: str, rows: int, context: int, steps: int, device: str = "cuda") -> list[Row]:
+    """A token of upstream and of compiled PyTorch, on the same weights. opened: of that size, for its records."""
     made = time_peers(models(size), *case_of_peers(opened, rows, context, steps), ("fp16", "bf16"), device)
     about = {"benchmark": "gpu step", "stage": "coarse", "rows": rows, "context": context} | sizes(opened.manifest.coarse)
     return [about | row for row in made]

@@ -6,26 +6,45 @@ In: a bundle, a driver, the type of weights. Out: rows. It does not know which d
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from musiclm_deploy.kernels.launch import BYTES, bytes_of
-from musiclm_deploy.runtime.backend import open_session
+from musiclm_deploy.kernels.packing import beside
 from musiclm_deploy.runtime.bench.record import Row, ceiling, say
-from musiclm_deploy.runtime.bench.steps import Case, make_case, random_context, sizes
-from musiclm_deploy.runtime.bundle import STAGES, Bundle, Sampling
-from musiclm_deploy.runtime.decoder import DecoderRun
-from musiclm_deploy.runtime.device import decode as device
-from musiclm_deploy.runtime.device.driver import Driver, Engines
-from musiclm_deploy.runtime.device.model import DeviceModel, every_list
+from musiclm_deploy.runtime.bench.steps import sizes
+from musiclm_deploy.runtime.bundle import Bundle, Sampling
+from musiclm_deploy.runtime.device.driver import Driver
+from musiclm_deploy.runtime.device.model import every_list
 from musiclm_deploy.runtime.engines.model import EngineModel
-from musiclm_deploy.runtime.noise import PhiloxNoise
-from musiclm_deploy.runtime.sampling import sample
-from musiclm_deploy.runtime.step import open_weights
 
-LEAST_EQUAL = {"fp32": 1.0, "fp16": 0.95, "bf16": 0.9}  # share of tokens that must be the CPU's after the same tokens
+from .stage import OnDevice
+from .tokens import compare, compare_again, judge, requests_of
+
+ALONE = Sampling(temperature=1.0, filter_thres=0.9, cond_scale=1.0)  # of timed steps: without guidance there are as many sequences as rows
+_CONTEXTS = 40, 100, 300
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is compared and timed. rows: of a step; context: positions before it, at most; tokens: that a request runs on freely;
+    steps: timed in each case, 0 for none."""
+
+    rows: tuple[int, ...]
+    context: int
+    tokens: int
+    steps: int
+
+    @property
+    def compared_rows(self) -> tuple[int, ...]:
+        """One, and a batch that is no larger than eight."""
+        return tuple(sorted({1, min(8, max(self.rows))}))
+
+    @property
+    def contexts(self) -> tuple[int, ...]:
+        return (*(length for length in _CONTEXTS if length < self.context), self.context)
 
 
 class Counting:
@@ -42,113 +61,74 @@ class Counting:
         return getattr(self._driver, name)
 
 
-class Bench:
-    """A stage's weights on a driver's device, and its graph on the CPU beside them."""
+def time_steps(stage: OnDevice, rows: int, context: int, steps: int, bandwidth: float | None) -> Row:
+    """A step's time as what twice the steps take longer; host_us: of that, in the calls that launch them."""
+    request = stage.request(rows, context, 2 * steps, ALONE)
+    host, driver = [0.0], stage.model.driver
+    replay = driver.replay
 
-    def __init__(self, opened: Bundle, stage: str, driver: Any, kind: str) -> None:
-        self.manifest, self.stage, self.kind = opened.manifest, stage, kind
-        self.decoder = getattr(opened.manifest, stage)
-        self.session = open_session(opened.path(self.decoder.graph), None)
-        contexts = self.decoder.context and open_session(opened.path(self.decoder.context), None)
-        _, self.context = random_context(opened.manifest, stage, contexts)
-        _, own, weights = open_weights(opened.root, self.decoder)
-        engines = isinstance(driver, Engines)
-        self.model = EngineModel(driver, stage, own, weights, {}) if engines else DeviceModel(driver, stage, own, weights, kind, {})
-        self.form = "engines" if engines else "kernels"
+    def replayed(recorded: Any) -> None:
+        started = time.perf_counter()
+        replay(recorded)
+        host[0] += time.perf_counter() - started
 
-    def equal_tokens(self, rows: int, context: int) -> tuple[int, int]:
-        """(equal, of so many): the next token of rows of random tokens, the likeliest and one drawn, on the device and by the graph."""
-        case = self._case(rows, context, 1)
-        plan, told = replace(case.plan, steps=np.ones(rows, np.int64)), self._told(rows)
-        before = told["prefix_embeddings"].shape[1] if "prefix_embeddings" in told else 0
-        run = DecoderRun(self.session, self.decoder, told, rows, plan.capacity + before)
-        logits = run.prefill(plan.prompts, plan.head(0))
-        noise = PhiloxNoise([(0, row) for row in range(rows)]).gumbel(self.stage, 0, rows, self.decoder.vocabulary)
-        equal = 0
-        for temperature, dropped in ((0.0, 0.0), (1.0, 0.9)):
-            expected = sample(logits, noise, temperature, dropped, plan.forbid_last(0)).tolist()
-            draws, sampling = [(0, row, 0) for row in range(rows)], Sampling(temperature, dropped, cond_scale=1.0)
-            found = device.decode(self.model, plan, told, False, sampling, draws, lambda *_: None)
-            # an end leaves a row empty
-            equal += sum([*row.tolist(), plan.end][0] == token for row, token in zip(found, expected, strict=True))
-        return equal, 2 * rows
+    def run(count: int) -> tuple[float, float]:
+        asked = request.of_steps(count)
+        host[0], started = 0.0, time.perf_counter()
+        stage.decode(asked)
+        return time.perf_counter() - started, host[0]
 
-    def time_steps(self, rows: int, context: int, steps: int, bandwidth: float | None) -> Row:
-        """A step's time as what twice the steps take longer; host_us: of that, in the calls that launch them."""
-        case, told = self._case(rows, context, 2 * steps), self._told(rows)
-        sampling = Sampling(temperature=1.0, filter_thres=0.9, cond_scale=1.0)
-        host, replay = [0.0], self.model.driver.replay
-
-        def replayed(recorded: Any) -> None:
-            started = time.perf_counter()
-            replay(recorded)
-            host[0] += time.perf_counter() - started
-
-        def run(count: int) -> tuple[float, float]:
-            plan = replace(case.plan, steps=np.full(rows, count), end_allowed=False)
-            host[0], started = 0.0, time.perf_counter()
-            device.decode(self.model, plan, told, False, sampling, [(0, row, 0) for row in range(rows)], lambda *_: None)
-            return time.perf_counter() - started, host[0]
-
-        for count in (steps, 2 * steps):  # buffers are taken, kernels loaded
-            run(count)
-        self.model.driver.replay = replayed
-        try:
-            once, twice = run(steps), run(2 * steps)
-        finally:
-            self.model.driver.replay = replay
-        seconds = (twice[0] - once[0]) / steps
-        row: Row = {
-            "benchmark": "gpu step",
-            "form": self.form,
-            "precision": self.kind,
-            "stage": self.stage,
-            "rows": rows,
-            "context": context,
-        }
-        row |= ceiling(self._bytes(rows, context + 1.5 * steps), bandwidth, [seconds])
-        return row | {"step_us": round(seconds * 1e6, 1), "host_us": round((twice[1] - once[1]) / steps * 1e6, 1)} | sizes(self.decoder)
-
-    def _bytes(self, rows: int, positions: float) -> float:
-        """Of weights once, and of every row's keys and values."""
-        own = self.model.sizes
-        step = next(every_list(own, False, False, self.kind))
-        weights = sum(bytes_of(*step.buffers[launch.arguments["weights"]]) for launch in step.kernels if launch.kernel == "product")
-        if isinstance(self.model, EngineModel):  # which reads whole caches
-            positions = self.model.capacity(0, 1)
-        return weights + rows * positions * 2 * own.depth * own.cache_head_size * BYTES[self.kind]
-
-    def _case(self, rows: int, context: int, steps: int) -> Case:
-        case = make_case(self.manifest, self.stage, rows, context, steps)
-        if case is None:
-            raise ValueError(f"{context} positions and {steps} steps are beyond the window of this bundle's {self.stage} transformer.")
-        return case
-
-    def _told(self, rows: int) -> dict[str, np.ndarray]:
-        return {name: np.repeat(array, rows, axis=0) for name, array in self.context.items()}
+    for count in (steps, 2 * steps):  # buffers are taken, kernels loaded
+        run(count)
+    driver.replay = replayed
+    try:
+        once, twice = run(steps), run(2 * steps)
+    finally:
+        driver.replay = replay
+    seconds = (twice[0] - once[0]) / steps
+    row: Row = {"benchmark": "gpu step", "form": stage.form, "precision": stage.kind, "stage": stage.stage}
+    row |= {"rows": rows, "context": context, **ceiling(_bytes(stage, rows, context + 1.5 * steps), bandwidth, [seconds])}
+    return row | {"step_us": round(seconds * 1e6, 1), "host_us": round((twice[1] - once[1]) / steps * 1e6, 1)} | sizes(stage.decoder)
 
 
-def check(
-    opened: Bundle, driver: Driver, kind: str, bandwidth: float | None, rows: tuple[int, ...], lengths: tuple[int, ...], steps: int
-) -> list[Row]:
-    """Tokens and steps of every stage. RuntimeError where tokens are not the CPU's."""
+def check(opened: Bundle, stage: str, driver: Driver, late: Driver | None, kind: str, extent: Extent, bandwidth: float | None) -> list[Row]:
+    """Tokens and steps of a stage. RuntimeError where tokens or logits are not the CPU's, or not the same a second time.
+
+    late: the same device, where no launch begins before the one in front of it has ended; None where there is no such choice.
+    """
+    free, counting = driver.free_bytes(), Counting(driver)
+    here, compared = OnDevice(opened, stage, counting, kind), []
+    for request in requests_of(here, extent.compared_rows, extent.contexts, extent.tokens):
+        rows, tokens = len(request.plan.prompts), int(request.plan.steps.max())
+        say(f"gpu: {stage}, {kind}: {tokens} tokens of {rows} rows after {max(len(one.rows) for one in request.plan.prompts)} positions")
+        compared.append(compare(here, request))
+    judge(here, compared)
+    free_running = compared[: len(extent.compared_rows)]
+    for one in free_running:
+        compare_again(here, one, "asked again")
+    if late is not None:
+        there = OnDevice(opened, stage, late, kind)
+        for one in free_running:
+            compare_again(there, one, "launched one after another")
+        del there  # its memory is none of what a stage takes
+    row: Row = {"benchmark": "gpu tokens", "form": here.form, "precision": kind, "stage": stage, **sizes(here.decoder)}
+    row |= {"equal": sum(one.equal for one in compared), "tokens": sum(one.total for one in compared)}
+    row |= {"logits_differ_by": float(f"{np.max([one.lost for one in compared]):.1e}"), "longest": extent.tokens}
     found: list[Row] = []
-    for stage in STAGES:
-        free, counting = driver.free_bytes(), Counting(driver)
-        bench = Bench(opened, stage, counting, kind)
-        counts = []
-        for length in lengths:
-            say(f"gpu: {stage}, tokens after {length} positions")
-            counts.append(bench.equal_tokens(min(8, max(rows, default=2)), length))
-        equal, total = (sum(column) for column in zip(*counts, strict=True))
-        about = {"benchmark": "gpu tokens", "form": bench.form, "precision": kind, "stage": stage}
-        if equal < LEAST_EQUAL[kind] * total:
-            raise RuntimeError(
-                f"{stage}, {kind}: {equal} of {total} tokens are the CPU's after the same tokens, {LEAST_EQUAL[kind]:.0%} must be."
-            )
-        for count in rows:
-            say(f"gpu: {stage}, steps of {count} rows")
-            found.append(bench.time_steps(count, lengths[-1], steps, bandwidth))
-        memory = {"stated_mb": round(counting.stated / 1e6, 1), "taken_mb": round((free - driver.free_bytes()) / 1e6, 1)}
-        found.append(about | {"equal": equal, "tokens": total} | memory | sizes(bench.decoder))
-    return found
+    for count in extent.rows if extent.steps else ():
+        say(f"gpu: {stage}, {kind}: steps of {count} rows")
+        found.append(time_steps(here, count, extent.context, extent.steps, bandwidth))
+    row |= {"stated_mb": round(counting.stated / 1e6, 1), "taken_mb": round((free - driver.free_bytes()) / 1e6, 1)}
+    return [*found, row]
+
+
+def _bytes(stage: OnDevice, rows: int, positions: float) -> float:
+    """Of weights once, and of every row's keys and values."""
+    own = stage.model.sizes
+    step = next(every_list(own, False, False, stage.kind))
+    parts = ("weights", "scales") if stage.kind == "int8" else ("weights",)
+    products = [launch.arguments for launch in step.kernels if launch.kernel == "product"]
+    weights = sum(bytes_of(*step.buffers[arguments[part]]) for arguments in products for part in parts)
+    if isinstance(stage.model, EngineModel):  # which reads whole caches
+        positions = stage.model.capacity(0, 1)
+    return weights + rows * positions * 2 * own.depth * own.cache_head_size * BYTES[beside(stage.kind)]

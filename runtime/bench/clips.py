@@ -20,6 +20,7 @@ from .record import Row, say, spread
 
 TEXT = "calm piano in a ballroom"
 FORMS = {"one": (1, 1), "4 candidates": (1, 4), "8 prompts": (8, 1)}  # prompts, candidates of each
+ON_GPUS = {"2 prompts": (2, 1), "32 prompts": (32, 1)}  # there as well: on a CPU they take minutes
 _STAGES = ("mulan", "semantic", "coarse", "fine", "codec", "rank")
 
 
@@ -33,14 +34,15 @@ def time_clips(
     device: str = "cpu",
     weights: str = "fp16",
 ) -> list[Row]:
-    """One clip, four candidates of it, and eight prompts at once, each `repeats` times; fine_window: in frames; weights: on a GPU."""
+    """One clip, four candidates of it, and eight prompts at once, on a GPU also two and 32, each `repeats` times; fine_window: in frames;
+    weights: on a GPU."""
     rows = []
     with load(bundle.root, device, threads=threads, weights=weights) as model:
         request = clip_of(model, cond_scale, fine_window)
         least = bundle.manifest.codec.min_frames * bundle.manifest.codec.samples_per_frame / bundle.manifest.codec.sample_hz
         request(1, 1, min(seconds, max(0.2, least)))
         alone: Music | None = None
-        for form, (prompts, candidates) in FORMS.items():
+        for form, (prompts, candidates) in (FORMS if model.driver is None else FORMS | ON_GPUS).items():
             made: list[list[Music]] = []
             for repeat in range(repeats):
                 say(f"clips: {form} of {seconds:g} s, {repeat + 1} of {repeats}")

@@ -82,9 +82,12 @@ class CudaDriver:
     programs = PROGRAMS
     place = "cuda"  # ONNX Runtime's name of it
 
-    def __init__(self, bundle: Path, index: int = 0) -> None:
-        """index: of the GPU among those that are visible. BackendError where there is none; BundleError for a bundle without kernels."""
-        self.index = index
+    def __init__(self, bundle: Path, index: int = 0, early: bool = True) -> None:
+        """index: of the GPU among those that are visible; early: whether kernels may begin before those in front of them have ended.
+
+        BackendError where there is no GPU; BundleError for a bundle without kernels.
+        """
+        self.index, self._early = index, early
         self.name, self.capability = find_gpu("device='cuda'", index)
         self._cuda = _api("device='cuda'")
         self._functions: dict[str, tuple[Any, Code]] = {}
@@ -190,7 +193,7 @@ class CudaDriver:
         config.gridDimX, config.gridDimY, config.gridDimZ = *grid, *(1,) * (3 - len(grid))
         config.blockDimX, config.blockDimY, config.blockDimZ = code.threads, 1, 1
         config.sharedMemBytes, config.hStream = code.shared_bytes, self.stream
-        if early and code.waits:  # programmatic dependent launch, see kernels/early
+        if early and self._early and code.waits:  # programmatic dependent launch, see kernels/early
             attribute = self._cuda.CUlaunchAttribute()
             attribute.id = self._cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
             attribute.value.programmaticStreamSerializationAllowed = 1
