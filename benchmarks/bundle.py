@@ -9,7 +9,6 @@ the peers read. A step's time does not depend on the weights' values. What anoth
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from musiclm_deploy import __version__
 from musiclm_deploy.export.export import export_checkpoints
 from musiclm_deploy.export.kernels import steps_of
 from musiclm_deploy.kernels.launch import key_of
+from musiclm_deploy.kernels.quantized_product import PRECISIONS
 from musiclm_deploy.model.spectrogram import mel_filters, music_spectrogram
 from musiclm_deploy.runtime.bench.record import say
 from musiclm_deploy.runtime.bundle import Bundle, BundleError, Spectrogram
@@ -64,11 +64,6 @@ SIZES = {
 SIZES["300m"] = replace(SIZES["readme"], depth=24, heads=16)  # of each transformer, about
 
 
-def precisions() -> list[str]:
-    """What the export can write: with its argument `precision` these three, else float32 alone."""
-    return ["fp32", "int8", "int4"] if "precision" in inspect.signature(export_checkpoints).parameters else ["fp32"]
-
-
 def checkpoints(size: str, build: Path = BUILD) -> dict[str, Path]:
     """Upstream's files of a size, by the names of the export's arguments; made where they are not there."""
     folder = build / size / "checkpoints"
@@ -86,12 +81,9 @@ def models(size: str) -> dict[str, Any]:
 
 def bundle(size: str, precision: str = "fp32", build: Path = BUILD, target: str = "onnxruntime", kernels: Sequence[str] = ()) -> Path:
     """The bundle of a size at a precision; exported where it is not there, or cannot be used as it is, which is said on the terminal.
-    ValueError for a precision that the export does not write.
 
     kernels: types of weights for which it brings kernels for a GPU.
     """
-    if target == "onnxruntime" and precision not in precisions():
-        raise ValueError(f"this export writes {', '.join(precisions())}, not {precision}.")
     out = build / size / "-".join((precision,) if target == "onnxruntime" and not kernels else (target, precision, *kernels))
     engines = None if target == "onnxruntime" else precision
     fault = fault_of(out, kernels, engines) if out.is_dir() else "it is not there"
@@ -145,9 +137,9 @@ def mel_entrance(build: Path = BUILD) -> tuple[Path, Spectrogram, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the bundles that the benchmarks run on.")
     parser.add_argument("size", choices=SIZES)
-    parser.add_argument("--precision", action="append", choices=["fp32", "int8", "int4"], help="repeat for more (default: all)")
+    parser.add_argument("--precision", action="append", choices=PRECISIONS, help="repeat for more (default: all)")
     options = parser.parse_args()
-    for precision in options.precision or precisions():
+    for precision in options.precision or PRECISIONS:
         print(os.path.relpath(bundle(options.size, precision)))
 
 

@@ -15,8 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.bundle import BUILD, ROOT, SIZES, bundle, precisions
+from benchmarks.bundle import BUILD, ROOT, SIZES, bundle
 from benchmarks.report import FOLDER
+from musiclm_deploy.kernels.quantized_product import PRECISIONS
 
 CLIP = ["--seconds", "10", "--fine-window", "150", "--repeats", "1"]  # windows of 3 s, as AudioLM's fine stage has them
 QUICK = {"clip": ["--seconds", "0.5", "--steps", "12", "--repeats", "1"], "steps": ["--rows", "1,2", "--steps", "12"]}  # does it all run?
@@ -28,7 +29,7 @@ def commands(size: str, results: Path, quick: bool) -> list[list[str]]:
     clip = QUICK["clip"] if quick else CLIP
     steps = ["-m", "benchmarks.steps", "--size", size, "--json", str(results / "steps.jsonl")]
     of_bundle = ["-m", "musiclm_deploy.cli", "bench", *clip, "--json", str(results / "bundle.jsonl")]
-    parts = [[*of_bundle, os.path.relpath(BUILD / size / precision, ROOT)] for precision in precisions()]
+    parts = [[*of_bundle, os.path.relpath(BUILD / size / precision, ROOT)] for precision in PRECISIONS]
     parts.append([*steps, *small["steps"]])
     parts.append([*steps, "--rows", "1", "--contexts", "100,500,1000,2000", "--steps", "5", "--forms", "native-fp32,upstream-fp32"])
     parts.append(["-m", "benchmarks.peers", "--size", size, "--json", str(results / "clips.jsonl"), *small["clip"][:2]])
@@ -37,7 +38,7 @@ def commands(size: str, results: Path, quick: bool) -> list[list[str]]:
 
 def run(size: str, results: Path, readme: Path, quick: bool) -> None:
     """Raises CalledProcessError for a part that fails; what was measured before it is kept."""
-    for precision in precisions():
+    for precision in PRECISIONS:
         bundle(size, precision)
     report = ["-m", "benchmarks.report", "--results", str(results), "--readme", str(readme)]
     for part in [*commands(size, results, quick), report]:
