@@ -93,6 +93,7 @@ EXTRAS = {
     "dev": [
         "cuda-bindings>=13,<14",
         "hypothesis>=6.170,<7",
+        "matplotlib>=3.11,<4",
         "pyright[nodejs]>=1.1.414,<2",
         "pytest>=9.2,<10",
         "pytest-xdist>=3.8,<4",

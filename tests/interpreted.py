@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -120,9 +121,9 @@ class InterpreterDriver:
     def called(self, call: Call, buffers: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         raise AssertionError("this driver has no engines")
 
-    def replay(self, recorded: list[Callable[[], None]]) -> None:
-        self.replayed += 1
-        for one in recorded:
+    def replay(self, *recorded: list[Callable[[], None]]) -> None:
+        self.replayed += len(recorded)
+        for one in itertools.chain(*recorded):
             one()
 
     def current(self) -> AbstractContextManager[None]:

@@ -159,7 +159,7 @@ def test_a_step_costs_what_its_context_is_long(tmp_path: Path) -> None:
         started = time.perf_counter()
         run.step(position, 0)
         taken[step] = time.perf_counter() - started
-    short, long = np.median(taken[950:1050]), np.median(taken[4000:4100])
+    short, long = taken[950:1050].min(), taken[4000:4100].min()  # what else runs on the machine makes steps slower, never faster
     assert long < 8 * short, f"{short * 1e6:.0f} us at 1000 tokens of context, {long * 1e6:.0f} us at 4050"
 
 

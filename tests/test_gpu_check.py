@@ -123,6 +123,7 @@ def no_tensorrt() -> Any:
 def test_the_command(emulated, tmp_path, monkeypatch, capsys) -> None:
     """Fault: a command that needs a GPU to show that it does not run; a part that ends all others, or is left out in silence; a kind of
     row that the tables, the page or the picture cannot show; rows that take those of a CPU for theirs."""
+    monkeypatch.setattr(DeviceModel, "ring", 1)  # so that each step is a replay of its own, before and after which the clock is read
     monkeypatch.setattr(size, "Target", SimpleNamespace(here=no_tensorrt))
     monkeypatch.setattr(size, "need_graphs", lambda _: None)  # ONNX Runtime's part runs on the CPU
     monkeypatch.setattr(size, "compare_graphs", partial(graphs.compare_graphs, device="cpu"))
@@ -139,7 +140,7 @@ def test_the_command(emulated, tmp_path, monkeypatch, capsys) -> None:
     (token,), (step,) = of["gpu tokens"], of["gpu step"]
     assert token["equal"] == token["tokens"] == 3 + 2 and token["logits_differ_by"] < 1e-4 and token["stage"] == "coarse"
     assert token["taken_mb"] == token["stated_mb"] > 0
-    assert (step["host_us"], step["step_us"], step["stage"]) == (1e6, 2e6, "coarse")  # a replay, before and after which the clock is read
+    assert (step["host_us"], step["step_us"], step["stage"]) == (1e6, 2e6, "coarse")
     assert {(row["spectrogram"], row["form"]) for row in of["gpu patches"]} == {("power", "kernel"), ("log-mel", "kernel")}
     assert len(of["gpu graphs"]) == 3 and len(of["gpu clip"]) == 3
     assert all(row["gpu"] == "Emulated GPU" and row["command"] and row["date"] for row in rows)

@@ -67,9 +67,9 @@ def time_steps(stage: OnDevice, rows: int, context: int, steps: int, bandwidth: 
     host, driver = [0.0], stage.model.driver
     replay = driver.replay
 
-    def replayed(recorded: Any) -> None:
+    def replayed(*recorded: Any) -> None:
         started = time.perf_counter()
-        replay(recorded)
+        replay(*recorded)
         host[0] += time.perf_counter() - started
 
     def run(count: int) -> tuple[float, float]:

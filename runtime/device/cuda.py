@@ -120,8 +120,10 @@ class CudaDriver:
                 graph = self.call("cuStreamEndCapture", self.stream)
         return Recorded(self, graph, [*buffers.values(), *ready])
 
-    def replay(self, recorded: Recorded) -> None:
-        self.call("cuGraphLaunch", recorded.graph, self.stream)
+    def replay(self, *recorded: Recorded) -> None:
+        with self.current():
+            for one in recorded:
+                self._do("cuGraphLaunch", one.graph, self.stream)
 
     def hand_over(self, buffer: Memory) -> tuple[str, int, int]:
         self.call("cuStreamSynchronize", self.stream)

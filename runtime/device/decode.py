@@ -43,17 +43,15 @@ def decode(
     _upload(model, lane, plan, sampling, copies, context, draws)
     if told:
         model.driver.replay(lane.recorded["prefix"])
-    for _ in range(-(-(max(len(prompt.rows) for prompt in plan.prompts) - 1) // lane.positions)):
-        model.driver.replay(lane.recorded["prompt"])
-    model.driver.replay(lane.recorded["begin"])
+    rounds = -(-(max(len(prompt.rows) for prompt in plan.prompts) - 1) // lane.positions)
+    model.driver.replay(*[lane.recorded["prompt"]] * rounds, lane.recorded["begin"])
 
     chunks: list[np.ndarray] = []
     kept = np.zeros(rows, np.int64)
     coming = None  # the chunk before the one that runs
     try:
         for first in (*range(0, total, model.ring), total):
-            for step in range(first, min(first + model.ring, total)):
-                model.driver.replay(lane.steps[plan.head(step)])
+            model.driver.replay(*(lane.steps[plan.head(step)] for step in range(first, min(first + model.ring, total))))
             before, coming = coming, model.driver.download([lane.buffers["tokens"], lane.buffers["states"]]) if first < total else None
             if before is not None:
                 tokens, states = before()

@@ -45,8 +45,8 @@ class Driver(Protocol):
         """The step's launches on these buffers. DeviceError for a kernel that is not there."""
         ...
 
-    def replay(self, recorded: Recorded) -> None:
-        """Run them; returns before they have run."""
+    def replay(self, *recorded: Recorded) -> None:
+        """Run these lists of launches, in order; returns before they have run."""
         ...
 
     def current(self) -> AbstractContextManager[None]:
