@@ -31,7 +31,8 @@ class EngineDriver(CudaDriver):
         super().__init__(bundle.root)
         self.form, self._bundle, self.library = form, bundle, target.library
         self._folder, self._engines = find_engines(bundle, form, target)
-        self.runtime = self.library.trt.Runtime(self.library.log)
+        with self.current():
+            self.runtime = self.library.trt.Runtime(self.library.log)
         self.scratch, self.compiled = Scratch(self), Compiled(bundle.sha256, target.folder)
         self._loaded: dict[str, LoadedEngine] = {}
         self._sessions: dict[str, Session] = {}
