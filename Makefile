@@ -38,9 +38,7 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-# matplotlib, for the picture, is of the extra `demo`.
 bench: setup
-	$(BIN)/pip install -q -r requirements/demo.txt
 	$(BIN)/python -m benchmarks.run
 
 # An environment of its own, where onnxruntime-gpu stands in place of onnxruntime: each overwrites files of the other, and `make test` is for
@@ -49,7 +47,7 @@ bench: setup
 	$(PYTHON) -m venv .venv-gpu
 	$(call install,.venv-gpu)
 	.venv-gpu/bin/pip uninstall -q -y onnxruntime
-	.venv-gpu/bin/pip install -q -r requirements/gpu.txt -r requirements/demo.txt
+	.venv-gpu/bin/pip install -q -r requirements/gpu.txt
 	touch $@
 
 # What an NVIDIA GPU makes of both sizes: right first, then timed. Where there is none their bundles are made, and it ends with status 1.

@@ -81,9 +81,12 @@ def models(size: str) -> dict[str, Any]:
 
 def bundle(size: str, precision: str = "fp32", build: Path = BUILD, target: str = "onnxruntime", kernels: Sequence[str] = ()) -> Path:
     """The bundle of a size at a precision; exported where it is not there, or cannot be used as it is, which is said on the terminal.
+    ValueError for a precision that the export does not write.
 
     kernels: types of weights for which it brings kernels for a GPU.
     """
+    if target == "onnxruntime" and precision not in PRECISIONS:
+        raise ValueError(f"this export writes {', '.join(PRECISIONS)}, not {precision}.")
     out = build / size / "-".join((precision,) if target == "onnxruntime" and not kernels else (target, precision, *kernels))
     engines = None if target == "onnxruntime" else precision
     fault = fault_of(out, kernels, engines) if out.is_dir() else "it is not there"

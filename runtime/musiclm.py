@@ -209,7 +209,7 @@ class MusicLM:
             binding.bind_output("latent")
             with self._there():
                 session.run_with_iobinding(binding)
-            return binding.copy_outputs_to_cpu()[0]
+                return binding.copy_outputs_to_cpu()[0]
 
     def _there(self) -> AbstractContextManager[None]:
         """ONNX Runtime leaves a thread in the GPU's primary context; the caller may have been in another."""

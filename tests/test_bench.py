@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import bundle as bundles
 from benchmarks.peers.upstream import compare_clips
 from benchmarks.report import BEGIN, END, ratio, write
 from benchmarks.steps import Bench
@@ -260,3 +261,9 @@ def test_ratio_is_of_one_run():
     ]
     assert ratio(rows, "ms", {"form": "x"}, {"form": "y"}) == 4.0
     assert ratio(rows, "ms", {"form": "x"}, {"form": "z"}) is None
+
+
+def test_precision_is_one_argument(tmp_path):
+    """Fault: a precision that the export does not write is taken for another."""
+    with pytest.raises(ValueError, match=r"this export writes fp32.*, not fp7"):
+        bundles.bundle("tiny", "fp7", tmp_path)

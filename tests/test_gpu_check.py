@@ -232,7 +232,8 @@ def test_a_wrong_token_is_told(tiny_bundle, monkeypatch) -> None:
 def test_logits_are_judged_by_their_type(lost: float, kind: str, passes: bool) -> None:
     """Fault: a GPU of other weights whose likeliest tokens are the CPU's; logits that are no numbers."""
     here: Any = SimpleNamespace(stage="coarse", kind=kind, decoder=SimpleNamespace(depth=6))
-    right, one = (tokens.Compared(SimpleNamespace(), [], np.zeros(0), 96, 100, "", each) for each in (0.0, lost))  # type: ignore[arg-type]
+    request: Any = None
+    right, one = (tokens.Compared(request, [], np.zeros(0), 96, 100, "", each) for each in (0.0, lost))
     if passes:
         tokens.judge(here, [right, one])
     else:
@@ -248,7 +249,8 @@ def test_asked_again(other: list[int], message: str) -> None:
     request: Any = SimpleNamespace(plan=SimpleNamespace(steps=np.array([3])))
     before = tokens.Compared(request, [np.array([3, 4, 5])], np.array([[1.0, 2.0]]), 3, 3, "", 0.0)
     same, stage = partial(SimpleNamespace, stage="fine", kind="fp16"), np.array([[1.0, 2.0]])
-    tokens.compare_again(same(decode=lambda _: before.tokens, logits=lambda _: stage), before, "asked again")  # type: ignore[arg-type]
+    here: Any = same(decode=lambda _: before.tokens, logits=lambda _: stage)
+    tokens.compare_again(here, before, "asked again")
     there: Any = same(decode=lambda _: [np.array(other)], logits=lambda _: stage + 1e-7)
     with pytest.raises(RuntimeError, match=f"fine, fp16: asked again, a request made .*{message}"):
         tokens.compare_again(there, before, "asked again")

@@ -6,7 +6,6 @@ In: a bundle. Out: a row for each; RuntimeError where a GPU's answer is another 
 from __future__ import annotations
 
 import numpy as np
-import onnxruntime
 
 from musiclm_deploy.runtime.backend import BackendError, choose_device, open_session
 from musiclm_deploy.runtime.bench.clips import TEXT
@@ -25,7 +24,6 @@ def need_graphs(opened: Bundle) -> None:
     """Missing where ONNX Runtime cannot run a graph on the GPU."""
     try:
         choose_device("cuda")
-        onnxruntime.preload_dlls()  # CUDA's libraries that pip installed, where the system has none
         open_session(opened.path(opened.manifest.conditioner.graph), None, "cuda")
     except BackendError as error:
         raise Missing(str(error)) from error

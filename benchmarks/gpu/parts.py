@@ -33,7 +33,7 @@ class Parts:
         except Missing as reason:
             self.skipped[name] = str(reason)
             say(f"gpu: {name}: skipped: {reason}")
-        except Exception as error:
+        except Exception as error:  # whatever it is, the other parts go on, and the summary has it
             self.failed[name] = f"{type(error).__name__}: {error}"
             say("".join(traceback.format_exception(error)))
         else:

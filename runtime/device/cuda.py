@@ -146,11 +146,8 @@ class CudaDriver:
 
     def call(self, name: str, *arguments: Any) -> Any:
         """A function of the driver's API, on this GPU. DeviceError, or MemoryError where it has no more, says what to do."""
-        self._do("cuCtxPushCurrent", self._context)
-        try:
+        with self.current():
             return self._do(name, *arguments)
-        finally:
-            self._do("cuCtxPopCurrent")
 
     @contextmanager
     def current(self) -> Iterator[None]:
