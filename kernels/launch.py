@@ -52,15 +52,15 @@ class Step:
 
 def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
     """Type of every parameter: "*fp16", "i32", "constexpr" and so on, a tuple for a tuple. EARLY is of the card, not of the launch."""
+    return {name: _kind(value, step) for name, value in launch.arguments.items()} | dict.fromkeys((*launch.constants, "EARLY"), "constexpr")
 
-    def kind(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(kind(one) for one in value)
-        if isinstance(value, str):
-            return _POINTERS[step.buffers[value][0]]
-        return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
-    return {name: kind(value) for name, value in launch.arguments.items()} | dict.fromkeys((*launch.constants, "EARLY"), "constexpr")
+def _kind(value: Any, step: Step) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_kind(one, step) for one in value)
+    if isinstance(value, str):
+        return _POINTERS[step.buffers[value][0]]
+    return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
 def key_of(launch: Launch, step: Step) -> str:

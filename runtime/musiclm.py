@@ -253,11 +253,11 @@ class MusicLM:
 
     def close(self) -> None:
         """Free the sessions and their memory. A request that is still running ends at its next stage, with an error that says so."""
-        if isinstance(self.driver, Engines) and self._sessions is not None:
-            with self._device_lock:
-                self.driver.save()
         with self._lock:
             self._sessions, self._native, self._pool, self._on_device, self._lanes, self._patches = None, {}, None, {}, {}, None
+        if self.driver is not None:
+            with self._device_lock:
+                self.driver.close()
 
     def __enter__(self) -> MusicLM:
         return self

@@ -1,6 +1,8 @@
 """Shared by all tests: two threads, no network, kernels interpreted, and one tiny MusicLM that went through the real export."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,16 @@ def kernel_bundle(good, export_by_command, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("kernels") / "bundle"
     assert "kernels: 100%" in export_by_command(good, out, "--kernels", "fp32", "--compute-capability", "90")
     return out
+
+
+@pytest.fixture
+def collector_off() -> Iterator[None]:
+    """Python's collector of cycles does not run: a GPU's memory must be free as soon as nothing refers to it, for what is asked of it next
+    may need it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -142,6 +142,9 @@ class InterpreterDriver:
 
         return wait
 
+    def close(self) -> None:
+        """Its memory is Python's."""
+
 
 class InterpretedEngines(InterpreterDriver):
     """The same with an engine of every graph, which is TensorRT's form of it in ONNX Runtime on the CPU.
@@ -151,7 +154,7 @@ class InterpretedEngines(InterpreterDriver):
 
     def __init__(self, bundle: Bundle, form: Form, memory: int = 1 << 30) -> None:
         super().__init__(memory)
-        self._bundle, self.form, self._sessions, self.saved = bundle, form, {}, 0
+        self._bundle, self.form, self._sessions, self.closed = bundle, form, {}, 0
         self.asked: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -160,8 +163,8 @@ class InterpretedEngines(InterpreterDriver):
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
-    def save(self) -> None:
-        self.saved += 1
+    def close(self) -> None:
+        self.closed += 1
 
     def called(self, call: Call, buffers: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         graph = getattr(self._bundle.manifest, call.stage).graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
 import shutil
@@ -37,7 +36,7 @@ from musiclm_deploy.runtime.engines.run import EngineDriver
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch) -> None:
+def small(monkeypatch, collector_off) -> None:
     """A ring of four tokens comes round in a short test."""
     monkeypatch.setattr(DeviceModel, "ring", 4)
 
@@ -53,6 +52,7 @@ def test_music(static_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with installed(EmulatedTensorRT(emulated, "1.7.1", portable=True)):
         folder, _, _ = build(opened, Target.here(90), Limits(sequences=4, seconds=2.0), quiet=True)
+        before = emulated.free
         with md.load(opened.root, device="tensorrt") as model:
             is_the_cpus(model.generate(**REQUEST), music.generate(**REQUEST))
             free, allocated, replayed = emulated.free, emulated.allocated, emulated.replayed
@@ -66,6 +66,8 @@ def test_music(static_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
                 ValueError, match=r"takes row_ids from \[1, 128\] to \[4, 128\], got \[5, 128\]\. Ask for less, or build it for more"
             ):
                 model.generate(["calm"] * 5, seconds=0.04)
+            assert emulated.free < before
+    assert emulated.free == before, "what a model has taken is given back when it is closed"
     (kept,) = (tmp_path / "cache" / "musiclm-deploy").iterdir()
     assert kept.name == f"{opened.sha256[:16]}-{folder.name}.cache" and len(json.loads(kept.read_bytes())) > len(STAGES)
 
@@ -152,11 +154,9 @@ def test_a_captured_call_has_a_context_of_its_own(made: Small) -> None:
     assert len(blocks) == 2, "the list of 4 rows needs more than that of 2; what comes after shares its block"
     np.testing.assert_array_equal(made.driver.run("net.onnx", {"x": np.zeros((3, 2), np.float32)})["y"], np.ones((3, 2)))
     del lists[2], lists[1]
-    gc.collect()
     made.replay(4, *lists[4])
     free = made.emulated.free
     made.record(4)
-    gc.collect()
     assert made.emulated.free == free
 
 

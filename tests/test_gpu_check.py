@@ -48,7 +48,7 @@ LITTLE = Extent(rows=(1,), context=8, tokens=1, steps=0)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch) -> None:
+def small(monkeypatch, collector_off) -> None:
     """The interpreter takes its time for every part of a cache and every position of a prompt's round; and a ring of two tokens comes round
     in a short test."""
     monkeypatch.setattr(DeviceModel, "least_capacity", 32)

@@ -73,6 +73,17 @@ def _do(cuda: Any, name: str, *arguments: Any) -> Any:
     return found[0] if len(found) == 1 else tuple(found)
 
 
+def _parameters(value: Any, kind: Any, buffers: Mapping[str, Memory]) -> Iterator[np.ndarray]:
+    """A launch's parameter as the GPU takes it: a buffer's address, a number, or a tuple's parts one after another."""
+    if isinstance(value, tuple):
+        for part in zip(value, kind, strict=True):
+            yield from _parameters(*part, buffers)
+    elif isinstance(value, str):
+        yield np.array(buffers[value].address, np.uint64)
+    else:
+        yield np.array(value, _NUMBERS[kind])
+
+
 class CudaDriver:
     """One GPU, one stream. Calls may come from any thread; what is asked for at once happens in any order.
 
@@ -144,6 +155,9 @@ class CudaDriver:
 
         return wait
 
+    def close(self) -> None:
+        self._landings.clear()
+
     def call(self, name: str, *arguments: Any) -> Any:
         """A function of the driver's API, on this GPU. DeviceError, or MemoryError where it has no more, says what to do."""
         with self.current():
@@ -169,20 +183,8 @@ class CudaDriver:
         if isinstance(one, Call):
             raise DeviceError(f"this driver has no engine of the {one.stage} stage.")
         function, code = self._function(key_of(one, step))
-        values: list[np.ndarray] = []
-
-        def add(value: Any, kind: Any) -> None:
-            if isinstance(value, tuple):
-                for part in zip(value, kind, strict=True):
-                    add(*part)
-            elif isinstance(value, str):
-                values.append(np.array(buffers[value].address, np.uint64))
-            else:
-                values.append(np.array(value, _NUMBERS[kind]))
-
-        for name, kind in code.signature.items():
-            if kind != "constexpr":
-                add(one.arguments[name], kind)
+        kinds = [(name, kind) for name, kind in code.signature.items() if kind != "constexpr"]
+        values = [value for name, kind in kinds for value in _parameters(one.arguments[name], kind, buffers)]
         values += [np.array(0, np.uint64)] * 2  # scratch memory, which no kernel uses
         addresses = np.array([value.ctypes.data for value in values], np.uint64)
         return partial(self._launch, self._config(one.grid, code, early), function, values, addresses)

@@ -61,6 +61,10 @@ class Driver(Protocol):
         """Begin to copy int64 buffers to the host, as they are after all that was asked for so far."""
         ...
 
+    def close(self) -> None:
+        """Give back what the driver itself holds, once nothing is asked of it any more; buffers and recordings are their owners'."""
+        ...
+
 
 @runtime_checkable
 class Engines(Driver, Protocol):
@@ -70,8 +74,4 @@ class Engines(Driver, Protocol):
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One call of a graph, by its file name in the bundle; waits for it. ValueError for what its engine was not built for."""
-        ...
-
-    def save(self) -> None:
-        """Keep what was compiled while it ran, for the processes to come."""
         ...

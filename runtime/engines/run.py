@@ -37,8 +37,13 @@ class EngineDriver(CudaDriver):
         self._loaded: dict[str, LoadedEngine] = {}
         self._sessions: dict[str, Session] = {}
 
-    def save(self) -> None:
+    def close(self) -> None:
+        """What was compiled while it ran is kept, for the processes to come."""
         self.compiled.save()
+        self._sessions.clear()
+        self._loaded.clear()
+        self.scratch = Scratch(self)
+        super().close()
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rows that an engine does not take at once are run one after another."""
