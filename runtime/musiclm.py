@@ -21,7 +21,7 @@ from .bundle import STAGES, Bundle, Decoder, Spectrogram
 from .device.arrays import on_host
 from .device.cuda import CudaDriver
 from .device.driver import Driver, Engines
-from .device.model import TYPES, DeviceModel, Lanes
+from .device.model import TYPES, DeviceModel
 from .device.patches import Patches
 from .engines.form import Form
 from .engines.model import EngineModel
@@ -82,7 +82,6 @@ class MusicLM:
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
         self._on_device: dict[str, DeviceModel] = {}
-        self._lanes: Lanes = {}
         self._patches: Patches | None = None
         self._pool = open_pool(threads) if step.native else None
         how = "native" if step.native else "by graph" if driver is None else "by engines" if isinstance(driver, Engines) else "by kernels"
@@ -246,15 +245,15 @@ class MusicLM:
             if stage not in self._on_device:
                 _, sizes, numbers = open_weights(self.bundle.root, self._decoder(stage))
                 if isinstance(self.driver, Engines):
-                    self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers, self._lanes)
+                    self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers)
                 else:
-                    self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights, self._lanes)
+                    self._on_device[stage] = DeviceModel(self.driver, stage, sizes, numbers, self.weights)
             yield self._on_device[stage]
 
     def close(self) -> None:
         """Free the sessions and their memory. A request that is still running ends at its next stage, with an error that says so."""
         with self._lock:
-            self._sessions, self._native, self._pool, self._on_device, self._lanes, self._patches = None, {}, None, {}, {}, None
+            self._sessions, self._native, self._pool, self._on_device, self._patches = None, {}, None, {}, None
         if self.driver is not None:
             with self._device_lock:
                 self.driver.close()

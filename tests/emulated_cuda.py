@@ -34,6 +34,7 @@ class EmulatedCuda:
     def __init__(self, kernels: Iterable[Step], free: int = 1 << 32) -> None:
         """kernels: lists that name every kernel which may be launched."""
         self.free, self.launched, self.replayed = free, 0, 0
+        self.graphs = 0  # that are there, instantiated or not
         self.allocated = 0  # times that memory was taken or an event made
         self.contexts = [OTHERS]  # of the thread
         self.refused: dict[str, str] = {}  # functions that fail, and their errors
@@ -66,8 +67,7 @@ class EmulatedCuda:
         if name in gives:
             return lambda *_: (0, gives[name])
         assert name in {
-            *("cuInit", "cuEventRecord", "cuEventSynchronize", "cuEventDestroy", "cuGraphDestroy", "cuFuncSetAttribute"),
-            *("cuGraphExecDestroy", "cuStreamSynchronize"),
+            *("cuInit", "cuEventRecord", "cuEventSynchronize", "cuEventDestroy", "cuFuncSetAttribute", "cuStreamSynchronize"),
         }, name
         return lambda *_: (0,)
 
@@ -147,10 +147,18 @@ class EmulatedCuda:
     def cuStreamEndCapture(self, _: int) -> tuple[int, list]:
         captured, self._captured = self._captured, None
         assert captured is not None
+        self.graphs += 1
         return 0, captured
 
     def cuGraphInstantiate(self, graph: list, _: int) -> tuple[int, list]:
+        self.graphs += 1
         return 0, graph
+
+    def cuGraphDestroy(self, _: list) -> tuple[int]:
+        self.graphs -= 1
+        return (0,)
+
+    cuGraphExecDestroy = cuGraphDestroy
 
     def cuGraphLaunch(self, graph: list, _: int) -> tuple[int]:
         self.replayed += 1

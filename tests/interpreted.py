@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import onnxruntime
@@ -19,7 +20,7 @@ from musiclm_deploy.kernels.functions import functions_of
 from musiclm_deploy.kernels.launch import Call, Launch, Step
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Bundle
-from musiclm_deploy.runtime.device.driver import Download
+from musiclm_deploy.runtime.device.driver import Download, Spare
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import PROMPT, STEP
 
@@ -112,6 +113,7 @@ class InterpreterDriver:
 
     def __init__(self, memory: int = 1 << 30) -> None:
         self.memory, self.replayed, self.coming = memory, 0, 0
+        self.spare: WeakSet[Spare] = WeakSet()
 
     def free_bytes(self) -> int:
         return self.memory

@@ -91,7 +91,7 @@ def on_device(
 
 def device_model(stage: Stage, kind: str = "fp32", memory: int = 1 << 30) -> DeviceModel:
     _, sizes, weights = open_weights(stage.folder, stage.decoder)
-    return DeviceModel(InterpreterDriver(memory), stage.name, sizes, weights, kind, {})
+    return DeviceModel(InterpreterDriver(memory), stage.name, sizes, weights, kind)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_said_before_it_is_taken(stages) -> None:
     model.driver.memory = 1000
     _, sizes, weights = open_weights(stage.folder, stage.decoder)
     with pytest.raises(MemoryError, match="the weights of the coarse stage"):
-        DeviceModel(model.driver, "coarse", sizes, weights, "fp32", model._lanes)
+        DeviceModel(model.driver, "coarse", sizes, weights, "fp32")
     assert not model._lanes, "of another stage, they are given back for a stage's weights too"
 
 

@@ -111,10 +111,13 @@ def test_kernels(kernel_bundle: Path, music, tmp_path: Path, monkeypatch) -> Non
         there.__cuda_array_interface__["strides"] = (8,)
         with pytest.raises(ValueError, match=r"must be contiguous, got strides \(8,\) of float32 \[3000\]"):
             model.generate(prime=(there, 16_000), seconds=0.04)
-        before, emulated.free = emulated.free, 10
-        with pytest.raises(MemoryError, match=r"the spectrogram of 1 waves of 3500 samples: [\d.]+ MB .* are needed, [\d.]+ MB are free"):
-            model.embed_audio((np.zeros(3500, np.float32), 16_000))
-        emulated.free += before - 10
+        elsewhere, emulated.free = emulated.free - 10, 10
+        longer = np.random.default_rng(1).standard_normal(3500).astype(np.float32), 16_000
+        np.testing.assert_allclose(model.embed_audio(longer), music.embed_audio(longer), rtol=0, atol=1e-5)  # where lanes were
+        elsewhere, emulated.free = elsewhere + emulated.free, 0
+        with pytest.raises(MemoryError, match=r"the spectrogram of 1 waves of 3600 samples: [\d.]+ MB .* are needed, [\d.]+ MB are free"):
+            model.embed_audio((np.zeros(3600, np.float32), 16_000))
+        emulated.free += elsewhere
         del there
         assert emulated.contexts == [OTHERS] and emulated.free < free and emulated.launched > emulated.replayed > 20
     assert emulated.free == free, "what a model has taken is given back when it is closed"
@@ -125,7 +128,7 @@ def test_a_gpu_that_refuses(tiny_bundle: Path, music, tmp_path: Path, monkeypatc
     that it leaves in another's context; a model that a request has spoilt."""
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     emulated = with_kernels(tmp_path / "bundle", monkeypatch)
-    driver = cuda.CudaDriver(tmp_path / "bundle")
+    driver, free = cuda.CudaDriver(tmp_path / "bundle"), emulated.free
     with MusicLM(Bundle.open(tmp_path / "bundle"), "cpu", 1, Choice(False, "on a device"), driver) as model:
         for function, error, kind, message in (
             ("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "Ask for fewer seconds, samples or prompts"),
@@ -142,3 +145,4 @@ def test_a_gpu_that_refuses(tiny_bundle: Path, music, tmp_path: Path, monkeypatc
             emulated.refused = {}
             assert emulated.contexts == [OTHERS], function
         is_the_cpus([model.generate("calm", seconds=0.04)], [music.generate("calm", seconds=0.04)])
+    assert (emulated.graphs, emulated.free) == (0, free)

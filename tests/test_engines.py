@@ -46,7 +46,7 @@ class StageEngines(InterpretedEngines):
 def engine_model(static: Stage, exported: Stage) -> EngineModel:
     form = Form("fp32", {static.name: CAPACITY}, POSITIONS, {})
     _, sizes, weights = open_weights(exported.folder, exported.decoder)
-    return EngineModel(StageEngines(static, form), static.name, sizes, weights, {})
+    return EngineModel(StageEngines(static, form), static.name, sizes, weights)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.bundle import models
-from benchmarks.peers.on_device import time_peers
+from benchmarks.peers.on_device import time_peer
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bench.record import Row
 from musiclm_deploy.runtime.bench.steps import Case, make_case, random_context, sizes
@@ -22,8 +22,8 @@ def case_of_peers(opened: Bundle, rows: int, context: int, steps: int) -> tuple[
     return case, torch.from_numpy(np.repeat(conditioning, rows, axis=0))
 
 
-def peers(opened: Bundle, size: str, rows: int, context: int, steps: int, device: str = "cuda") -> list[Row]:
-    """A token of upstream and of compiled PyTorch, on the same weights. opened: of that size, for its records."""
-    made = time_peers(models(size), *case_of_peers(opened, rows, context, steps), ("fp16", "bf16"), device)
+def peer(form: str, kind: str, opened: Bundle, size: str, rows: int, context: int, steps: int, device: str = "cuda") -> Row:
+    """A token of one of PEERS, on the same weights. opened: of that size, for its records."""
+    seconds = time_peer(form, kind, models(size), *case_of_peers(opened, rows, context, steps), device)
     about = {"benchmark": "gpu step", "stage": "coarse", "rows": rows, "context": context} | sizes(opened.manifest.coarse)
-    return [about | row for row in made]
+    return about | {"form": form, "precision": kind, "step_us": round(seconds * 1e6, 1)}

@@ -5,9 +5,11 @@ In: the name of a size, types of weights. Out: rows, given to `keep` as soon as 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from benchmarks.bundle import bundle
+from benchmarks.peers.on_device import PEERS
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bench.clips import time_clips
 from musiclm_deploy.runtime.bench.record import Row
@@ -21,7 +23,7 @@ from musiclm_deploy.runtime.engines.run import EngineDriver
 from .graphs import compare_graphs, need_graphs
 from .kernels import check_patches, need_torch
 from .parts import Missing, Parts
-from .peers import peers
+from .peers import peer
 from .steps import Extent, check
 
 Keep = Callable[[list[Row]], None]
@@ -90,10 +92,10 @@ class Size:
     def peers(self, parts: Parts, keep: Keep) -> None:
         """What others take for a token, on the same rows."""
         for opened in [*self.bundles.values()][:1]:
-            for rows in self._extent.rows:
-                with parts.part(f"{self.name}: peers, {rows} rows"):
+            for rows, (form, kind) in itertools.product(self._extent.rows, PEERS):
+                with parts.part(f"{self.name}: {form}, {kind}, {rows} rows"):
                     need_torch()
-                    keep(peers(opened, self.name, rows, self._extent.context, self._extent.steps))
+                    keep([peer(form, kind, opened, self.name, rows, self._extent.context, self._extent.steps)])
 
     def _clips(self, opened: Bundle, device: str, kind: str) -> list[Row]:
         made = time_clips(opened, self._seconds, GUIDANCE, FINE_WINDOW, REPEATS, None, device=device, weights=kind)

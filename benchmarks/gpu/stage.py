@@ -61,7 +61,7 @@ class OnDevice:
         _, self._context = random_context(opened.manifest, stage, contexts)
         _, own, weights = open_weights(opened.root, self.decoder)
         engines = isinstance(driver, Engines)
-        self.model = EngineModel(driver, stage, own, weights, {}) if engines else DeviceModel(driver, stage, own, weights, kind, {})
+        self.model = EngineModel(driver, stage, own, weights) if engines else DeviceModel(driver, stage, own, weights, kind)
         self.form = "engines" if engines else "kernels"
 
     def request(self, rows: int, context: int, steps: int, sampling: Sampling, end_allowed: bool = False) -> Request:

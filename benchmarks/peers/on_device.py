@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from musiclm_deploy.runtime.bench.record import Row
 from musiclm_deploy.runtime.bench.steps import Case
 
 from .static_cache import StaticCacheCoarse
 
+COMPILED, UPSTREAM = "compiled PyTorch", "audiolm-pytorch"
+PEERS = (COMPILED, "fp16"), (COMPILED, "bf16"), (UPSTREAM, "fp32")  # which is what upstream computes in
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -88,15 +89,12 @@ def time_tokens(step: Callable[[int], Tensor], count: int, device: str) -> float
     return run(half, count) / (count - half)
 
 
-def time_peers(
-    models: Mapping[str, Any], case: Case, conditioning: Tensor, kinds: tuple[str, ...], device: str, upstream_at_most: int = 40
-) -> list[Row]:
-    """A row for upstream in fp32, which is what it computes in, and one of the compiled static cache for each of the kinds."""
-    rows: list[Row] = []
-    state, count = models["coarse"].state_dict(), len(case.tokens)
-    for kind in kinds:
-        step = static_cache_tokens(state, case, conditioning, DTYPES[kind], device, "reduce-overhead")
-        rows.append({"form": "compiled PyTorch", "precision": kind, "step_us": time_tokens(step, count, device) * 1e6})
-    step = upstream_tokens(models["coarse"], case, conditioning, device)
-    rows.append({"form": "audiolm-pytorch", "precision": "fp32", "step_us": time_tokens(step, min(count, upstream_at_most), device) * 1e6})
-    return [row | {"step_us": round(row["step_us"], 1)} for row in rows]
+def time_peer(
+    form: str, kind: str, models: Mapping[str, Any], case: Case, conditioning: Tensor, device: str, upstream_at_most: int = 40
+) -> float:
+    """Seconds of a token of one of PEERS."""
+    count = len(case.tokens)
+    if form == COMPILED:
+        state = models["coarse"].state_dict()
+        return time_tokens(static_cache_tokens(state, case, conditioning, DTYPES[kind], device, "reduce-overhead"), count, device)
+    return time_tokens(upstream_tokens(models["coarse"], case, conditioning, device), min(count, upstream_at_most), device)

@@ -9,18 +9,19 @@ import ctypes
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
 from ...kernels.launch import Call, Launch, Step, bytes_of, key_of
 from ...kernels.launches import PROGRAMS
 from ..backend import BackendError
-from .driver import DeviceError, Download
+from .driver import DeviceError, Download, Spare
 from .kernels import Code, Kernels
 
 _NUMBERS = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
@@ -102,6 +103,7 @@ class CudaDriver:
         self.name, self.capability = find_gpu("device='cuda'", index)
         self._cuda = _api("device='cuda'")
         self._functions: dict[str, tuple[Any, Code]] = {}
+        self.spare: WeakSet[Spare] = WeakSet()
         self._landings: defaultdict[tuple, list[Landing]] = defaultdict(list)  # by shapes, those that no copy is on its way to
         self._context = self._do("cuDevicePrimaryCtxRetain", self._do("cuDeviceGet", index))
         self.kernels = Kernels(bundle)
@@ -127,8 +129,11 @@ class CudaDriver:
             try:
                 for launch in ready:
                     launch()
-            finally:
-                graph = self.call("cuStreamEndCapture", self.stream)
+            except BaseException:
+                with suppress(DeviceError):  # a refused launch can have ended it
+                    self.call("cuGraphDestroy", self.call("cuStreamEndCapture", self.stream))
+                raise
+            graph = self.call("cuStreamEndCapture", self.stream)
         return Recorded(self, graph, [*buffers.values(), *ready])
 
     def replay(self, *recorded: Recorded) -> None:
@@ -266,8 +271,10 @@ class Recorded:
 
     def __init__(self, driver: CudaDriver, graph: Any, used: list[Any]) -> None:
         self._driver, self._used = driver, used
-        self.graph = driver.call("cuGraphInstantiate", graph, 0)
-        driver.call("cuGraphDestroy", graph)
+        try:
+            self.graph = driver.call("cuGraphInstantiate", graph, 0)
+        finally:
+            driver.call("cuGraphDestroy", graph)
 
     def __del__(self) -> None:
         if hasattr(self, "graph"):

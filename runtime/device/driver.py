@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 import numpy as np
 
@@ -23,7 +24,16 @@ class DeviceError(RuntimeError):
     """The device refused something, or is lost; the message says what to do next. The process goes on."""
 
 
+class Spare(Protocol):
+    """Who keeps memory that the next request may need again, and may do without."""
+
+    def give_back(self) -> None:
+        """Let go of it; no request is using it then."""
+        ...
+
+
 class Driver(Protocol):
+    spare: WeakSet[Spare]  # what is given back where memory is short, see `state_bytes`
     programs: int  # of a product, about, as `kernels.launches` takes it: what its kernels were compiled for
 
     def free_bytes(self) -> int:

@@ -30,14 +30,15 @@ class DeviceModel:
     least_capacity = LEAST_CAPACITY
     ring = RING  # tokens of a row that come back at once, and how far the device runs on after the last row has ended
 
-    def __init__(self, driver: Driver, name: str, sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str, lanes: Lanes) -> None:
-        """kind: of matrices and caches, one of TYPES; name: of the stage; lanes: of all stages on the device, which are freed together.
+    def __init__(self, driver: Driver, name: str, sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> None:
+        """kind: of matrices and caches, one of TYPES; name: of the stage.
 
         MemoryError where the device is full, ValueError for int8 of a stage that was not exported in it.
         """
         self.driver, self.name, self.sizes, self.kind, self.beside = driver, name, sizes, kind, beside(kind)
         self.weights: dict[str, Buffer] = {}
-        self._lanes = lanes
+        self._lanes: dict[tuple[Batch, int], Lane] = {}  # by size of batch and copies of its rows
+        driver.spare.add(self)
         told = in_full(sizes, {name: array for name, array in weights.items() if ".attention.w_kv" in name})
         self._of_prefix = [told[f"layers.{layer}.attention.w_kv"] for layer in range(sizes.depth)]
         self._take(weights)
@@ -45,7 +46,7 @@ class DeviceModel:
     def _take(self, weights: Mapping[str, np.ndarray]) -> None:
         """Put the weights where launches read them."""
         packed = pack_weights(self.sizes, weights, self.kind)
-        self.state(f"the weights of the {self.name} stage", sum(array.nbytes for array in packed.values()))
+        state_bytes(self.driver, f"the weights of the {self.name} stage", sum(array.nbytes for array in packed.values()))
         for key, array in packed.items():
             self.weights[key] = self.driver.allocate(type_of(key, self.kind), array.shape)
             self.driver.upload(self.weights[key], array)
@@ -64,19 +65,13 @@ class DeviceModel:
         guidance, whose sequences are among `sequences`.
         """
         batch = Batch(sequences, self.capacity(longest, self.positions(sequences)), keys, prefix, self.ring)
-        key = self.name, batch, copies
+        key = batch, copies
         if key not in self._lanes:
             self._lanes[key] = Lane(self, batch, copies)
         return self._lanes[key]
 
-    def state(self, who: str, needed: int) -> None:
-        """Before as many bytes are taken: where they are not free, lanes of all stages are given back, none of which is in use then.
-
-        MemoryError where that is not enough.
-        """
-        if self.driver.free_bytes() < needed:
-            self._lanes.clear()
-        state_bytes(self.driver, who, needed)
+    def give_back(self) -> None:
+        self._lanes.clear()
 
     def positions(self, sequences: int) -> int:
         """Of each prompt in one list."""
@@ -131,14 +126,11 @@ class Lane:
     def _allocate(self, model: DeviceModel, lists: list[Step]) -> None:
         driver = model.driver
         wanted = {name: buffer for step in lists for name, buffer in step.buffers.items() if name not in self.buffers}
-        model.state(f"the {model.name} stage of this request", sum(bytes_of(*buffer) for buffer in wanted.values()))
+        state_bytes(driver, f"the {model.name} stage of this request", sum(bytes_of(*buffer) for buffer in wanted.values()))
         made = {name: driver.allocate(*buffer) for name, buffer in wanted.items()}
         for name, array in model.constants(self.batch, wanted):
             driver.upload(made[name], array)
         self.buffers |= made
-
-
-Lanes = dict[tuple[str, Batch, int], Lane]  # by stage, size of batch, copies of its rows
 
 
 def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str, programs: int = PROGRAMS) -> Iterator[Step]:
@@ -158,7 +150,13 @@ def every_list(sizes: Sizes, guided: bool, prefix: bool, kind: str, programs: in
 
 
 def state_bytes(driver: Driver, who: str, needed: int) -> None:
-    """MemoryError, before anything is taken, where the device has less than that."""
+    """Before as many bytes are taken: where they are not free, what is kept for the next request is given back.
+
+    MemoryError where that is not enough.
+    """
+    if driver.free_bytes() < needed:
+        for one in [*driver.spare]:
+            one.give_back()
     free = driver.free_bytes()
     _LOG.info("%s: %.1f MB of the GPU's memory, of %.1f MB that are free.", who, needed / 1e6, free / 1e6)
     if free < needed:

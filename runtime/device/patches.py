@@ -29,6 +29,10 @@ class Patches:
         self._shape: tuple[int, ...] = ()
         self.recorded: Any = None  # the launch
         self._step = Step()
+        driver.spare.add(self)
+
+    def give_back(self) -> None:
+        self._shape, self.recorded, self._buffers = (), None, {}
 
     def make(self, wave: np.ndarray) -> tuple[Buffer, tuple[int, ...]]:
         """wave: float32 [B, t] -> patches float32 [B, rows, columns, bins * frames], there when all that was asked of the driver is done;
@@ -36,7 +40,7 @@ class Patches:
         B, samples = wave.shape
         if wave.shape != self._shape:
             self._step = list_patches(self._spectrogram, B, samples, self._filters)
-            self._shape, self.recorded, self._buffers = (), None, {}  # before as much is taken again
+            self.give_back()  # before as much is taken again
             needed = sum(bytes_of(*buffer) for buffer in self._step.buffers.values())
             state_bytes(self._driver, f"the spectrogram of {B} waves of {samples} samples", needed)
             self._buffers = {name: self._driver.allocate(*buffer) for name, buffer in self._step.buffers.items()}

@@ -15,15 +15,15 @@ from ...kernels.launch import Step
 from ...kernels.lists import Batch, build_prefix
 from ...kernels.packing import narrow
 from ..device.driver import Engines
-from ..device.model import DeviceModel, Lanes
+from ..device.model import DeviceModel
 
 
 class EngineModel(DeviceModel):
     """Its lanes have the caches' static length, and hold no weights."""
 
-    def __init__(self, driver: Engines, stage: str, sizes: Sizes, weights: Mapping[str, np.ndarray], lanes: Lanes) -> None:
-        """weights: of the stage, of which a conditioning prefix is multiplied with some; lanes: of all stages, as of `DeviceModel`."""
-        super().__init__(driver, stage, sizes, weights, driver.form.precision, lanes)
+    def __init__(self, driver: Engines, stage: str, sizes: Sizes, weights: Mapping[str, np.ndarray]) -> None:
+        """weights: of the stage, of which a conditioning prefix is multiplied with some."""
+        super().__init__(driver, stage, sizes, weights, driver.form.precision)
         self._form = driver.form
 
     def _take(self, weights: Mapping[str, np.ndarray]) -> None:
