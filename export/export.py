@@ -115,10 +115,10 @@ def export_checkpoints(
             manifest = _take(manifest, chosen, candidates, folder)
         else:
             record_form(folder, engines, candidates, _records(folder / FORM))
-            measured["twins"] |= quality
+            measured["fake_quantized"] |= quality
             quality = {stage: item.record() for stage, item in choose(wanted("fp32"), {}, force).items()}
         quality |= measured["quality"]
-        for name, lost in measured["twins"].items():
+        for name, lost in measured["fake_quantized"].items():
             quality[name] = quality.get(name, {}) | {"tensorrt": lost}
         (folder / MANIFEST).write_text(replace(manifest, errors=measured["errors"], quality=quality).to_json(), encoding="utf-8")
         if kernels or engines:

@@ -1,8 +1,8 @@
 """A graph in 16 bits for an engine that takes types as it finds them: its products read and give fp16 or bf16, all else stays float32.
 
-In: a graph in float32, as an ONNX file. Out: the same with its weights stored in 16 bits and casts around its products; or, `rounded`, its
-twin in float32 whose values are rounded where the other has them in 16 bits. ONNX Runtime's CPU provider knows no product in bf16 and
-leaves out the casts around one in fp16, so the twin is what says on a CPU what 16 bits lose.
+In: a graph in float32, as an ONNX file. Out: the same with its weights stored in 16 bits and casts around its products; or, `rounded`, a
+fake-quantized copy: in float32, its values rounded where the other has them in 16 bits. ONNX Runtime's CPU provider knows no product in
+bf16 and leaves out the casts around one in fp16, so that copy is what says on a CPU what 16 bits lose.
 
 16 bits have: matrices of weights of at least 16 columns, kernels of convolutions, the caches and contexts of the token transformers, and
 what is multiplied with them. Not: sums, norms, softmax, residual streams and their mixing; the last product, as logits or a wave of 8 bits
@@ -57,7 +57,7 @@ class _Mixed:
         for value in (*graph.input, *graph.output):
             if value.name.startswith(_CACHES) and not self._rounded:
                 value.type.tensor_type.elem_type = self._kind
-        for value in graph.input:  # of the twin's, only what it writes itself is rounded already
+        for value in graph.input:  # of the fake-quantized copy's, only what it writes itself is rounded already
             if value.name.startswith(_CACHES[:1] if self._rounded else _CACHES):
                 self._native.add(value.name)
                 self._narrow[value.name] = value.name

@@ -30,7 +30,7 @@ from ..runtime.windows import Span, semantic_in
 from .calibration import Calibration
 
 
-class Twins:
+class SideBySide:
     """A `DecoderRun` for `decode`, of rows that end together: the fp32 model's, whose logits are compared with those of the others at every
     step."""
 
@@ -148,7 +148,7 @@ def _stage(
         record = decoder if static else replace(decoder, step=Step(**fields))
         transformer = open_native(folder, record, pool) if pool and not static else open_session(graph, None)
         others[precision] = run(transformer, record, static or capacity)
-    twins = Twins(run(model.transformer(plan.stage), decoder, capacity), others, sampling.cond_scale if guided else None)
+    side_by_side = SideBySide(run(model.transformer(plan.stage), decoder, capacity), others, sampling.cond_scale if guided else None)
     philox = PhiloxNoise([(0, item) for item in range(rows)])
 
     def noise(step: int, live: np.ndarray) -> np.ndarray:
@@ -159,5 +159,5 @@ def _stage(
         return certain
 
     drawing = sampling if given is None else Sampling(temperature=1.0, filter_thres=0.0, cond_scale=sampling.cond_scale)
-    fed = decode(plan, cast(DecoderRun, twins), guided, drawing, noise, lambda done, total: None)
-    return fed, twins.measured(decoder.vocabulary)
+    fed = decode(plan, cast(DecoderRun, side_by_side), guided, drawing, noise, lambda done, total: None)
+    return fed, side_by_side.measured(decoder.vocabulary)

@@ -1,7 +1,7 @@
-"""TensorRT's form of a new bundle: caches of a static length, the precision that was asked for, and the twins that say what it loses.
+"""TensorRT's form of a new bundle: caches of a static length, the precision that was asked for, and copies that say what it loses.
 
-In: what was collected, the bundle's manifest. Out: the folder `tensorrt/` with its record, and beside the bundle the float32 twins, which
-`export.validate` runs on a CPU. No TensorRT is needed.
+In: what was collected, the bundle's manifest. Out: the folder `tensorrt/` with its record, and beside the bundle fake-quantized
+copies, which `export.validate` runs on a CPU. No TensorRT is needed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from .stage import export_stage
 
 
 def write_form(collected: Collected, manifest: Manifest, folder: Path, precision: str) -> dict[str, dict[str, dict[str, int]]]:
-    """Write the graphs into `folder`/tensorrt, and their twins into a folder named `precision` beside it.
+    """Write the graphs into `folder`/tensorrt, and their fake-quantized copies into a folder named `precision` beside it.
 
     Returns stage -> precision -> {"capacity": the length of its caches}, as `export.quality` takes it.
     """
-    own, exact, twins = folder / FOLDER, folder.with_name("static"), folder.with_name(precision)
-    for made in (own, exact, twins):
+    own, exact, copies = folder / FOLDER, folder.with_name("static"), folder.with_name(precision)
+    for made in (own, exact, copies):
         made.mkdir()
     settings, capacities = collected.settings, {stage: _capacity(manifest, stage) for stage in STAGES}
     sizes = settings["semantic"]["max_length"], settings["codec"]["rq_groups"]
     for stage, capacity in capacities.items():
         name = export_stage(stage, collected.checkpoints[stage], settings[stage], exact, *sizes, capacity=capacity).graph
         _write(exact / name, own / name, precision)
-        _write(exact / name, twins / name, precision, rounded=True)
+        _write(exact / name, copies / name, precision, rounded=True)
     if precision != "fp32":  # what gives codes or tokens stays as it is: the nearest of many is no matter of 16 bits
         for name in (manifest.mulan.text, manifest.mulan.audio, manifest.codec.decode):
             _write(folder / name, own / name, precision)
-            _write(folder / name, twins / name, precision, rounded=True)
+            _write(folder / name, copies / name, precision, rounded=True)
     return {stage: {precision: {"capacity": capacity}} for stage, capacity in capacities.items()}
 
 

@@ -48,7 +48,8 @@ def validate(
     bundle: Path, sources: dict[str, Path], overrides: dict[str, Any], candidates: dict[str, Any], sounds: list[Path]
 ) -> dict[str, Any]:
     """ "errors": the largest of each stage; "quality": of the stages that have another measure as well; "narrow": of `export.quality`,
-    measured on the sounds if there are any; "twins": the same as "quality" of the other graphs of TensorRT's form against those in fp32.
+    measured on the sounds if there are any; "fake_quantized": the same as "quality" of the other graphs of
+    TensorRT's form against those in fp32.
 
     Raises ExportError if a stage misses its tolerance.
     """
@@ -62,7 +63,7 @@ def validate(
         for stage in STAGES:
             errors[stage] = _transformer(stage, model, collected)
         narrow = measure(model, candidates, of_sounds(model, sounds) if sounds else of_texts(model)) if candidates else {}
-        twins = _twins(model, {name for forms in candidates.values() for name in forms})
+        fake_quantized = _fake_quantized(model, {name for forms in candidates.values() for name in forms})
     faults = [
         f"{stage}: error {error:.2e}, allowed {TOLERANCES[stage]:.0e}" for stage, error in errors.items() if not error <= TOLERANCES[stage]
     ]
@@ -70,7 +71,7 @@ def validate(
     faults += [f"{stage}: divergence {kl:.2e} nats, allowed {SAME_KL:.0e}" for stage, kl in forms.items() if not kl <= SAME_KL]
     if faults:
         raise ExportError("the exported graphs differ from PyTorch:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    return {"errors": errors, "quality": quality, "narrow": narrow, "twins": twins}
+    return {"errors": errors, "quality": quality, "narrow": narrow, "fake_quantized": fake_quantized}
 
 
 def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -106,8 +107,8 @@ def _codec(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     return errors
 
 
-def _twins(model: MusicLM, precisions: set[str]) -> dict[str, dict[str, Any]]:
-    """What the other graphs of TensorRT's form lose, by their float32 twins in folders of these names beside the bundle."""
+def _fake_quantized(model: MusicLM, precisions: set[str]) -> dict[str, dict[str, Any]]:
+    """What the other graphs of TensorRT's form lose, by their fake-quantized copies in folders of these names beside the bundle."""
     manifest, found, rng = model.bundle.manifest, {}, np.random.default_rng(0)
     ids, mask = model.tokenizer.encode_batch(["calm piano in a ballroom", "brass band"], manifest.mulan.max_tokens)
     codes = rng.integers(0, manifest.codec.codebook_size, (3, manifest.codec.min_frames + 19, manifest.codec.quantizers))
@@ -115,9 +116,9 @@ def _twins(model: MusicLM, precisions: set[str]) -> dict[str, dict[str, Any]]:
     given = {"mulan_text": (manifest.mulan.text, {"input_ids": ids, "attention_mask": mask})}
     given |= {"mulan_audio": (manifest.mulan.audio, {"wave": wave}), "codec_decode": (manifest.codec.decode, {"codes": codes})}
     for precision, (stage, (graph, inputs)) in itertools.product(precisions, given.items()):
-        twin = model.bundle.root.with_name(precision) / graph
-        if twin.is_file():
-            lost, exact = np.asarray(open_session(twin, None).run(None, inputs)[0]), next(iter(model.run(graph, **inputs).values()))
+        copy = model.bundle.root.with_name(precision) / graph
+        if copy.is_file():
+            lost, exact = np.asarray(open_session(copy, None).run(None, inputs)[0]), next(iter(model.run(graph, **inputs).values()))
             measured = {"snr_db": _snr(exact, lost - exact)} if stage == "codec_decode" else {"similarity": _similarity(lost, exact)}
             found[stage] = {"precision": precision, **measured}
     return found

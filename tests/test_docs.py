@@ -85,9 +85,8 @@ def instant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return manifest
 
     monkeypatch.setattr(exporting, "_write_stages", write)
-    monkeypatch.setattr(
-        exporting, "_validate", lambda *_: {"errors": Bundle.open(tiny_bundle).manifest.errors, "quality": {}, "narrow": {}, "twins": {}}
-    )
+    errors = Bundle.open(tiny_bundle).manifest.errors
+    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": errors, "quality": {}, "narrow": {}, "fake_quantized": {}})
 
 
 def test_the_export_page(folder: Path, instant: None, tiny_models: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -51,7 +51,7 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
 
 @pytest.fixture
 def unvalidated(monkeypatch) -> None:
-    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": {"fine": 1e-7}, "quality": {}, "narrow": {}, "twins": {}})
+    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": {"fine": 1e-7}, "quality": {}, "narrow": {}, "fake_quantized": {}})
 
 
 def content(folder: Path) -> dict[str, bytes]:

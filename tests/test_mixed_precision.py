@@ -1,4 +1,4 @@
-"""Graphs in 16 bits: what is in 16 bits and what is not, the twin that says what that loses, and TensorRT-RTX compiling them."""
+"""Graphs in 16 bits: what is in 16 bits and what is not, the copy that says what that loses, and TensorRT-RTX compiling them."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def small_graph(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_twin_rounds_where_the_other_is_in_16_bits(kind: str, tmp_path: Path) -> None:
+def test_the_copy_rounds_where_the_other_is_in_16_bits(kind: str, tmp_path: Path) -> None:
     """Fault: a value that is rounded at another place than it is in 16 bits, or a product in 16 bits that must not be."""
     w = small_graph(tmp_path / "g.onnx")
-    save_mixed(tmp_path / "g.onnx", tmp_path / "twin.onnx", kind, rounded=True)
+    save_mixed(tmp_path / "g.onnx", tmp_path / "copy.onnx", kind, rounded=True)
     x = np.random.default_rng(1).standard_normal((5, 24), np.float32)
 
     def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_the_twin_rounds_where_the_other_is_in_16_bits(kind: str, tmp_path: Path
 
     expected = product(np.maximum(product(x, w["a"]), 0), w["b"][1])
     expected = rounded(expected @ rounded(w["c"], kind), kind) @ w["d"]  # c has 8 columns, but its input is in 16 bits already
-    found = open_session(tmp_path / "twin.onnx", 1).run(None, {"x": x})[0]
+    found = open_session(tmp_path / "copy.onnx", 1).run(None, {"x": x})[0]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -73,9 +73,9 @@ def test_what_is_stored_in_16_bits(kind: str, tmp_path: Path) -> None:
     assert [node.op_type for node in graph.node].count("Cast") == 4  # x, relu's input and output, the last product's input
 
 
-def mixed(made: Stage, folder: Path, kind: str, twin: bool) -> Stage:
+def mixed(made: Stage, folder: Path, kind: str, rounded: bool) -> Stage:
     other = copy.copy(made)
-    save_mixed(made.folder / made.decoder.graph, folder / made.decoder.graph, kind, twin)
+    save_mixed(made.folder / made.decoder.graph, folder / made.decoder.graph, kind, rounded)
     other.folder, other.session = folder, open_session(folder / made.decoder.graph, 2)
     return other
 

@@ -79,6 +79,7 @@ def _log(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.WARNING and not any(part in message for part in _NO_MATTER):
                 self.faults.append(message)
+                del self.faults[:-32]  # a process may run for months
                 _LOG.info("TensorRT: %s", message)
 
     return Log()
