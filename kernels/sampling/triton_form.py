@@ -104,7 +104,7 @@ def _largest(score, there, k):
     """The k-th largest of the entries that are there, 1 <= k <= their number."""
     bits = score.to(tl.uint32, bitcast=True)
     negative = bits >> 31 != 0
-    order = tl.where(there, tl.where(negative, ~bits, bits | 0x80000000), 0)
+    order = tl.where(there, tl.where(negative, bits ^ 0xFFFFFFFF, bits | 0x80000000), 0)
     found = tl.zeros([1], tl.uint32)
     one = tl.full([1], 1, tl.uint32)
     for place in tl.static_range(30, -1, -2):
@@ -114,7 +114,7 @@ def _largest(score, there, k):
         counts = tl.sum(first + (second << 20) + (third << 40), axis=0)  # three sums in one: up to 2**20 entries
         digit = (counts % 1048576 >= k).to(tl.uint32) + ((counts >> 20) % 1048576 >= k).to(tl.uint32) + (counts >> 40 >= k).to(tl.uint32)
         found |= digit << place
-    return tl.where(found >> 31 != 0, found ^ 0x80000000, ~found).to(tl.float32, bitcast=True)
+    return tl.where(found >> 31 != 0, found ^ 0x80000000, found ^ 0xFFFFFFFF).to(tl.float32, bitcast=True)
 
 
 @triton.jit
