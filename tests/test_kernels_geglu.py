@@ -40,7 +40,7 @@ def kernels(p: FeedForward, x: np.ndarray, dtype: torch.dtype, shifted: bool) ->
     plain = (floats(x), torch.ones(B), torch.zeros(B, DIM), unused, unused, unused)
     mixing = Mixing(DIM, triton.next_power_of_2(DIM), 1, 1, False, shifted)
     launch(connect, (B, 1), *plain, floats(p.norm), floats(p.norm_bias), unused, unused, branch, B, mixing)
-    rows, programs = triton.cdiv(B, ROWS), triton.cdiv(inner, COLUMNS)
+    rows, programs = -(-B // ROWS), -(-inner // COLUMNS)
     moments = empty(B, programs, 2)
     launch(
         product,
@@ -52,7 +52,7 @@ def kernels(p: FeedForward, x: np.ndarray, dtype: torch.dtype, shifted: bool) ->
     sizes = Inner(inner, COLUMNS, triton.next_power_of_2(programs), shifted)
     launch(
         product,
-        (triton.cdiv(DIM, COLUMNS), rows),
+        (-(-DIM // COLUMNS), rows),
         *(measure, read_normed, normed, sizes, floats(p.w_out.T, dtype), unused, unused, y, unused),
         *(B, DIM, inner, inner, ROWS, COLUMNS, triton.next_power_of_2(inner), 0, False, False),
     )
@@ -92,7 +92,7 @@ def test_a_mean_far_from_zero() -> None:
     inputs = (torch.from_numpy(z), floats(moments), torch.ones(40), unused)
     launch(
         product,
-        (triton.cdiv(DIM, COLUMNS), 2),
+        (-(-DIM // COLUMNS), 2),
         *(measure, read_normed, inputs, Inner(40, COLUMNS, 8, False), floats(p.w_out.T), unused, unused, y, unused),
         *(3, DIM, 40, 40, ROWS, COLUMNS, 64, 0, False, False),
     )

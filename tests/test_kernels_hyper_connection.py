@@ -60,7 +60,7 @@ def run(
     sizes = Mixing(dim, width, S, triton.next_power_of_2(S), p is not None, shift is not None)
     columns = 1 + (S + (p is not None)) * keep
     launch(connect, (B, columns), *(floats(a) for a in arrays), streams_out, beta_out, branch, B, sizes)
-    launch(_probe, (PROGRAMS, triton.cdiv(B, 2)), (branch, RAW), out, B, dim, 2, width)
+    launch(_probe, (PROGRAMS, -(-B // 2)), (branch, RAW), out, B, dim, 2, width)
     return out.numpy(), streams_out.numpy(), beta_out.numpy()
 
 

@@ -64,9 +64,9 @@ def run(
     (B, K), N = x.shape, len(weights) // (1 + gated)
     padded = torch.full((len(weights), pitch or K), 99).to(weights.dtype)
     padded[:, :K] = weights
-    out, moments = empty(B, N), empty(B, triton.cdiv(N, tile[1]), 2)
+    out, moments = empty(B, N), empty(B, -(-N // tile[1]), 2)
     rest = [torch.from_numpy(np.zeros(1, np.float32) if a is None else a) for a in (scales, bias)]
-    grid = triton.cdiv(N, tile[1]), triton.cdiv(B, tile[0])
+    grid = -(-N // tile[1]), -(-B // tile[0])
     launch(
         product,
         grid,
