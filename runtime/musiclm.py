@@ -78,7 +78,7 @@ class MusicLM:
         """driver: of the device that makes the tokens, the CPU without one; weights: their type there, one of TYPES."""
         self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
-        self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.Lock()
+        self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.RLock()  # a report may close the model
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
         self._on_device: dict[str, DeviceModel] = {}

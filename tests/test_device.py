@@ -197,9 +197,12 @@ def test_what_does_not_fit_is_said_before_it_is_taken(stages) -> None:
 
 
 def test_what_a_device_does_not_take(on_interpreter: MusicLM, stages) -> None:
-    """Fault: a caller's noise is ignored in silence; a request that was stopped spoils the next one."""
+    """Fault: a caller's noise is ignored in silence; a model that is closed by its request's report waits for itself; a request that was
+    stopped spoils the next one."""
     with pytest.raises(ValueError, match="noise= is for device='cpu'"):
         on_interpreter.generate("calm", noise=PhiloxNoise([(0, 0)]))
+    with pytest.raises(RuntimeError, match="this MusicLM is closed"):
+        on_interpreter.generate("calm", seconds=0.04, progress=lambda *_: on_interpreter.close())
     stage = stages("one stream, before 2.4, one layer, 64", "semantic")
     model, plan, sampling = device_model(stage), plan_of(stage, 7, False), Sampling(temperature=1, filter_thres=0, cond_scale=1)
 
