@@ -168,7 +168,7 @@ class InterpretedEngines(InterpreterDriver):
 
     def __init__(self, bundle: Bundle, form: Form, memory: int = 1 << 30) -> None:
         super().__init__(memory)
-        self._bundle, self.form, self._sessions, self.closed = bundle, form, {}, 0
+        self._bundle, self.form, self._sessions = bundle, form, {}
         self.asked: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -176,9 +176,6 @@ class InterpretedEngines(InterpreterDriver):
         self.asked.append((graph, 0, {name: array.shape for name, array in inputs.items()}))
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
-
-    def close(self) -> None:
-        self.closed += 1
 
     def called(self, call: Call, buffers: Mapping[str, torch.Tensor]) -> Callable[[], None]:
         graph = getattr(self._bundle.manifest, call.stage).graph
