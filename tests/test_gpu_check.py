@@ -349,6 +349,7 @@ def test_peers_on_a_device(tiny_bundle, tiny_models, monkeypatch) -> None:
     monkeypatch.setattr(on_device, "DTYPES", {"fp16": torch.float32, "bf16": torch.float32})  # a CPU takes its time in 16 bits
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     monkeypatch.setattr(peers, "models", lambda *_: tiny_models)
+    assert on_device.PEERS == (("compiled PyTorch", "fp16"), ("compiled PyTorch", "bf16"), ("audiolm-pytorch", "fp32"))
     for form, kind in on_device.PEERS:
         row = peers.peer(form, kind, Bundle.open(tiny_bundle), "tiny", 2, 20, 6, device="cpu")
         assert (row["form"], row["precision"], row["rows"]) == (form, kind, 2) and row["step_us"] > 0
