@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 FOLDERS = ("export", "kernels", "model", "runtime")
 
-package_dir = {"musiclm_deploy": "musiclm_deploy"}
+package_dir = {"musiclm_deploy": "musiclm_deploy", "musiclm_deploy.commands": "musiclm_deploy/commands"}
 for folder in FOLDERS:
     for init in sorted((ROOT / folder).rglob("__init__.py")):
         path = init.parent.relative_to(ROOT)

@@ -24,11 +24,11 @@ from test_training_docs import ROOT, shortened
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
+from musiclm_deploy.cli import make_parser
 from musiclm_deploy.export import export as exporting
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.validate import TOLERANCES
 from musiclm_deploy.kernels import decoder_step
-from musiclm_deploy.options import make_parser
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest
 from musiclm_deploy.runtime.music import Candidate, Music, Tokens
 

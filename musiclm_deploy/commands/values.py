@@ -1,0 +1,45 @@
+"""Values of options, checked: numbers, numbers by stage, windows, a file of settings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+
+def count(text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def stage_value(text: str) -> tuple[str, float]:
+    stage, _, value = text.rpartition("=")
+    try:
+        return stage, float(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number, or STAGE=number, got {text!r}") from error
+
+
+def stage_window(text: str) -> tuple[str, tuple[int | None, int | None]]:
+    match = re.fullmatch(r"(\w+)=(\d{1,9})?(?::(\d{1,9}))?", text)
+    if match is None or match[2] is match[3] is None:
+        raise argparse.ArgumentTypeError(f"expected STAGE=LENGTH:OVERLAP, STAGE=LENGTH or STAGE=:OVERLAP, whole numbers, got {text!r}")
+    length, overlap = (None if number is None else int(number) for number in match.group(2, 3))
+    return match[1], (length, overlap)
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    from ..export.errors import ExportError
+
+    if path is None:
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"--config {path}: {error}") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"--config {path}: expected a JSON object, got {type(config).__name__}.")
+    return config
