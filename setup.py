@@ -65,7 +65,15 @@ EXTRAS = {
     "tensorrt": ["tensorrt>=10.15,<12", "cuda-python>=13,<14"],
     "tensorrt-rtx": ["tensorrt-rtx-cu13-bindings>=1.7,<2", "tensorrt-rtx-cu13-libs>=1.7,<2", "cuda-python>=13,<14"],
     "pycuda": ["pycuda>=2026.1"],  # whose arrays are taken as sounds; nothing here imports it
-    "export": [TORCH, "einops>=0.8,<1", "onnx>=1.23,<2", "onnxscript>=0.7,<1", "safetensors>=0.8,<1", "vector-quantize-pytorch>=1.32,<2"],
+    "export": [
+        TORCH,
+        "einops>=0.8,<1",
+        "onnx>=1.23,<2",
+        "onnx-ir>=1.1,<2",
+        "onnxscript>=0.7,<1",
+        "safetensors>=0.8,<1",
+        "vector-quantize-pytorch>=1.32,<2",
+    ],
     "kernels": ["triton>=3.7.1,<3.10"],  # for `export_all.py --kernels`
     # What upstream imports. Upstream itself cannot be resolved by pip, see requirements/upstream.txt.
     "train": [

@@ -26,13 +26,14 @@ class Options(TypedDict, total=False):
     force: bool
     kernels: Sequence[str]
     compute_capabilities: Sequence[int] | None
+    trace_cache: str | os.PathLike | None
     overwrite: bool
     quiet: bool
 
 
 def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Path:
     """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (target, precision, force,
-    kernels, compute_capabilities, overwrite, quiet): as for `export_checkpoints`.
+    kernels, compute_capabilities, trace_cache, overwrite, quiet): as for `export_checkpoints`.
 
     Its `wav2vec` goes into the bundle if it is a `MelKmeans` or a `HubertKmeans`; a UserWarning says what to do if it is another.
     """

@@ -1,4 +1,7 @@
-"""Tracing a PyTorch module into an ONNX file: the stages that are not built by hand. It knows no model."""
+"""Tracing a PyTorch module into an ONNX file: the stages that are not built by hand. It knows no model.
+
+A trace is kept without its weights, and the same module with other weights is not traced again (`trace_cache`).
+"""
 
 import copy
 import logging
@@ -6,8 +9,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.onnx import ONNXProgram
+
+from . import trace_cache
 
 OPSET = 20
 
@@ -19,6 +26,22 @@ def trace(
 
     Every tensor of `example` must be an object of its own: one that is given twice is traced as one input.
     """
+    module = _with_onnx_lstm(module.eval())
+    key = trace_cache.key_of(module, example, (inputs, outputs, dims, OPSET))
+    skeleton = trace_cache.read(key)
+    if skeleton is None:
+        skeleton = _skeleton(module, example, inputs, outputs, dims)
+        trace_cache.write(key, skeleton)
+    _put_in_weights(skeleton, module, inputs)
+    program = ONNXProgram(skeleton, None)
+    program.optimize()  # with the weights in place: it also computes what depends on nothing else
+    program.save(path, external_data=True)
+
+
+def _skeleton(
+    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dims: list[dict[int, Any]]
+) -> ir.Model:
+    """Trace `module` into a graph whose weights are further inputs, by their names in the module."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)  # it warns of every optional package that is not installed
@@ -26,7 +49,7 @@ def trace(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                _with_onnx_lstm(module.eval()),
+                module,
                 example,
                 dynamo=True,
                 opset_version=OPSET,
@@ -34,13 +57,31 @@ def trace(
                 output_names=outputs,
                 dynamic_shapes=dims,
                 verbose=False,
+                optimize=False,
             )
     finally:
         log.setLevel(level)
     assert program is not None
-    for node in program.model.graph:
+    graph = program.model.graph
+    for node in graph:
         node.metadata_props.clear()  # stack traces with the paths of this machine
-    program.save(path, external_data=True)
+    for name, weight in list(graph.initializers.items()):
+        del graph.initializers[name]
+        weight.const_value = None
+        graph.inputs.append(weight)
+    # Written and read again, so that a graph is the same to the byte whether its trace was kept or not.
+    return ir.serde.from_proto(ir.to_proto(program.model))
+
+
+def _put_in_weights(skeleton: ir.Model, module: nn.Module, inputs: list[str]) -> None:
+    """Turn the inputs that are weights into initializers with the tensors of the module."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    graph = skeleton.graph
+    for weight in graph.inputs[len(inputs) :]:
+        assert weight.name in tensors, f"{weight.name} is neither a parameter nor a buffer of {type(module).__name__}"
+        weight.const_value = ir.tensor(tensors[weight.name].detach().contiguous().numpy(), name=weight.name)
+        graph.inputs.remove(weight)
+        graph.initializers.add(weight)
 
 
 def _with_onnx_lstm(module: nn.Module) -> nn.Module:

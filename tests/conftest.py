@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,24 @@ if "MUSICLM_KERNELS_ON" not in os.environ:  # of benchmarks/gpu: a GPU that kern
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; triton reads it once, when it is imported
 
 import pytest
+from support.shared import FOLDER, shared
+
+TRACE_CACHE = "MUSICLM_TRACE_CACHE"  # of the environment, as in export/trace_cache.py, which imports torch
 
 # Files that share what takes long to make; each other file is a group of its own.
 TOGETHER = {
     **dict.fromkeys(("test_emulated_gpu", "test_gpu_check", "test_kernels_compile", "test_patches"), "kernel_bundle"),
     **dict.fromkeys(("test_engines", "test_engines_build", "test_engines_full", "test_engines_run"), "static_bundle"),
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the folder that the processes of this run share; what is traced in one of them is traced in no other."""
+    if hasattr(config, "workerinput"):  # a process of pytest-xdist, which has inherited it
+        return
+    folder = tempfile.mkdtemp(prefix="musiclm-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ |= {FOLDER: folder, TRACE_CACHE: os.path.join(folder, "traces")}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -36,11 +50,12 @@ def tiny_models():
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoints(tiny_models, tmp_path_factory) -> dict[str, Path]:
-    """Their files in upstream's formats, by the names of the exporter's options."""
+def tiny_checkpoints(tiny_models) -> dict[str, Path]:
+    """Their files in upstream's formats, by the names of the exporter's options. Read only, as all that is shared."""
     from demo.checkpoints import save_checkpoints
 
-    return save_checkpoints(tiny_models, tmp_path_factory.mktemp("checkpoints"))
+    folder = shared("checkpoints", lambda folder: save_checkpoints(tiny_models, folder))
+    return {name: folder / f"{name}.pt" for name in tiny_models}
 
 
 @pytest.fixture(scope="session")
@@ -69,29 +84,30 @@ def packages(tiny_checkpoints) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def good(packages, tmp_path_factory) -> dict[str, Path]:
-    """Their files: small ones that the export takes. Read only."""
+def good(packages) -> dict[str, Path]:
+    """Their files: small ones that the export takes."""
     import torch
 
-    folder = tmp_path_factory.mktemp("good")
-    for kind, package in packages.items():
-        torch.save(package, folder / f"{kind}.pt")
+    def save(folder: Path) -> None:
+        folder.mkdir()
+        for kind, package in packages.items():
+            torch.save(package, folder / f"{kind}.pt")
+
+    folder = shared("good", save)
     return {kind: folder / f"{kind}.pt" for kind in packages}
 
 
 @pytest.fixture(scope="session")
-def mel_file(mel_kmeans, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("mel") / "mel.pt"
-    mel_kmeans.save(path)
-    return path
+def mel_file(mel_kmeans) -> Path:
+    return shared("mel.pt", mel_kmeans.save)
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoints, mel_file, tmp_path_factory) -> Path:
+def tiny_bundle(tiny_checkpoints, mel_file) -> Path:
     """The bundle that the export makes of them. Read only: a test that changes it works on a copy."""
     from musiclm_deploy.export.export import export_checkpoints
 
-    return export_checkpoints(**tiny_checkpoints, semantic_features=mel_file, out=tmp_path_factory.mktemp("export") / "bundle", quiet=True)
+    return shared("bundle", lambda out: export_checkpoints(**tiny_checkpoints, semantic_features=mel_file, out=out, quiet=True))
 
 
 @pytest.fixture(scope="session")

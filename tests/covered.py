@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import covered_models as models
+from support import covered_models as models
 from torch import nn
 
 from musiclm_deploy.export.errors import ExportError

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_contrastive import HIERARCHIES, LOSSES, assert_equal, assert_same_step
-from test_mulan import TOKENS, ours, randomise, upstream, waves
+from support.contrastive import HIERARCHIES, LOSSES, assert_equal, assert_same_step
+from support.mulan import TOKENS, randomise, upstream, waves
 
+import musiclm_deploy.model as ours
 from musiclm_deploy.model import AudioSpectrogramTransformer
 from musiclm_deploy.model.augmentation import Masking, kept_patches, stretch_time
 from musiclm_deploy.model.spectrogram import Spectrogram, music_spectrogram

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_soundstream import CODEBOOK, TOLERANCE, upstream_soundstream
+from support.soundstream import CODEBOOK, TOLERANCE, upstream_soundstream
 
 from musiclm_deploy.export.codec import export_codec_decode
 from musiclm_deploy.export.soundstream import build_decoder, infer_soundstream

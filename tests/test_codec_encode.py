@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from test_soundstream import SMALL, random_codes, upstream_soundstream
+from support.soundstream import SMALL, random_codes, upstream_soundstream
 from torch import Tensor
 
 import musiclm_deploy as md

@@ -195,7 +195,7 @@ def test_tokens_of_a_continued_clip_resume(short: Any) -> None:
     assert len(short.generate("x", tokens=semantic, **options).tokens.coarse) == 46
 
 
-class _Noise:
+class SharedNoise:
     """One row's noise for both: by the token's index here, one after another there, from the end of the prime on."""
 
     def __init__(self, told: dict[str, int], end: dict[str, int]) -> None:
@@ -237,7 +237,7 @@ def test_equals_upstreams(
     semantic = live.audio_lm.semantic.wav2vec(wave, flatten=False, input_sample_hz=HZ)[0]
     semantic = semantic.unique_consecutive() if unique else semantic
     steps = len(semantic) + 9
-    noise = _Noise({"semantic": len(semantic), "coarse": primed * 2 * groups, "fine": primed * 3 * groups}, end)
+    noise = SharedNoise({"semantic": len(semantic), "coarse": primed * 2 * groups, "fine": primed * 3 * groups}, end)
 
     from audiolm_pytorch import audiolm_pytorch as wrappers
     from x_clip.tokenizer import tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import RANKS, contrast, disagree, run, tiny_mulan, tiny_pairs, train
+from support.ranks import RANKS, contrast, disagree, run, tiny_mulan, tiny_pairs, train
 
 LOSSES: dict[str, dict[str, Any]] = {
     "softmax": dict(decoupled_contrastive_learning=False),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from test_training_docs import ROOT, shortened
+from support.pages import ROOT, shortened
 
 import musiclm_deploy as md
 from musiclm_deploy import cli

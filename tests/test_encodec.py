@@ -13,7 +13,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_tokens import FRAMES, SEMANTIC_STEPS, TEXTS, _noise, _upstream_generate
+from support.encodec import hugging_face, noise, randomise, small
+from support.upstream_tokens import FRAMES, SEMANTIC_STEPS, TEXTS, shared_noise, upstream_generate
 from torch import Tensor
 
 import musiclm_deploy as md
@@ -30,38 +31,6 @@ TOLERANCE = 1e-5  # of the peak, fp32
 BANDWIDTHS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}  # kbps: quantizers
 
 
-@torch.no_grad()
-def randomise(model: Any) -> Any:
-    """Weights, gains and biases; then codebooks that the model's own latents spread over."""
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        spread = 0.3 * parameter.abs().mean() if parameter.ndim > 1 else 0.1
-        parameter += spread * torch.randn_like(parameter)
-        if name.endswith(("weight_g", "original0")):
-            parameter *= 2  # else the latents of all waves are nearly one
-    residual = model.encoder(noise(2, 40, model)).transpose(1, 2).flatten(0, 1)
-    for name, book in model.named_buffers():
-        if name.endswith("codebook.embed"):
-            centre = residual.mean(0)
-            book.copy_(centre + 0.5 * (residual - centre).std() * torch.randn_like(book))
-            residual = residual - book[torch.cdist(residual, book).argmin(1)]
-    for name, buffer in model.named_buffers():
-        if name.endswith("inited"):
-            buffer.fill_(1)
-    return model.eval()
-
-
-def noise(batch: int, frames: int, model: Any = None) -> Tensor:
-    """[B, 1, t], each row of another loudness."""
-    hop = 320 if model is None else int(np.prod(ratios(model)))
-    wave = torch.randn(batch, 1, frames * hop, generator=torch.Generator().manual_seed(frames))
-    return wave * torch.logspace(-1.5, 0, batch).view(-1, 1, 1)
-
-
-def ratios(model: Any) -> list[int]:
-    return list(model.config.upsampling_ratios) if hasattr(model, "config") else list(model.encoder.ratios)
-
-
 @pytest.fixture(scope="module")
 def full() -> Any:
     """The model of the encodec package at its own size, 15 M parameters."""
@@ -69,18 +38,6 @@ def full() -> Any:
     from encodec.model import EncodecModel
 
     return randomise(EncodecModel.encodec_model_24khz(pretrained=False))
-
-
-def small(strides: tuple[int, ...] = (2, 3), quantizers: int = 5) -> Any:
-    load_upstream()
-    from encodec.model import EncodecModel
-    from encodec.modules.seanet import SEANetDecoder, SEANetEncoder
-    from encodec.quantization.vq import ResidualVectorQuantizer
-
-    torch.manual_seed(1)
-    shape: dict[str, Any] = dict(dimension=12, n_filters=4, ratios=list(reversed(strides)), causal=True)
-    quantizer = ResidualVectorQuantizer(dimension=12, n_q=quantizers, bins=16)
-    return randomise(EncodecModel(SEANetEncoder(**shape), SEANetDecoder(**shape), quantizer, [1.0], 24000, 1))
 
 
 def ours(model: Any, quantizers: int, **overrides: Any) -> tuple[EncodecDecoder, EncodecEncoder]:
@@ -176,14 +133,6 @@ def test_missing_codes_add_nothing() -> None:
 
 
 # --- files
-
-
-def hugging_face(**arguments: Any) -> Any:
-    from transformers import EncodecConfig, EncodecModel
-
-    torch.manual_seed(2)
-    small_one: dict[str, Any] = dict(num_filters=4, hidden_size=16, codebook_size=16, upsampling_ratios=[4, 2], target_bandwidths=[60.0])
-    return randomise(EncodecModel(EncodecConfig(**small_one | arguments)))
 
 
 @pytest.mark.parametrize("names", ["of today", "of torch before 2.0"])
@@ -307,8 +256,8 @@ def test_live_model_generates_as_upstream(coded: tuple[dict[str, Any], Path], wr
     models, bundle = coded
     variant = {"conditioning": "cross", "rel_pos_bias": True, "unique_consecutive": True, "filter_thres": 0.7, "cond_scale": 3.0}
     variant |= {"codes": (1, 3, 1024, 1)}
-    given = _noise(variant, seed=0)
-    expected = _upstream_generate(variant, models, models["quantizer"], wrapper, given, monkeypatch)
+    given = shared_noise(variant, seed=0)
+    expected = upstream_generate(variant, models, models["quantizer"], wrapper, given, monkeypatch)
     with md.load(bundle, device="cpu") as model:
         codec = model.bundle.manifest.codec
         assert (codec.sample_hz, codec.samples_per_frame, codec.quantizers, codec.groups, codec.codebook_size) == (24000, 320, 4, 1, 1024)

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fuzzing
 import numpy as np
 import pytest
 import torch
-from fuzzing import Dice, State
 from safetensors.torch import save_file
 from sklearn.cluster import MiniBatchKMeans
-from test_encodec import hugging_face, small
-from test_hubert import CFG, fairseq_state, tiny_hubert
+from support import fuzzing
+from support.encodec import hugging_face, small
+from support.fuzzing import Dice, State
+from support.hubert import CFG, fairseq_state, tiny_hubert
 
 from musiclm_deploy.export.checkpoint import read_checkpoint
 from musiclm_deploy.export.doctor import diagnose

@@ -7,24 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_mulan import TOKENS, ours, randomise, upstream, waves
-from test_mulan_export import run
+from support.mulan import mel_mulan, run, upstream, waves
 
+import musiclm_deploy.model as ours
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.mulan import build_mulan, export_mulan_audio, infer_mulan
-from musiclm_deploy.model import AudioSpectrogramTransformer, MuLaN, TextTransformer, music_spectrogram
+from musiclm_deploy.model import AudioSpectrogramTransformer, music_spectrogram
 from musiclm_deploy.model.spectrogram import Spectrogram, mel_filters
 from musiclm_deploy.model.upstream import load_upstream
 
 load_upstream()
 import torchaudio  # noqa: E402 (imports only after load_upstream)
-
-
-def mel_mulan(n_mels: int = 20) -> MuLaN:
-    """A tiny MuLaN with a log-mel spectrogram at 8 kHz and oblong patches."""
-    audio: dict[str, Any] = dict(dim=32, depth=2, heads=2, dim_head=8, patch_size=(8, 16)) | music_spectrogram(8000, n_mels)
-    text = TextTransformer(dim=24, depth=2, heads=2, dim_head=8, num_tokens=TOKENS, max_seq_len=20)
-    return randomise(MuLaN(AudioSpectrogramTransformer(**audio), text, dim_latent=18))
 
 
 @pytest.mark.parametrize(

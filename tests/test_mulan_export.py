@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from test_mulan import NAMESPACES, TOKENS, TOWERS, assert_close, build, pair, quantizers, tokens, upstream, waves
+from support.mulan import NAMESPACES, TOKENS, TOWERS, assert_close, build, pair, quantizers, run, tokens, upstream, waves
 from torch import Tensor
 
 from musiclm_deploy.export.errors import ExportError
@@ -31,12 +30,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {  # what a checkpoint cannot tell of TOW
     "oblong patches": {"audio.patch_size": [8, 16], "spec_n_fft": 50, "spec_hop_length": 7},
     "magnitudes": {"spec_power": 1, "spec_pad": 9, "spec_center": False, "sample_hz": 24000},
 }
-
-
-def run(path: Path, **inputs: Tensor) -> dict[str, Any]:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()}), strict=True))
 
 
 @pytest.mark.parametrize("variant", TOWERS)

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 from interpreted import InterpreterDriver
-from test_mel import mel_mulan
-from test_mulan import pair
-from test_mulan_export import run
+from support.mulan import mel_mulan, pair, run
 
 from musiclm_deploy.export.mulan import export_mulan_audio
 from musiclm_deploy.export.patches import export_patches

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_mulan import NAMESPACES, build, ours, quantizers, tokens, upstream, waves
+from support.mulan import NAMESPACES, build, quantizers, tokens, upstream, waves
 from torch import Tensor
 
+import musiclm_deploy.model as ours
 from musiclm_deploy.model import MuLaNEmbedQuantizer
 from musiclm_deploy.model.upstream import load_upstream
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from support.kmeans_files import CALLED, Hostile, called, with_centres
 
 from musiclm_deploy.model.sklearn_kmeans import read_cluster_centers
 
@@ -77,19 +78,6 @@ def test_centres_alone(kmeans: Any, tmp_path: Path) -> None:
 
 # --- hostile and damaged files
 
-CALLED: list[str] = []
-
-
-def called(*arguments: Any) -> None:
-    CALLED.append(f"called with {arguments}")
-
-
-class Hostile:
-    """Calls a function of this module when it is unpickled."""
-
-    def __reduce__(self) -> Any:
-        return called, ("by reduce",)
-
 
 class HostileState(dict):
     def __reduce__(self) -> Any:
@@ -146,12 +134,6 @@ def test_truncated_kmeans(kmeans: Any, tmp_path: Path, share: float, compress: i
     (tmp_path / "km.bin").write_bytes(data[: int(share * len(data))])
     with pytest.raises(ValueError, match=r"km\.bin: not a file of joblib or pickle, or a damaged one"):
         read_cluster_centers(tmp_path / "km.bin")
-
-
-def with_centres(kmeans: Any, centres: Any) -> Any:
-    changed = pickle.loads(pickle.dumps(kmeans))
-    changed.cluster_centers_ = centres
-    return changed
 
 
 @pytest.mark.parametrize(

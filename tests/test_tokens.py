@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from support.upstream_tokens import FRAMES, SEMANTIC_STEPS, SEMANTIC_TOKENS, TEXTS, shared_noise, upstream_generate
 
 import musiclm_deploy as md
 from demo.checkpoints import randomize
@@ -27,8 +28,6 @@ from musiclm_deploy.export.transformers import STAGES, infer_transformer
 from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Conditioner
 
-SEMANTIC_TOKENS, SEMANTIC_STEPS, FRAMES = 19, 14, 6
-TEXTS = ["calm piano", "brass band in the rain, slow", "x"]
 _CONDITIONING_TOKENS, _CONDITIONING_CODES = 3, 11  # of the tiny bundle's quantizer
 
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -82,43 +81,6 @@ VARIANTS = _covering_set()
 def test_every_pair_of_levels_is_tested() -> None:
     """Fault: a combination of two options that no variant holds."""
     assert _all_pairs() <= set().union(*map(_pairs, VARIANTS))
-
-
-@dataclass
-class _Noise:
-    """The same arrays for both: `gumbel` for the runtime, `upstream_noise` in place of upstream's function, step after step."""
-
-    arrays: dict[str, np.ndarray]  # stage -> [steps, B, V]
-    stage: str = "semantic"
-    step: int = 0
-
-    def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
-        assert self.arrays[stage].shape[1:] == (batch, vocab)
-        return self.arrays[stage][step]
-
-    def upstream_noise(self, logits: torch.Tensor) -> torch.Tensor:
-        noise = torch.from_numpy(self.arrays[self.stage][self.step])
-        assert noise.shape == logits.shape
-        self.step += 1
-        return noise
-
-
-def _noise(variant: dict[str, Any], seed: int) -> _Noise:
-    """Random, with forced ends: row 1 of the semantic stage after 5 tokens, row 2 of the coarse stage after 4 frames."""
-    rng = np.random.default_rng(seed)
-    coarse, fine, codebook, groups = variant["codes"]
-    sizes = {
-        "semantic": (SEMANTIC_STEPS, SEMANTIC_TOKENS + 1),
-        "coarse": (FRAMES * coarse * groups, codebook + 1),
-        "fine": (FRAMES * fine * groups, codebook),
-    }
-    arrays = {stage: rng.gumbel(size=(steps, len(TEXTS), V)).astype(np.float32) for stage, (steps, V) in sizes.items()}
-    arrays["semantic"][:, :, -1] -= 1000
-    arrays["semantic"][5, 1, -1] += 2000
-    arrays["coarse"][:, :, -1] -= 1000
-    if variant["filter_thres"] == 0:
-        arrays["coarse"][4 * coarse * groups, 2, -1] += 2000
-    return _Noise(arrays)
 
 
 def _transformers(variant: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -244,31 +206,6 @@ def _bundle(variant, transformers, quantizer, codec, tiny_bundle: Path, folder: 
     return folder
 
 
-def _upstream_generate(variant, transformers, quantizer, codec, noise: _Noise, monkeypatch) -> dict[str, Any]:
-    """What audiolm-pytorch generates: tokens with -1 after an end, and the list of waves."""
-    import audiolm_pytorch
-    import audiolm_pytorch.audiolm_pytorch as upstream
-    from x_clip.tokenizer import tokenizer
-
-    monkeypatch.setattr(upstream, "gumbel_noise", noise.upstream_noise)
-    condition = {}
-    if variant["conditioning"] != "none":
-        # upstream's MusicLM feeds the first namespace's conditioning to all three stages
-        condition["text_embeds"] = torch.cat([quantizer(texts=tokenizer.tokenize([text])) for text in TEXTS]).detach()
-    cached = variant["conditioning"] != "prefix" and variant["rel_pos_bias"]  # elsewhere upstream's cache is wrong
-    options = {"filter_thres": variant["filter_thres"], "cond_scale": variant["cond_scale"], "use_kv_cache": cached, **condition}
-    unique = variant["unique_consecutive"]
-    semantic = audiolm_pytorch.SemanticTransformerWrapper(transformer=transformers["semantic"], unique_consecutive=unique)
-    tokens = {"semantic": semantic.generate(max_length=SEMANTIC_STEPS, batch_size=len(TEXTS), **options)}
-    noise.stage, noise.step = "coarse", 0
-    coarse = audiolm_pytorch.CoarseTransformerWrapper(transformer=transformers["coarse"], codec=codec, unique_consecutive=unique)
-    tokens["coarse"] = coarse.generate(semantic_token_ids=tokens["semantic"], max_time_steps=FRAMES, **options)
-    noise.stage, noise.step = "fine", 0
-    fine = audiolm_pytorch.FineTransformerWrapper(transformer=transformers["fine"], codec=codec)
-    tokens["fine"] = fine.generate(coarse_token_ids=tokens["coarse"], **options)
-    return tokens
-
-
 @pytest.mark.parametrize("index", range(len(VARIANTS)))
 def test_same_noise_same_tokens(index: int, tiny_models, tiny_bundle, codecs, tmp_path, monkeypatch) -> None:
     """Fault: any difference from upstream in a table, coordinate, head, mask, cache, guidance, end or padding rule, in any variant."""
@@ -286,8 +223,8 @@ def test_same_noise_same_tokens(index: int, tiny_models, tiny_bundle, codecs, tm
         for table in quantizer.cond_embeddings.values():
             table.copy_(torch.randn_like(table))
     codec = codecs(variant["codes"])
-    noise = _noise(variant, seed=index)
-    expected = _upstream_generate(variant, transformers, quantizer, codec[0], noise, monkeypatch)
+    noise = shared_noise(variant, seed=index)
+    expected = upstream_generate(variant, transformers, quantizer, codec[0], noise, monkeypatch)
     folder = _bundle(variant, transformers, quantizer, codec, tiny_bundle, tmp_path / "bundle")
     sampling = {stage: md.SamplingConfig(filter_thres=variant["filter_thres"], cond_scale=_scale(variant, stage)) for stage in STAGES}
     with md.load(folder, device="cpu") as model:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import Pairs, tiny_mulan
-from test_mulan import upstream
+from support.mulan import upstream
+from support.ranks import Pairs, tiny_mulan
 
 from musiclm_deploy.model import MuLaNTrainer
 from musiclm_deploy.model.batches import Batches, validation_batches

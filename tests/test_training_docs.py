@@ -7,14 +7,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-
-ROOT = Path(__file__).resolve().parent.parent
+from support.pages import ROOT, shortened
 
 
 def scripts() -> dict[str, str]:
@@ -23,28 +21,6 @@ def scripts() -> dict[str, str]:
     found = dict(re.findall(r"\*\*`(\w+\.py)`\*\*\n\n```python\n(.*?)```", page, re.DOTALL))
     assert len(found) == page.count("```python") == 8
     return found
-
-
-SHORTER = (
-    (r"num_train_steps=\d+_?\d+", "num_train_steps=1"),
-    (r"save_model_every=10_000", "save_model_every=1"),
-    (r"batch_size=\d+", "batch_size=2"),
-    (r"grad_accum_every=4", "grad_accum_every=1"),
-    (r"data_max_length_seconds=\d", "data_max_length_seconds=1"),
-    (r"mulan\.2000\.pt", "mulan.1.pt"),
-    (r"\b256\b", "32"),
-    (r"depth=4, heads=4", "depth=1, heads=2"),
-    (r"channels=16, codebook_dim=128", "channels=4, codebook_dim=32"),
-    (r"=25\b", "=8"),
-    (r"\.10000\.pt", ".0.pt"),  # upstream saves the first step as number 0
-)
-
-
-def shortened(code: str, replacements: Iterable[tuple[str, str]] = SHORTER) -> str:
-    """One step of a tiny model in place of thousands."""
-    for pattern, short in replacements:
-        code = re.sub(pattern, short, code)
-    return code
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,8 @@
 """Upstream's import is tested in processes of its own: what a process has imported once, it cannot import differently."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def in_fresh_process(code: str) -> None:
-    """Run code with the checkout's root first on sys.path, where `import kernels` would find our folder."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+from support.processes import ROOT, in_fresh_process
 
 
 def test_import_leaves_the_process_as_it_was() -> None:

@@ -66,6 +66,9 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--compute-capability", type=count, action="append", metavar="N", help="of GPUs to compile for, 90 for 9.0 (default: all known)"
     )
+    parser.add_argument(
+        "--trace-cache", type=Path, metavar="DIR", help="keep traced graphs here: the next export of the same settings takes less time"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no table of settings")
@@ -90,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
         calibration=options.calibration,
         kernels=options.kernels or (),
         compute_capabilities=options.compute_capability,
+        trace_cache=options.trace_cache,
         overwrite=options.overwrite,
         quiet=options.quiet,
     )

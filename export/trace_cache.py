@@ -1,0 +1,126 @@
+"""Traces that are kept: the ONNX graphs of modules, without weights, so that an export of the same settings need not trace again.
+
+In: a module, the example that it is traced with, a folder that the caller names (nothing is kept without one). Out: a key, and the graph
+that was kept under it. A key covers all that a trace depends on but the weights: the modules' classes and settings, the shapes of weights
+and of the example, dynamic dimensions, opset, our own source, and the versions of Python and of every package whose modules are traced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+VARIABLE = "MUSICLM_TRACE_CACHE"  # of the environment: the folder, where the caller names none
+
+_LOG = logging.getLogger(__name__)
+_folder: ContextVar[Path | None] = ContextVar("folder", default=None)
+_PRIVATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_is_full_backward_hook", "training"}
+
+
+@contextmanager
+def traces_in(folder: str | os.PathLike | None) -> Iterator[None]:
+    """Keep the traces made within this context in `folder`, made if it is missing. None leaves it to the environment."""
+    token = _folder.set(None if folder is None else Path(folder))
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def key_of(module: nn.Module, example: tuple[Tensor, ...], layout: Any) -> str:
+    """Return the name of a trace: a hash of all that it depends on. TypeError for a module that holds what cannot be compared."""
+    parts = [f"{name}: {_class_of(part)} {_settings_of(name, part)}" for name, part in module.named_modules()]
+    tensors = [f"{name} {list(one.shape)} {one.dtype}" for name, one in (*module.named_parameters(), *module.named_buffers())]
+    examples = [f"{list(one.shape)} {one.dtype}" for one in example]
+    packages = {"torch", "onnx", "onnxscript", "onnx_ir", *(type(part).__module__.split(".")[0] for part in module.modules())}
+    versions = [f"{name} {_version(name)}" for name in sorted(packages - {"musiclm_deploy"})]
+    text = "\n".join([*parts, *tensors, *examples, repr(layout), *versions, platform.python_version(), _own_source()])
+    return sha256(text.encode()).hexdigest()
+
+
+def read(key: str) -> ir.Model | None:
+    """Return the graph kept under a key, or None."""
+    folder = _named_folder()
+    if folder is None or not (path := folder / f"{key}.onnx").is_file():
+        return None
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's and onnx_ir's own
+        _LOG.warning("%s cannot be read and is made again: %s", path, error)
+        return None
+    _LOG.info("traced before: %s", path)
+    return model
+
+
+def write(key: str, model: ir.Model) -> None:
+    """Keep a graph under its key, if a folder was named."""
+    folder = _named_folder()
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{key}.{os.getpid()}"
+    try:
+        ir.save(model, aside, format="protobuf")
+        aside.replace(folder / f"{key}.onnx")
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _named_folder() -> Path | None:
+    named = _folder.get() or os.environ.get(VARIABLE)
+    return Path(named) if named else None
+
+
+def _class_of(part: Any) -> str:
+    return f"{type(part).__module__}.{type(part).__qualname__}"
+
+
+def _settings_of(name: str, part: nn.Module) -> str:
+    """Write down a module's own attributes, hooks and tensors excepted."""
+    own = {key: value for key, value in vars(part).items() if key not in _PRIVATE and not key.endswith("_hooks") and "hooks_" not in key}
+    return ", ".join(f"{key}={_written(value, f'{name}.{key}')}" for key, value in sorted(own.items()))
+
+
+def _written(value: Any, where: str) -> str:
+    if value is None or isinstance(value, bool | int | float | str | bytes | complex | slice | torch.dtype | torch.device):
+        return repr(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [_written(item, where) for item in value]
+        return f"{type(value).__name__}({', '.join(sorted(items) if isinstance(value, set | frozenset) else items)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_written(key, where)}: {_written(item, where)}' for key, item in value.items())}}}"
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__") and "<" not in value.__qualname__):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, nn.Module):  # one that is registered under a name of its own as well
+        return _class_of(value)
+    if hasattr(value, "__dict__") and not isinstance(value, Tensor) and not callable(value):  # a configuration
+        return f"{_class_of(value)}{_written(vars(value), where)}"
+    raise TypeError(f"{where} is a {_class_of(value)}, which cannot be part of a key: make it a buffer or a setting.")
+
+
+@cache
+def _version(package: str) -> str:
+    return version(packages_distributions()[package][0])
+
+
+@cache
+def _own_source() -> str:
+    """Return the hash of what turns files into modules and graphs."""
+    root = Path(__file__).resolve().parent.parent
+    digest = sha256()
+    for path in sorted((*(root / "model").rglob("*.py"), *(root / "export").glob("*.py"))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

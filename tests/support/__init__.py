@@ -1,0 +1,1 @@
+"""What several test modules share. A test module imports from here and from no other test module."""
