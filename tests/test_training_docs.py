@@ -14,6 +14,8 @@ import pytest
 import soundfile
 from support.pages import ROOT, shortened
 
+FORKED = ROOT / "tests" / "support" / "forked.py"
+
 
 def scripts() -> dict[str, str]:
     """{file name: its code}, in the order of the page."""
@@ -44,11 +46,9 @@ def folder(tmp_path_factory) -> Path:
 def test_the_page_runs_from_clips_to_a_wave(folder: Path) -> None:
     """A call, a file name or an argument on the page that is wrong; a piece of the path that does not fit the next."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
-    for name in scripts():
-        if name == "sizes.py":
-            continue
-        done = subprocess.run([sys.executable, name], cwd=folder, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{name}:\n{done.stderr[-3000:]}"
+    names = [name for name in scripts() if name != "sizes.py"]
+    done = subprocess.run([sys.executable, "-P", FORKED, *names], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     wave, hz = soundfile.read(folder / "out.wav")
     assert (len(wave), hz) == (16000, 16000) and np.abs(wave).max() > 0
     assert (folder / "results" / "mulan" / "metrics.csv").read_text().count("\n") == 2
