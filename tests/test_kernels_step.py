@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpreted import TYPES, run_step
-from test_decoder_step import Stage
+from support.drivers import TYPES
+from support.interpreted import run_step
+from support.stages import Stage
 
 from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.kernels.launch import Step

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from test_decoder_step import CONDITIONING_TOKENS, VARIANTS, Stage
+from support.stages import CONDITIONING_TOKENS, VARIANTS, Stage
 
 from musiclm_deploy.export.mixed_precision import save_mixed
 from musiclm_deploy.export.semantic_tokens import export_wav2vec
