@@ -38,7 +38,7 @@ def nodes_of(stage: Stage) -> list[tuple[str, ...]]:
     """Operator, attributes and inputs of every node, without the numbers of values and layers."""
     found = []
     for node in onnx.load(stage.folder / stage.decoder.graph, load_external_data=False).graph.node:
-        inputs = [re.sub(r"^([A-Z]\w+)\.\d+$|^(layers|past_key_values|context)\.\d+", r"\1\2", name) for name in node.input]
+        inputs = [re.sub(r"^([A-Z]\w+)\.\d+$|^(layers|past_key_values|present|context)\.\d+", r"\1\2", name) for name in node.input]
         found.append((node.op_type, *sorted(map(str, node.attribute)), *inputs))
     return found
 
