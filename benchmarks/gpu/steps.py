@@ -1,6 +1,7 @@
 """Tokens and steps of a bundle's transformers on a GPU: right first, then timed.
 
-In: a bundle, a driver, the type of weights. Out: rows. It does not know which driver it is: the tests give it Triton's interpreter.
+In: a bundle, a driver, the type of weights. Out: rows. It does not know which driver it is: that of the tests is in the
+host's memory.
 """
 
 from __future__ import annotations

@@ -88,11 +88,16 @@ def interpret(one: Launch, arguments: Mapping[str, Any]) -> None:
     _run_programs(kernel, one.grid, dict(arguments) | constants)
 
 
+def check(one: Launch, arguments: Mapping[str, Any]) -> None:
+    """Run a launch's programs, and hold what they wrote against its reference."""
+    kernel, constants = functions_of(one)
+    launch(kernel, one.grid, **arguments, **constants)
+
+
 def run_step(launches: list[Any], buffers: dict[str, torch.Tensor]) -> None:
     """Run the launches of `kernels/launch.py`, in order, on these buffers, each held against its reference."""
     for one in launches:
-        kernel, constants = functions_of(one)
-        launch(kernel, one.grid, **resolved(one, buffers), **constants)
+        check(one, resolved(one, buffers))
 
 
 def resolved(one: Launch, buffers: Mapping[str, torch.Tensor]) -> dict[str, Any]:
