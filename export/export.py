@@ -118,7 +118,7 @@ def export_checkpoints(
         if engines is None:
             manifest = _take(manifest, chosen, candidates, folder)
         else:
-            record_form(folder, engines, candidates, _records(folder / FORM))
+            record_form(folder, engines, candidates, records_of(folder / FORM))
             measured["fake_quantized"] |= quality
             quality = {stage: item.record() for stage, item in choose(wanted("fp32"), {}, force).items()}
         quality |= measured["quality"]
@@ -207,7 +207,7 @@ def _write_stages(
         settings={name: {key: [item.value, item.source] for key, item in part.items()} for name, part in settings.items()},
         errors={},
         quality={},
-        files=_records(folder),
+        files=records_of(folder),
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -238,7 +238,7 @@ def _take(manifest: Manifest, chosen: Mapping[str, Chosen], narrow: Mapping[str,
             decoder = getattr(manifest, stage)
             for name in (decoder.graph, f"{decoder.graph}.data"):
                 (folder.with_name(item.precision) / name).replace(folder / name)
-                manifest.files[name] = _record(folder / name)
+                manifest.files[name] = record_of(folder / name)
             manifest = replace(manifest, **{stage: replace(decoder, step=Step(**narrow[stage][item.precision]))})
     return manifest
 
@@ -274,11 +274,13 @@ def _validate(
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def _records(folder: Path) -> dict[str, FileRecord]:
-    return {path.name: _record(path) for path in sorted(folder.iterdir())}
+def records_of(folder: Path) -> dict[str, FileRecord]:
+    """Return the manifest's record of every file of a folder, by name."""
+    return {path.name: record_of(path) for path in sorted(folder.iterdir())}
 
 
-def _record(path: Path) -> FileRecord:
+def record_of(path: Path) -> FileRecord:
+    """Return the manifest's record of a file."""
     with path.open("rb") as file:
         return FileRecord(path.stat().st_size, file_digest(file, "sha256").hexdigest())
 

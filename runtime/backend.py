@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # device -> ONNX Runtime's name of what runs its graphs
 
 
 class BackendError(RuntimeError):
@@ -42,7 +42,7 @@ def choose_device(device: str) -> str:
     if device == "cuda":
         import onnxruntime as ort
 
-        if _PROVIDERS["cuda"] not in ort.get_available_providers():
+        if PROVIDERS["cuda"] not in ort.get_available_providers():
             raise BackendError(
                 "device='cuda': this ONNX Runtime is for CPUs alone. Uninstall onnxruntime, then pip install musiclm-deploy[gpu]."
             )
@@ -65,7 +65,7 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
-    providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))  # the CPU has what reads shapes, and what CUDA does not know
+    providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))  # the CPU has what reads shapes, and what CUDA does not know
     try:
         session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own errors have no common base

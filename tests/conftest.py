@@ -18,12 +18,6 @@ from support.shared import FOLDER, shared
 
 TRACE_CACHE = "MUSICLM_TRACE_CACHE"  # of the environment, as in export/trace_cache.py, which imports torch
 
-# Files that share what takes long to make; each other file is a group of its own.
-TOGETHER = {
-    **dict.fromkeys(("test_emulated_gpu", "test_gpu_check", "test_kernels_compile", "test_patches"), "kernel_bundle"),
-    **dict.fromkeys(("test_engines", "test_engines_build", "test_engines_full", "test_engines_run"), "static_bundle"),
-}
-
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder that the processes of this run share; what is traced in one of them is traced in no other."""
@@ -38,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With --dist loadgroup, as in `make test`, a file's tests run in one process, since they share fixtures."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session")
@@ -116,12 +110,12 @@ def add_form():
 
     def add(bundle: Path, checkpoints: dict[str, Path], precision: str) -> None:
         from musiclm_deploy.export.collect import collect
-        from musiclm_deploy.export.export import _records
+        from musiclm_deploy.export.export import records_of
         from musiclm_deploy.export.tensorrt import record_form, write_form
         from musiclm_deploy.runtime.bundle import Bundle
 
         made = write_form(collect(checkpoints, {}), Bundle.open(bundle).manifest, bundle, precision)
-        record_form(bundle, precision, made, _records(bundle / "tensorrt"))
+        record_form(bundle, precision, made, records_of(bundle / "tensorrt"))
 
     return add
 
@@ -156,8 +150,33 @@ def export_by_command():
 
 
 @pytest.fixture(scope="session")
+def patches_bundle(tiny_bundle, tiny_checkpoints, mel_file, tmp_path_factory) -> Path:
+    """The tiny bundle with MuLaN's graph from the patches on, as the export writes it where kernels are asked for; without kernels. Read
+    only."""
+    import shutil
+    from dataclasses import replace
+
+    from musiclm_deploy.export.collect import collect
+    from musiclm_deploy.export.export import records_of
+    from musiclm_deploy.export.mulan import build_mulan
+    from musiclm_deploy.export.patches import export_patches
+    from musiclm_deploy.runtime.bundle import MANIFEST, Bundle
+
+    folder = tmp_path_factory.mktemp("patches") / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    collected, manifest = collect({**tiny_checkpoints, "semantic-features": mel_file}, {}), Bundle.open(folder).manifest
+    mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)
+    spectrogram = export_patches(mulan, folder / manifest.mulan.audio)
+    assert spectrogram is not None
+    (folder / MANIFEST).unlink()
+    made = replace(manifest, mulan=replace(manifest.mulan, spectrogram=spectrogram), files=records_of(folder))
+    (folder / MANIFEST).write_text(made.to_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def kernel_bundle(good, export_by_command, tmp_path_factory) -> Path:
-    """A tiny bundle with kernels in fp32 for one capability. Read only."""
+    """A tiny bundle with kernels in fp32 for one capability, by the command. Read only."""
     out = tmp_path_factory.mktemp("kernels") / "bundle"
     assert "kernels: 100%" in export_by_command(good, out, "--kernels", "fp32", "--compute-capability", "90")
     return out
@@ -184,8 +203,8 @@ def music(tiny_bundle):
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """Transformers by variant, name and precision (tests/test_decoder_step.py), exported when first asked for."""
-    from test_decoder_step import VARIANTS, Stage
+    """Transformers by variant, name and precision (support/stages.py), exported when first asked for."""
+    from support.stages import VARIANTS, Stage
 
     made: dict[tuple[str, str, str], Stage] = {}
 
@@ -201,7 +220,7 @@ def stages(tmp_path_factory):
 @pytest.fixture(scope="module")
 def static_stages(tmp_path_factory):
     """The same by variant and name, in TensorRT's form, with caches of CAPACITY positions."""
-    from test_decoder_step import CAPACITY, VARIANTS, Stage
+    from support.stages import CAPACITY, VARIANTS, Stage
 
     made: dict[tuple[str, str], Stage] = {}
 

@@ -21,7 +21,7 @@ from musiclm_deploy.export import validate as validating
 from musiclm_deploy.export.codec import export_codec_encode
 from musiclm_deploy.export.collect import Collected, collect
 from musiclm_deploy.export.errors import ExportError
-from musiclm_deploy.export.export import _records
+from musiclm_deploy.export.export import records_of
 from musiclm_deploy.export.soundstream import build_decoder, build_encoder, infer_soundstream
 from musiclm_deploy.model.soundstream_encoder import SoundStreamEncoder
 from musiclm_deploy.runtime import memory
@@ -276,5 +276,5 @@ def copy_with(bundle: Path, folder: Path, **changes: Any) -> Path:
     manifest = Bundle.open(bundle).manifest
     codec = replace(manifest.codec, **{name: value for name, value in changes.items() if name not in files})
     (folder / MANIFEST).unlink()
-    (folder / MANIFEST).write_text(replace(manifest, codec=codec, files=_records(folder)).to_json())
+    (folder / MANIFEST).write_text(replace(manifest, codec=codec, files=records_of(folder)).to_json())
     return folder

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
-from test_decoder_step import PATHS
+from support.native import PATHS
 
 from musiclm_deploy.kernels import decoder_step
 

@@ -1,6 +1,7 @@
-"""Tokens made by a device, whole loop and all, with Triton's interpreter as the device: they are the CPU's, in every variant and stage.
+"""Tokens made by a device, whole loop and all, with kernels computed on the host: they are the CPU's, in every variant and stage.
 
-The kernels, their launches, the loop, the ring of tokens and the end flags are those that run on a GPU; the driver alone is another.
+The launches, the loop, the ring of tokens and the end flags are those that run on a GPU. Kernels are computed by their numpy references,
+which test_kernels_*.py hold them against, and once, in a whole clip, by Triton's interpreter; in the nightly tests by both.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interpreted import InterpreterDriver
-from test_decoder_step import _COARSE, _SEMANTIC, Stage
+from support import references
+from support.drivers import Compute, HostDriver
+from support.interpreted import interpret
+from support.stages import device_model, on_cpu, on_device, plan_of
 
 from musiclm_deploy.kernels.launch import key_of
 from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step
@@ -24,76 +27,28 @@ from musiclm_deploy.kernels.lists import Batch, build_prefix
 from musiclm_deploy.kernels.packing import beside, in_full, narrow, pack_weights
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import Bundle, BundleError, Sampling
-from musiclm_deploy.runtime.decoder import DecoderRun
 from musiclm_deploy.runtime.device import cuda
 from musiclm_deploy.runtime.device import decode as device
 from musiclm_deploy.runtime.device.cuda import CudaDriver
 from musiclm_deploy.runtime.device.kernels import Kernels
 from musiclm_deploy.runtime.device.model import DeviceModel, every_list
 from musiclm_deploy.runtime.generation import GenerationCancelled
-from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.musiclm import MusicLM
 from musiclm_deploy.runtime.noise import PhiloxNoise
 from musiclm_deploy.runtime.sampling import SamplingConfig
-from musiclm_deploy.runtime.stages import Plan, plan_coarse, plan_fine, plan_semantic
+from musiclm_deploy.runtime.stages import plan_semantic
 from musiclm_deploy.runtime.step import Choice, open_weights
-from musiclm_deploy.runtime.token_stages import with_null
 
-ITEMS = [(1 << 40 | 5, 0), (5, 1), (6, 0)]
-FIRST = [0, 4, 70]  # numbers of the rows' first tokens in their stage
+ON = [references.compute, pytest.param(interpret, marks=pytest.mark.nightly)]  # what computes kernels: at once for a grid, or as they are
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch) -> None:
-    """The interpreter takes its time for every part of a cache; and a ring of four tokens comes round in a short test."""
-    monkeypatch.setattr(DeviceModel, "least_capacity", 32)
+    """A ring of four tokens comes round in a short test."""
     monkeypatch.setattr(DeviceModel, "ring", 4)
 
 
-def plan_of(stage: Stage, steps: int, ends: bool) -> Plan:
-    """Three rows of different prompts, two of them with a prime, of different lengths where the stage allows it."""
-    if stage.name == "semantic":
-        return plan_semantic(
-            stage.decoder, 3, np.array([steps, steps + 3, steps - 1]), ends, [_SEMANTIC[1], _SEMANTIC[0][:3], _SEMANTIC[1]]
-        )
-    if stage.name == "coarse":
-        primes = [_COARSE[2][:0], _COARSE[2][:1], _COARSE[2][:2]]
-        return plan_coarse(stage.decoder, _SEMANTIC, -(-steps // 2) + 1, 2, ends, primes)
-    fine = [np.random.default_rng(row).integers(0, 13, (frames, 3)) for row, frames in enumerate((1, 0, 2))]
-    return plan_fine(stage.decoder, [_COARSE[0][:2], _COARSE[1], _COARSE[2][:3]], 3, None, fine)
-
-
-def on_cpu(stage: Stage, plan: Plan, guided: bool, sampling: Sampling, items: list[tuple[int, int]] = ITEMS) -> list[np.ndarray]:
-    rows = np.arange(3)
-    context = {name: np.ascontiguousarray(with_null(name, array[rows], guided)) for name, array in stage.context.items()}
-    more = context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0
-    run, noise = DecoderRun(stage.session, stage.decoder, context, 3 * (1 + guided), plan.capacity + more), PhiloxNoise(items)
-
-    def gumbel(step: int, live: np.ndarray) -> np.ndarray:
-        return noise.rows(stage.name, live, np.array(FIRST)[live] + step, stage.decoder.vocabulary)
-
-    return decode(plan, run, guided, sampling, gumbel, lambda *_: None)
-
-
-def on_device(
-    model: DeviceModel,
-    stage: Stage,
-    plan: Plan,
-    guided: bool,
-    sampling: Sampling,
-    on_step: Any = lambda *_: None,
-    items: list[tuple[int, int]] = ITEMS,
-) -> list[np.ndarray]:
-    context = {name: np.ascontiguousarray(with_null(name, array, guided)) for name, array in stage.context.items()}
-    draws = [(*item, first) for item, first in zip(items, FIRST, strict=True)]
-    return device.decode(model, plan, context, guided, sampling, draws, on_step)
-
-
-def device_model(stage: Stage, kind: str = "fp32", memory: int = 1 << 30) -> DeviceModel:
-    _, sizes, weights = open_weights(stage.folder, stage.decoder)
-    return DeviceModel(InterpreterDriver(memory), stage.name, sizes, weights, kind)
-
-
+@pytest.mark.parametrize("compute", ON)
 @pytest.mark.parametrize(
     ("variant", "name", "guided", "ends"),
     [
@@ -105,13 +60,13 @@ def device_model(stage: Stage, kind: str = "fp32", memory: int = 1 << 30) -> Dev
         ("no value residual, before 2.2, five heads of 7", "fine", True, False),
     ],
 )
-def test_a_stage_makes_the_cpus_tokens(variant: str, name: str, guided: bool, ends: bool, stages) -> None:
+def test_a_stage_makes_the_cpus_tokens(variant: str, name: str, guided: bool, ends: bool, compute: Compute, stages) -> None:
     """Fault: a prompt, a prime or a prefix fed otherwise; noise of another row or step; a ring that is read too late; an ended row that
     goes on; guidance of another row; a head that is not the step's."""
     stage = stages(variant, name)
     plan, sampling = plan_of(stage, 5, ends), Sampling(temperature=1.1, filter_thres=0.3, cond_scale=2.0)
     expected = on_cpu(stage, plan, guided, sampling)
-    model, seen = device_model(stage), []
+    model, seen = device_model(stage, HostDriver(compute=compute)), []
     found = on_device(model, stage, plan, guided, sampling, lambda done, total: seen.append((done, total)))
     assert [row.tolist() for row in found] == [row.tolist() for row in expected]
     total = int(plan.steps.max())
@@ -125,27 +80,28 @@ def test_it_stops_when_all_rows_have_ended(stages) -> None:
     plan = plan_semantic(stage.decoder, 3, 25, True)
     drawn = {seed: on_cpu(stage, plan, False, sampling, [(seed, 0), (seed, 1), (seed, 2)]) for seed in range(40)}
     seed = min(drawn, key=lambda one: max(map(len, drawn[one])))  # of these clips the one whose rows have all ended first
-    longest, model = max(map(len, drawn[seed])), device_model(stage)
+    longest, driver = max(map(len, drawn[seed])), HostDriver()
+    model = device_model(stage, driver)
     assert 4 < longest < 12 and len(set(map(len, drawn[seed]))) > 1, "the test needs rows that end, and not at once"
     found = on_device(model, stage, plan, False, sampling, items=[(seed, 0), (seed, 1), (seed, 2)])
     assert [row.tolist() for row in found] == [row.tolist() for row in drawn[seed]]
-    assert isinstance(model.driver, InterpreterDriver)
-    assert model.driver.replayed <= 1 + longest + 1 + 2 * model.ring, "two chunks at most run on"
-    assert model.driver.coming == 0, "a copy is on its way to memory that may be freed"
+    assert driver.replayed <= 1 + longest + 1 + 2 * model.ring, "two chunks at most run on"
+    assert driver.coming == 0, "a copy is on its way to memory that may be freed"
 
 
-@pytest.fixture
-def on_interpreter(tiny_bundle):
-    """The tiny bundle with its tokens made on the interpreter; the graphs beside them run on the CPU."""
-    with MusicLM(Bundle.open(tiny_bundle), "cpu", 1, Choice(False, "on a device"), InterpreterDriver()) as model:
-        yield model
+def on_host(bundle: Path, compute: Compute = references.compute) -> MusicLM:
+    """A bundle whose tokens are made on a device in the host's memory; its graphs run on the CPU."""
+    return MusicLM(Bundle.open(bundle), "cpu", 1, Choice(False, "on a device"), HostDriver(compute=compute))
 
 
-def test_music_is_the_cpus(on_interpreter: MusicLM, music: MusicLM) -> None:
-    """Fault: a stage, window, candidate or prompt that the device is not told of, or is told of in another order."""
+@pytest.mark.parametrize("compute", [references.compute, interpret])
+def test_music_is_the_cpus(compute: Compute, tiny_bundle: Path, music: MusicLM) -> None:
+    """Fault: a stage, window, candidate or prompt that the device is not told of, or is told of in another order. By the interpreter, a
+    kernel that is its reference wherever both were compared, and not in a clip."""
     request: Any = dict(text=["calm piano", "brass band"], seconds=0.04, seed=[3, 4], sampling={"coarse": SamplingConfig(cond_scale=3.0)})
     seen: list[tuple[str, int, int]] = []
-    found = on_interpreter.generate(**request, progress=lambda *report: seen.append(report))
+    with on_host(tiny_bundle, compute) as model:
+        found = model.generate(**request, progress=lambda *report: seen.append(report))
     for one, other in zip(found, music.generate(**request), strict=True):
         for name in ("semantic", "coarse", "fine"):
             np.testing.assert_array_equal(getattr(one.tokens, name), getattr(other.tokens, name), err_msg=name)
@@ -158,13 +114,13 @@ def test_music_is_the_cpus(on_interpreter: MusicLM, music: MusicLM) -> None:
 def test_nothing_is_taken_twice(stages) -> None:
     """Fault: memory for every request; a request whose sampling is another draws as the one before."""
     stage = stages("one stream, before 2.4, one layer, 64", "semantic")
-    model, plan = device_model(stage), plan_of(stage, 3, False)
+    driver, plan = HostDriver(), plan_of(stage, 3, False)
+    model = device_model(stage, driver)
     cold, warm = (Sampling(temperature=temperature, filter_thres=0.5, cond_scale=1.0) for temperature in (0.0, 2.0))
-    assert isinstance(model.driver, InterpreterDriver)
     made, free = [], []
     for sampling in (cold, warm, cold):
         made.append([row.tolist() for row in on_device(model, stage, plan, False, sampling)])
-        free.append(model.driver.memory)
+        free.append(driver.memory)
     assert free[0] == free[1] == free[2] and made[0] == made[2] != made[1]
     assert made[1] == [row.tolist() for row in on_cpu(stage, plan, False, warm)]
 
@@ -173,45 +129,47 @@ def test_what_does_not_fit_is_said_before_it_is_taken(stages) -> None:
     """Fault: an allocation that fails in the middle, with a part of it taken; a number without what to do."""
     stage = stages("one stream, before 2.4, one layer, 64", "semantic")
     with pytest.raises(MemoryError, match=r"the weights of the semantic stage: [\d.]+ MB .* 0\.0 MB are free\. Ask for fewer"):
-        device_model(stage, memory=1000)
-    model, greedy = device_model(stage), Sampling(temperature=0, filter_thres=0, cond_scale=1)
-    assert isinstance(model.driver, InterpreterDriver)
-    model.driver.memory = 20_000
+        device_model(stage, HostDriver(1000))
+    driver, greedy = HostDriver(), Sampling(temperature=0, filter_thres=0, cond_scale=1)
+    model = device_model(stage, driver)
+    driver.memory = 20_000
     with pytest.raises(MemoryError, match=r"the semantic stage of this request: [\d.]+ MB .* 0\.0 MB are free"):
         on_device(model, stage, plan_of(stage, 3, False), False, greedy)
-    assert model.driver.memory == 20_000
-    model.driver.memory = 1 << 30
+    assert driver.memory == 20_000
+    driver.memory = 1 << 30
     assert len(on_device(model, stage, plan_of(stage, 3, False), False, greedy)) == 3
     before, held = [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)], len(model._lanes)
-    model.driver.memory = 20_000
-    with pytest.raises(MemoryError):  # the interpreter's memory is not given back, but the buffers of the other size are
+    driver.memory = 20_000
+    with pytest.raises(MemoryError):  # this driver counts no memory that is given back, but the buffers of the other size are
         on_device(model, stage, plan_semantic(stage.decoder, 2, 9, False), False, greedy)
     assert (held, len(model._lanes)) == (1, 0)
-    model.driver.memory = 1 << 30
+    driver.memory = 1 << 30
     assert [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)] == before
-    model.driver.memory = 1000
+    driver.memory = 1000
     _, sizes, weights = open_weights(stage.folder, stage.decoder)
     with pytest.raises(MemoryError, match="the weights of the coarse stage"):
-        DeviceModel(model.driver, "coarse", sizes, weights, "fp32")
+        DeviceModel(driver, "coarse", sizes, weights, "fp32")
     assert not model._lanes, "of another stage, they are given back for a stage's weights too"
 
 
-def test_what_a_device_does_not_take(on_interpreter: MusicLM, stages) -> None:
+def test_what_a_device_does_not_take(tiny_bundle: Path, stages) -> None:
     """Fault: a caller's noise is ignored in silence; a model that is closed by its request's report waits for itself; a request that was
     stopped spoils the next one."""
-    with pytest.raises(ValueError, match="noise= is for device='cpu'"):
-        on_interpreter.generate("calm", noise=PhiloxNoise([(0, 0)]))
-    with pytest.raises(RuntimeError, match="this MusicLM is closed"):
-        on_interpreter.generate("calm", seconds=0.04, progress=lambda *_: on_interpreter.close())
+    with on_host(tiny_bundle) as music:
+        with pytest.raises(ValueError, match="noise= is for device='cpu'"):
+            music.generate("calm", noise=PhiloxNoise([(0, 0)]))
+        with pytest.raises(RuntimeError, match="this MusicLM is closed"):
+            music.generate("calm", seconds=0.04, progress=lambda *_: music.close())
     stage = stages("one stream, before 2.4, one layer, 64", "semantic")
-    model, plan, sampling = device_model(stage), plan_of(stage, 7, False), Sampling(temperature=1, filter_thres=0, cond_scale=1)
+    driver, plan, sampling = HostDriver(), plan_of(stage, 7, False), Sampling(temperature=1, filter_thres=0, cond_scale=1)
+    model = device_model(stage, driver)
 
     def stop(done: int, total: int) -> None:
         raise GenerationCancelled
 
     with pytest.raises(GenerationCancelled):
         on_device(model, stage, plan, False, sampling, stop)
-    assert isinstance(model.driver, InterpreterDriver) and model.driver.coming == 0
+    assert driver.coming == 0
     found = on_device(model, stage, plan, False, sampling)
     assert [row.tolist() for row in found] == [row.tolist() for row in on_cpu(stage, plan, False, sampling)]
 
@@ -265,10 +223,10 @@ def test_eight_bits_are_the_bundles(stages) -> None:
         inputs = min(whole.shape[1], scales.shape[1])
         np.testing.assert_array_equal(whole[:, :inputs] * scales[:, :inputs], full[f"{name}.weight"][:, :inputs], err_msg=name)
     plan = plan_of(stage, 3, True)
-    eight, wide = (on_device(device_model(stage, kind), stage, plan, False, sampling) for kind in ("int8", "fp32"))
+    eight, wide = (on_device(device_model(stage, HostDriver(), kind), stage, plan, False, sampling) for kind in ("int8", "fp32"))
     assert [row.tolist() for row in eight] == [row.tolist() for row in wide]  # what fp16 caches lose changes none of these
     with pytest.raises(ValueError, match="int8 are those of a bundle of 8 bits, this has 32: export it with --precision int8"):
-        device_model(stages(variant, "coarse"), "int8")
+        device_model(stages(variant, "coarse"), HostDriver(), "int8")
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8"])

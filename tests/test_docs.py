@@ -80,7 +80,7 @@ def instant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             if path.name != MANIFEST:
                 shutil.copy(path, folder)
         settings = {name: {key: [item.value, item.source] for key, item in part.items()} for name, part in collected.settings.items()}
-        manifest = replace(Bundle.open(tiny_bundle).manifest, settings=settings, files=exporting._records(folder))
+        manifest = replace(Bundle.open(tiny_bundle).manifest, settings=settings, files=exporting.records_of(folder))
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 

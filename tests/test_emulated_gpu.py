@@ -4,76 +4,29 @@ is in test_engines_run.py."""
 from __future__ import annotations
 
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from emulated_cuda import OTHERS, EmulatedCuda
+from support.emulated_cuda import OTHERS
+from support.emulated_gpu import REQUEST, is_the_cpus, that_ends, with_kernels
 
 import musiclm_deploy as md
-from musiclm_deploy.runtime import backend
 from musiclm_deploy.runtime.backend import BackendError
-from musiclm_deploy.runtime.bundle import STAGES, Bundle
+from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device import cuda
-from musiclm_deploy.runtime.device import model as kernels
 from musiclm_deploy.runtime.device.arrays import on_host
 from musiclm_deploy.runtime.device.driver import DeviceError
 from musiclm_deploy.runtime.device.model import DeviceModel
-from musiclm_deploy.runtime.device.patches import list_patches
 from musiclm_deploy.runtime.musiclm import MusicLM
-from musiclm_deploy.runtime.step import Choice, open_weights
-
-REQUEST: dict[str, Any] = dict(text=["calm piano", "brass band"], seconds=0.04, seed=[3, 4])
-HOT = {"semantic": md.SamplingConfig(temperature=30.0, filter_thres=0.0)}  # one token in twenty is the end
+from musiclm_deploy.runtime.step import Choice
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, collector_off) -> None:
-    """The interpreter takes its time for every part of a cache; and a ring of four tokens comes round in a short test."""
-    monkeypatch.setattr(DeviceModel, "least_capacity", 32)
-    monkeypatch.setattr(kernels, "LEAST_CAPACITY", 32)
+    """A ring of four tokens comes round in a short test."""
     monkeypatch.setattr(DeviceModel, "ring", 4)
-
-
-def lists_of(bundle: Path, kind: str, every_list: Any) -> list[Any]:
-    found = []
-    for stage in STAGES:
-        decoder = getattr(Bundle.open(bundle).manifest, stage)
-        _, sizes, _ = open_weights(bundle, decoder)
-        found += every_list(sizes, decoder.guidance, decoder.conditioning == "prefix", kind)
-    return found
-
-
-def is_the_cpus(found: list[Any], expected: list[Any]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        for name in STAGES:
-            np.testing.assert_array_equal(getattr(one.tokens, name), getattr(other.tokens, name), err_msg=name)
-        np.testing.assert_array_equal(one.audio, other.audio)
-
-
-def with_kernels(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> EmulatedCuda:
-    """An emulated GPU with the kernels of a bundle, which it packs; products in one program."""
-    monkeypatch.setattr(cuda.CudaDriver, "programs", 1)
-    lists, spectrogram = lists_of(bundle, "fp32", partial(kernels.every_list, programs=1)), Bundle.open(bundle).manifest.mulan.spectrogram
-    lists += [] if spectrogram is None else [list_patches(spectrogram, 1, 4000, None)]
-    emulated = EmulatedCuda(lists)
-    emulated.pack(bundle)
-    monkeypatch.setattr(cuda.CudaDriver, "place", "cpu")
-    monkeypatch.setattr(cuda, "_api", lambda who: emulated)
-    monkeypatch.setitem(backend._PROVIDERS, "cuda", backend._PROVIDERS["cpu"])  # of the graphs beside the tokens
-    return emulated
-
-
-def that_ends(music: Any) -> tuple[dict[str, Any], list[Any]]:
-    """A request whose rows end by themselves, and not at once; and what the CPU makes of it."""
-    for seed in range(100):
-        request = REQUEST | dict(seed=[seed, seed + 1], stop="eos", sampling=HOT)
-        made = music.generate(**request)
-        if len({len(one.tokens.semantic) for one in made}) == 2:
-            return request, made
-    raise AssertionError("no seed makes such rows")
 
 
 class Elsewhere:
@@ -86,9 +39,9 @@ class Elsewhere:
         self.__cuda_array_interface__: dict[str, Any] = place | {"shape": array.shape, "typestr": array.dtype.str}
 
 
-def test_kernels(kernel_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
+def test_kernels(patches_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
     """Fault: a parameter at another place or of another width, a graph of another list, a copy that comes too early; memory is kept."""
-    shutil.copytree(kernel_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("kernels"))
+    shutil.copytree(patches_bundle, tmp_path / "bundle")
     emulated = with_kernels(tmp_path / "bundle", monkeypatch)
     free = emulated.free
     with md.load(tmp_path / "bundle", device="cuda", weights="fp32", threads=1) as model:

@@ -1,19 +1,20 @@
 """Tokens made by calls of engines in the device's loop, TensorRT's form on the CPU in place of engines: they are the CPU's.
 
-The loop, lists, sampling kernel and buffers are those that run on a GPU; what calls an engine there is another.
+The loop, lists and buffers are those that run on a GPU; what calls an engine there is another. The kernels beside engines are computed by
+their numpy references, and once by Triton's interpreter.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
-from interpreted import InterpretedEngines
-from test_decoder_step import CAPACITY, Stage
-from test_device import on_cpu, on_device, plan_of
+from support import references
+from support.drivers import Compute, HostEngines, StageEngines
+from support.interpreted import interpret
+from support.stages import CAPACITY, Stage, on_cpu, on_device, plan_of
 
 from musiclm_deploy.kernels.launch import Call, Launch
 from musiclm_deploy.kernels.lists import Batch
@@ -35,36 +36,35 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(DeviceModel, "ring", 4)
 
 
-class StageEngines(InterpretedEngines):
-    """Of one stage that is in no bundle."""
-
-    def __init__(self, stage: Stage, form: Form) -> None:
-        super().__init__(cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(**{stage.name: stage.decoder}))), form)
-        self._sessions = {stage.decoder.graph: stage.session}
-
-
-def engine_model(static: Stage, exported: Stage) -> EngineModel:
+def engine_model(static: Stage, exported: Stage, compute: Compute = references.compute) -> EngineModel:
     form = Form("fp32", {static.name: CAPACITY}, POSITIONS, {})
     _, sizes, weights = open_weights(exported.folder, exported.decoder)
-    return EngineModel(StageEngines(static, form), static.name, sizes, weights)
+    return EngineModel(StageEngines(static, form, compute), static.name, sizes, weights)
+
+
+CASES = [
+    ("cross-attention, four streams", "coarse", True, True),
+    ("cross-attention, four streams", "fine", False, False),
+    ("prefix, two streams, heads of 20", "semantic", True, True),
+    ("prefix, two streams, heads of 20", "coarse", False, True),
+    ("no condition, flash, three streams", "coarse", False, False),
+    ("one stream, before 2.4, one layer, 64", "semantic", False, True),
+    ("no value residual, before 2.2, five heads of 7", "fine", False, False),
+]
+INTERPRETED = CASES[2]  # which has every kernel that is launched beside engines; the others in the nightly tests
 
 
 @pytest.mark.parametrize(
-    ("variant", "name", "guided", "ends"),
+    ("compute", "variant", "name", "guided", "ends"),
     [
-        ("cross-attention, four streams", "coarse", True, True),
-        ("cross-attention, four streams", "fine", False, False),
-        ("prefix, two streams, heads of 20", "semantic", True, True),
-        ("prefix, two streams, heads of 20", "coarse", False, True),
-        ("no condition, flash, three streams", "coarse", False, False),
-        ("one stream, before 2.4, one layer, 64", "semantic", False, True),
-        ("no value residual, before 2.2, five heads of 7", "fine", False, False),
+        *((references.compute, *case) for case in CASES),
+        *(pytest.param(interpret, *case, marks=() if case == INTERPRETED else pytest.mark.nightly) for case in CASES),
     ],
 )
-def test_tokens_are_the_cpus(variant: str, name: str, guided: bool, ends: bool, stages, static_stages) -> None:
+def test_tokens_are_the_cpus(compute: Compute, variant: str, name: str, guided: bool, ends: bool, stages, static_stages) -> None:
     """Fault: a prompt's round that writes over a longer row, a key that is seen too early, a head or a length of another step."""
     stage, static = stages(variant, name), static_stages(variant, name)
-    model, sampling = engine_model(static, stage), Sampling(temperature=0.9, filter_thres=0.4, cond_scale=2.0)
+    model, sampling = engine_model(static, stage, compute), Sampling(temperature=0.9, filter_thres=0.4, cond_scale=2.0)
     plan = plan_of(stage, 11, ends)
     expected = [row.tolist() for row in on_cpu(stage, plan, guided, sampling)]
     for _ in range(2):  # the second time on caches that hold another request's
@@ -106,7 +106,7 @@ def test_music_is_the_cpus(static_bundle, music: MusicLM) -> None:
     """Fault: a stage, window, candidate or prompt that the loop is not told of; a graph that has no engine."""
     opened = Bundle.open(static_bundle)
     form = Form.open(opened)
-    driver = InterpretedEngines(opened, form)
+    driver = HostEngines(opened, form)
     request: Any = dict(text=["calm piano", "brass band"], seconds=0.1, seed=[3, 4], sampling={"coarse": SamplingConfig(cond_scale=3.0)})
     with MusicLM(opened, "tensorrt", 1, Choice(False, "by engines"), driver) as model:
         found, expected = model.generate(**request), music.generate(**request)

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emulated_cuda import EmulatedCuda
-from emulated_tensorrt import EmulatedTensorRT, installed
+from support.emulated_cuda import EmulatedCuda
+from support.emulated_tensorrt import EmulatedTensorRT, installed
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import Bundle
-from musiclm_deploy.runtime.device import cuda
 from musiclm_deploy.runtime.engines.build import RECORD, TIMINGS, BuiltEngines, Target
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import Limits, profiles_of
@@ -29,7 +28,7 @@ OPTIONS = ["--sequences", "4", "--seconds", "2", "--quiet"]
 def trt(monkeypatch) -> Iterator[EmulatedTensorRT]:
     """The full library, on an emulated GPU of capability 9.0."""
     emulated = EmulatedCuda([])
-    monkeypatch.setattr(cuda, "_api", lambda who: emulated)
+    emulated.install(monkeypatch)
     made = EmulatedTensorRT(emulated)
     with installed(made):
         yield made
@@ -39,7 +38,7 @@ def trt(monkeypatch) -> Iterator[EmulatedTensorRT]:
 def bundle(static_bundle: Path, trt: EmulatedTensorRT, tmp_path: Path) -> Path:
     path = tmp_path / "bundle"
     shutil.copytree(static_bundle, path)
-    trt._cuda.pack(path)
+    trt.cuda.pack(path)
     return path
 
 
@@ -80,7 +79,7 @@ def test_they_run(bundle: Path, music) -> None:
 
 def test_version_11_types_networks_by_itself(bundle: Path, trt: EmulatedTensorRT) -> None:
     """Fault: a flag that is there no more is asked for."""
-    with installed(EmulatedTensorRT(trt._cuda, "11.0.0.1")):
+    with installed(EmulatedTensorRT(trt.cuda, "11.0.0.1")):
         target = Target.here()
         assert target.folder == "tensorrt-11.0.0.1-emulated-gpu"
         assert cli.main(["build", str(bundle), *OPTIONS]) == 0
@@ -91,12 +90,12 @@ def test_another_gpu_or_version_is_refused(bundle: Path, trt: EmulatedTensorRT, 
     """Fault: an engine of another card or version is run, or refused without saying which it is of and which is wanted."""
     assert cli.main(["build", str(bundle), *OPTIONS]) == 0
     (folder,) = (bundle / "engines").iterdir()
-    with installed(EmulatedTensorRT(trt._cuda, "10.16.0.2")), pytest.raises(BackendError) as refused:
+    with installed(EmulatedTensorRT(trt.cuda, "10.16.0.2")), pytest.raises(BackendError) as refused:
         md.load(bundle, device="tensorrt")
     assert "no engines for TensorRT 10.16.0.2 on Emulated GPU: it has engines for tensorrt-10.15.1.29-emulated-gpu. Build" in str(
         refused.value
     )
-    monkeypatch.setattr(trt._cuda, "cuDeviceGetName", lambda *_: (0, b"NVIDIA H200\0"), raising=False)
+    monkeypatch.setattr(trt.cuda, "cuDeviceGetName", lambda *_: (0, b"NVIDIA H200\0"), raising=False)
     with pytest.raises(BackendError) as refused:
         md.load(bundle, device="tensorrt")
     assert "for TensorRT 10.15.1.29 on NVIDIA H200: it has engines for tensorrt-10.15.1.29-emulated-gpu. Build" in str(refused.value)
@@ -112,7 +111,7 @@ def test_another_gpu_or_version_is_refused(bundle: Path, trt: EmulatedTensorRT, 
 def test_what_is_too_old(trt: EmulatedTensorRT, bundle: Path, capsys) -> None:
     """Fault: a library without caches that are updated in place builds for minutes and fails."""
     for version in ("10.14.1", "9.3"):
-        with installed(EmulatedTensorRT(trt._cuda, version)):
+        with installed(EmulatedTensorRT(trt.cuda, version)):
             assert cli.main(["build", str(bundle), *OPTIONS]) == 1
         assert f"TensorRT {version} is installed, 10.15 is the least" in capsys.readouterr().err
 

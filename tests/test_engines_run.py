@@ -15,10 +15,10 @@ from typing import cast
 import numpy as np
 import onnx
 import pytest
-from emulated_cuda import EmulatedCuda
-from emulated_tensorrt import EmulatedCache, EmulatedContext, EmulatedTensorRT, installed
 from onnx import TensorProto, helper
-from test_emulated_gpu import REQUEST, is_the_cpus, lists_of
+from support.emulated_cuda import EmulatedCuda
+from support.emulated_gpu import REQUEST, is_the_cpus, lists_of
+from support.emulated_tensorrt import EmulatedCache, EmulatedContext, EmulatedTensorRT, installed
 
 import musiclm_deploy as md
 from musiclm_deploy.kernels.launch import Call, Step
@@ -48,7 +48,7 @@ def test_music(static_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
     opened = Bundle.open(tmp_path / "bundle")
     emulated = EmulatedCuda(lists_of(opened.root, "fp32", engines.every_list))
     emulated.pack(opened.root)
-    monkeypatch.setattr(cuda, "_api", lambda who: emulated)
+    emulated.install(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with installed(EmulatedTensorRT(emulated, "1.7.1", portable=True)):
         folder, _, _ = build(opened, Target.here(90), Limits(sequences=4, seconds=2.0), quiet=True)
@@ -130,7 +130,7 @@ def made(request, tmp_path: Path, monkeypatch) -> Iterator[Small]:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)], ir_version=11), tmp_path / "net.onnx")
     emulated = EmulatedCuda([])
     emulated.pack(tmp_path)
-    monkeypatch.setattr(cuda, "_api", lambda who: emulated)
+    emulated.install(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     manifest = SimpleNamespace(files={"net.onnx": SimpleNamespace(sha256="0")}, semantic=SimpleNamespace(graph="net.onnx"))
     bundle = cast(Bundle, SimpleNamespace(root=tmp_path, sha256="0" * 64, manifest=manifest, path=lambda name: tmp_path / name))

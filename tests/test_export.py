@@ -39,7 +39,7 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
                 if path.name != MANIFEST:
                     shutil.copy(path, folder)
             edit(folder)
-            manifest = replace(Bundle.open(tiny_bundle).manifest, errors={}, files=exporting._records(folder))
+            manifest = replace(Bundle.open(tiny_bundle).manifest, errors={}, files=exporting.records_of(folder))
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             return manifest
 

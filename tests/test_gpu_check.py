@@ -1,4 +1,4 @@
-"""`make gpu-check` where there is no GPU: the command itself on an emulated one, and its parts on the interpreter's device."""
+"""`make gpu-check` where there is no GPU: the command itself on an emulated one, and its parts on a device in the host's memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_emulated_gpu
 import torch
-from emulated_cuda import EmulatedCuda
-from interpreted import InterpretedEngines, InterpreterDriver
-from test_emulated_gpu import with_kernels
+from support.drivers import HostDriver, HostEngines
+from support.emulated_cuda import EmulatedCuda
+from support.emulated_gpu import with_kernels
 
 from benchmarks import bundle as bundles
 from benchmarks.gpu import __main__ as command
@@ -32,14 +31,12 @@ from benchmarks.gpu.table import SECTIONS
 from benchmarks.peers import on_device
 from benchmarks.plot import of_cpu
 from benchmarks.report import BEGIN, END, write
-from musiclm_deploy.kernels import launches
 from musiclm_deploy.kernels.spectrogram import reference
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bench.clips import ON_GPUS, time_clips
 from musiclm_deploy.runtime.bench.record import append, read
 from musiclm_deploy.runtime.bench.table import cells
 from musiclm_deploy.runtime.bundle import MANIFEST, STAGES, Bundle
-from musiclm_deploy.runtime.device import model
 from musiclm_deploy.runtime.device.cuda import CudaDriver
 from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.engines.form import Form
@@ -49,25 +46,8 @@ LITTLE = Extent(rows=(1,), context=8, tokens=1, steps=0)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, collector_off) -> None:
-    """The interpreter takes its time for every part of a cache and every position of a prompt's round; and a ring of two tokens comes round
-    in a short test."""
-    monkeypatch.setattr(DeviceModel, "least_capacity", 32)
-    monkeypatch.setattr(model, "LEAST_CAPACITY", 32)
+    """A ring of two tokens comes round in a short test."""
     monkeypatch.setattr(DeviceModel, "ring", 2)
-    for module in (launches, model):
-        monkeypatch.setattr(module, "positions_at_once", lambda sequences: 2)
-
-
-class Interpreted(InterpreterDriver):
-    """Whose memory is read as a GPU's."""
-
-    def call(self, name: str, to: int, source: int, size: int) -> None:
-        assert name == "cuMemcpyDtoH"
-        ctypes.memmove(to, source, size)
-
-
-class InterpretedToo(InterpretedEngines, Interpreted):
-    """The same with engines."""
 
 
 class EitherWay(EmulatedCuda):
@@ -94,23 +74,21 @@ def run(monkeypatch, *options: str) -> int:
 
 
 @pytest.fixture
-def emulated(kernel_bundle, tmp_path, monkeypatch) -> EitherWay:
+def emulated(patches_bundle, tmp_path, monkeypatch) -> EitherWay:
     """An emulated GPU with the bundle of the tiny size, and with the kernel of log-mel patches. Steps take a second each time that the
     clock is read."""
-    shutil.copytree(kernel_bundle, tmp_path / "bundle", ignore=shutil.ignore_patterns("kernels"))
-    monkeypatch.setattr(test_emulated_gpu, "EmulatedCuda", EitherWay)
-    made: Any = with_kernels(tmp_path / "bundle", monkeypatch)
+    shutil.copytree(patches_bundle, tmp_path / "bundle")
+    made: Any = with_kernels(tmp_path / "bundle", monkeypatch, EitherWay)
 
     def compile_steps(lists: Any, folder: Path) -> None:
-        other = EmulatedCuda(lists)
-        other.pack(folder.parent)
-        made._known |= other._known
+        EmulatedCuda(lists).pack(folder.parent)
+        made.add(lists)
 
     monkeypatch.setattr("musiclm_deploy.kernels.compile.compile_steps", compile_steps)
     monkeypatch.setattr(command, "mel_entrance", partial(bundles.mel_entrance, tmp_path / "build"))
     monkeypatch.setattr(size, "bundle", lambda *_, **__: tmp_path / "bundle")
-    monkeypatch.setattr(machine, "_COPIED", 1 << 12)
-    monkeypatch.setattr(kernels, "_TIMES", 1)
+    monkeypatch.setattr(machine, "COPIED", 1 << 12)
+    monkeypatch.setattr(kernels, "TIMES", 1)
     monkeypatch.setattr(kernels.shutil, "which", lambda _: None)
     monkeypatch.setattr(steps, "time", SimpleNamespace(perf_counter=count().__next__))
     return made
@@ -195,7 +173,7 @@ def test_parts_do_not_depend_on_each_other(capsys) -> None:
 
 def test_a_batch_that_ends(tiny_bundle) -> None:
     """Fault: of a batch only its first row is looked at; a row that has ended is compared with what follows its end."""
-    stage = stages_on_gpus.OnDevice(Bundle.open(tiny_bundle), "semantic", Interpreted(), "fp32")
+    stage = stages_on_gpus.OnDevice(Bundle.open(tiny_bundle), "semantic", HostDriver(), "fp32")
     any_token = replace(tokens.DRAWN, filter_thres=0.0, cond_scale=1.0)
     compared = tokens.compare(stage, stage.request(2, 8, 3, any_token, end_allowed=True))
     assert [len(row) for row in compared.tokens] == [3, 1] and compared.equal == compared.total == 3 + 2 and compared.lost < 1e-4
@@ -203,10 +181,10 @@ def test_a_batch_that_ends(tiny_bundle) -> None:
 
 def test_bytes_of_a_step(tiny_bundle) -> None:
     """Fault: bytes of another type, or of another head; a fine prompt that is too short for the frames of its request."""
-    bench = stages_on_gpus.OnDevice(Bundle.open(tiny_bundle), "fine", Interpreted(), "fp32")
+    bench = stages_on_gpus.OnDevice(Bundle.open(tiny_bundle), "fine", HostDriver(), "fp32")
     products = [array for name, array in bench.model.weights.items() if name.endswith(".weight") and not name.startswith("head.")]
     head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * 15.5
-    assert steps._bytes(bench, 1, 15.5) == pytest.approx(4 * sum(one.numel() for one in [*products, head]) + caches, rel=1e-3)
+    assert steps.bytes_read(bench, 1, 15.5) == pytest.approx(4 * sum(one.numel() for one in [*products, head]) + caches, rel=1e-3)
     made = list(tokens.requests_of(bench, (1, 2), (14, 40), 20))
     assert [(len(one.plan.prompts), int(one.plan.steps[0]), len(one.plan.prompts[0].rows) > 25) for one in made] == [
         *((rows, 20, True) for rows in (1, 2)),
@@ -225,7 +203,7 @@ def test_a_wrong_token_is_told(tiny_bundle, monkeypatch) -> None:
     with pytest.raises(
         RuntimeError, match=r"semantic, fp32: 0 of 3 tokens .* 100% must be\. The first that is not: token 0 of row 0 is \d+"
     ):
-        check(Bundle.open(tiny_bundle), "semantic", Interpreted(), None, "fp32", LITTLE, None)
+        check(Bundle.open(tiny_bundle), "semantic", HostDriver(), None, "fp32", LITTLE, None)
 
 
 @pytest.mark.parametrize(("lost", "kind", "passes"), [(0.01, "bf16", True), (0.1, "bf16", False), (np.nan, "fp16", False)])
@@ -260,7 +238,7 @@ def test_engines_too(static_bundle) -> None:
     """Fault: engines whose tokens are not looked at, or whose rows are taken for those of kernels."""
     opened = Bundle.open(static_bundle)
     form = Form.open(opened)
-    made = [check(opened, stage, InterpretedToo(opened, form), None, "fp32", Extent((1, 2), 20, 3, 2), 1e9) for stage in STAGES]
+    made = [check(opened, stage, HostEngines(opened, form), None, "fp32", Extent((1, 2), 20, 3, 2), 1e9) for stage in STAGES]
     token, timed = ([row for part in made for row in part if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
     assert [(row["form"], row["equal"] - row["tokens"]) for row in token] == [("engines", 0)] * 3
     assert [row["rows"] for row in timed] == [1, 2] * 3 and {row["form"] for row in timed} == {"engines"}
@@ -283,13 +261,13 @@ def test_patches_on_a_gpu(emulated, tmp_path, monkeypatch) -> None:
 
 def test_graphs_that_differ(tiny_bundle, monkeypatch) -> None:
     """Fault: a latent or a wave of a GPU that is another; a part that cannot run counts as one that failed."""
-    answers, calls = graphs._answers, count()
+    answers, calls = graphs.answers, count()
 
     def differ(model: Any) -> dict[str, np.ndarray]:
         made = answers(model)
         return made | {"the codec's wave": made["the codec's wave"] * (1 + 0.1 * next(calls))}
 
-    monkeypatch.setattr(graphs, "_answers", differ)
+    monkeypatch.setattr(graphs, "answers", differ)
     with pytest.raises(RuntimeError, match=r"the codec's wave differs from the CPU's by 1\.0e-01 of its largest value"):
         graphs.compare_graphs(Bundle.open(tiny_bundle), device="cpu")
     monkeypatch.setattr(graphs, "choose_device", lambda _: no_tensorrt())
@@ -340,7 +318,7 @@ def test_compute_sanitizer(tmp_path, monkeypatch) -> None:
     asked = [line.split() for line in (tmp_path / "asked").read_text().splitlines()]
     assert [line[1] for line in asked] == ["memcheck", "racecheck", "synccheck"]
     monkeypatch.setattr(sys, "argv", asked[0][6:])
-    options = command._options()
+    options = command.read_options()
     assert options.untimed and options.size == ["tiny"] and options.weights is None and "int8" in command.WEIGHTS["tiny"]
 
 

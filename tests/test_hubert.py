@@ -28,7 +28,7 @@ from torch.nn import functional as F
 import musiclm_deploy as md
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.errors import ExportError
-from musiclm_deploy.export.export import _records
+from musiclm_deploy.export.export import records_of
 from musiclm_deploy.export.live import _save_wav2vec
 from musiclm_deploy.export.semantic_tokens import build_tokenizer, export_wav2vec, read_hubert_kmeans
 from musiclm_deploy.export.validate import _semantic_tokens
@@ -375,7 +375,7 @@ def test_a_bundle_with_hubert(
     shutil.copytree(folder, out, dirs_exist_ok=True)
     manifest = Bundle.open(tiny_bundle).manifest
     (out / MANIFEST).unlink()
-    manifest = replace(manifest, wav2vec=record, files=_records(out))
+    manifest = replace(manifest, wav2vec=record, files=records_of(out))
     (out / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
     wave = noise(1, 9000)

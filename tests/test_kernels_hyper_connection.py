@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import triton
 import triton.language as tl
-from interpreted import empty, floats, launch
+from support.interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.geglu.reference import layer_norm
 from musiclm_deploy.kernels.hyper_connection.constants import Mixing

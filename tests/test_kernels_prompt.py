@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from interpreted import empty, floats, launch
+from support.interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.prompt.triton_form import embed
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from interpreted import empty, floats, launch
+from support.interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.sampling import triton_form
 from musiclm_deploy.kernels.sampling.constants import NEVER, Draw, Place, Rules

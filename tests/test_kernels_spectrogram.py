@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from interpreted import empty, floats, run_step
+from support.interpreted import empty, floats, run_step
 
 from musiclm_deploy.kernels.patches import build_patches, constants_of
 from musiclm_deploy.kernels.spectrogram import reference

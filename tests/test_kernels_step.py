@@ -6,21 +6,24 @@ buffer mistaken for another moves them by about their size. Tokens are equal.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from interpreted import TYPES, run_step
-from test_decoder_step import Stage
+from support.drivers import TYPES, HostDriver
+from support.interpreted import check, run_step
+from support.stages import Stage, device_model, on_device, plan_of
 
 from musiclm_deploy.kernels import decoder_step
-from musiclm_deploy.kernels.launch import Step
+from musiclm_deploy.kernels.launch import Launch, Step
 from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step, positions_at_once
 from musiclm_deploy.kernels.lists import Batch
 from musiclm_deploy.kernels.packing import pack_weights
 from musiclm_deploy.kernels.sampling.constants import Place, Rules
 from musiclm_deploy.runtime.bundle import Sampling
+from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
 from musiclm_deploy.runtime.stages import FAR
@@ -168,6 +171,23 @@ def test_a_step_with_weights_of_sixteen_bits(weights: str, lost: float, stages) 
     expected = run.step(plan.place(0, tokens), plan.head(1))
     error = np.abs(kernels.step(plan.head(1)) - expected).max() / np.abs(expected).max()
     assert lost / 100 < error < lost
+
+
+def test_lists_with_weights_of_eight_bits(stages, monkeypatch) -> None:
+    """Fault: a scale of another matrix or group than its weights; a kernel that in a whole list is not its reference, which the tests of
+    the loop compute in its place."""
+    monkeypatch.setattr(DeviceModel, "least_capacity", CAPACITY)  # a part of a cache is a program, which takes 20 ms
+    stage = stages("one stream, before 2.4, one layer, 64", "semantic", "int8")
+    launched: set[str] = set()
+
+    def compute(one: Launch, arguments: Any) -> None:
+        check(one, arguments)
+        launched.add(str(one.constants.get("GROUP", one.kernel)))
+
+    model, plan = device_model(stage, HostDriver(compute=compute), "int8"), plan_of(stage, 2, False)
+    plan = replace(plan, steps=np.minimum(plan.steps, 2))
+    found = on_device(model, stage, plan, True, Sampling(temperature=1.0, filter_thres=0.5, cond_scale=2.0))
+    assert list(map(len, found)) == [2, 2, 1] and launched == {"32", "0", "attend", "append", "connect", "embed", "sample"}
 
 
 def test_eleven_launches_a_layer(stages) -> None:

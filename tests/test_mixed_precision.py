@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_decoder_step import VARIANTS, Stage
+from support.stages import VARIANTS, Stage
 
 from musiclm_deploy.export.mixed_precision import TYPES, save_mixed
 from musiclm_deploy.export.transformers import STAGES

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from interpreted import InterpreterDriver
+from support.drivers import HostDriver
 from support.mulan import mel_mulan, pair, run
 
 from musiclm_deploy.export.mulan import export_mulan_audio
@@ -46,7 +46,7 @@ def test_the_graph_from_the_patches_on(entrance: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(
             run(tmp_path / spectrogram.graph, patches=torch.from_numpy(patches))["latent"], expected, rtol=0, atol=1e-5
         )
-        made, shape = Patches(InterpreterDriver(), spectrogram, tmp_path).make(wave)
+        made, shape = Patches(HostDriver(), spectrogram, tmp_path).make(wave)
         assert shape == patches.shape
         np.testing.assert_allclose(run(tmp_path / spectrogram.graph, patches=made)["latent"], expected, rtol=0, atol=1e-5)
 
@@ -78,9 +78,9 @@ def test_filters_that_are_none(tmp_path: Path) -> None:
         filters_of(layout, tmp_path)
 
 
-def test_sounds_are_embedded_on_the_device(kernel_bundle: Path) -> None:
+def test_sounds_are_embedded_on_the_device(patches_bundle: Path) -> None:
     """Fault: patches of the wave before, memory that is taken with every wave, the graph from the wave on in place of the kernel."""
-    opened, driver = Bundle.open(kernel_bundle), InterpreterDriver()
+    opened, driver = Bundle.open(patches_bundle), HostDriver()
     hz = opened.manifest.mulan.sample_hz
     rng = np.random.default_rng(3)
     waves = [rng.standard_normal(shape).astype(np.float32) for shape in ((2, hz // 8), (2, hz // 8), (hz // 7,))]

@@ -20,7 +20,7 @@ import musiclm_deploy as md
 from demo.checkpoints import randomize
 from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.codec import export_codec_decode
-from musiclm_deploy.export.export import _records
+from musiclm_deploy.export.export import records_of
 from musiclm_deploy.export.mulan import conditioner_weights, export_conditioner
 from musiclm_deploy.export.soundstream import build_decoder, infer_soundstream
 from musiclm_deploy.export.stage import export_stage
@@ -200,7 +200,7 @@ def _bundle(variant, transformers, quantizer, codec, tiny_bundle: Path, folder: 
         conditioner=Conditioner("conditioner.onnx", _CONDITIONING_TOKENS, _CONDITIONING_CODES, dims),
         codec=codec_record,
         unique_consecutive=variant["unique_consecutive"],
-        files=_records(folder),
+        files=records_of(folder),
     )
     (folder / MANIFEST).write_text(manifest.to_json())
     return folder

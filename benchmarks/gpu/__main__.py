@@ -43,7 +43,7 @@ WEIGHTS = dict.fromkeys(SIZES, tuple(LEAST_EQUAL)) | {"300m": ("fp16",)}
 
 
 def main() -> int:
-    options = _options()
+    options = read_options()
     extent = Extent(tuple(map(int, options.rows.split(","))), options.context, options.tokens, 0 if options.untimed else options.steps)
     parts, rows = Parts(), []
     stages = options.stage or STAGES
@@ -104,7 +104,7 @@ def _draw(lines: Path) -> None:
         raise Missing(str(error)) from error
 
 
-def _options() -> argparse.Namespace:
+def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

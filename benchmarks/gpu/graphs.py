@@ -32,7 +32,7 @@ def need_graphs(opened: Bundle) -> None:
 def compare_graphs(opened: Bundle, device: str = "cuda") -> list[Row]:
     """A text's latent, a sound's, by the kernel that makes its patches and the graph that goes on from them, and a wave of the codec."""
     with load(opened.root, "cpu") as cpu, load(opened.root, device) as gpu:
-        expected, found = _answers(cpu), _answers(gpu)
+        expected, found = answers(cpu), answers(gpu)
     rows: list[Row] = []
     for name, array in expected.items():
         error = float(np.abs(found[name] - array).max() / np.abs(array).max())
@@ -42,7 +42,7 @@ def compare_graphs(opened: Bundle, device: str = "cuda") -> list[Row]:
     return rows
 
 
-def _answers(model: MusicLM) -> dict[str, np.ndarray]:
+def answers(model: MusicLM) -> dict[str, np.ndarray]:
     """Latents float32 [1, dim_latent] and a wave float32 [1, t], of random sounds and codes."""
     rng, mulan, codec = np.random.default_rng(0), model.bundle.manifest.mulan, model.bundle.manifest.codec
     sound = rng.standard_normal(max(round(_SECONDS * mulan.sample_hz), mulan.min_samples)).astype(np.float32)

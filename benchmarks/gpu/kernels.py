@@ -25,7 +25,7 @@ from musiclm_deploy.runtime.device.patches import Patches, filters_of
 from .parts import Missing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_SEED, _TIMES = 0, 200
+_SEED, TIMES = 0, 200
 _MOST_LOST = 1e-4  # of the largest value of patches, which are float32
 
 
@@ -124,8 +124,8 @@ def _time(run: Callable[[], object], wait: Callable[[], object]) -> float:
     found = []
     for _ in range(4):  # the first warms up
         started = time.perf_counter()
-        for _ in range(_TIMES):
+        for _ in range(TIMES):
             run()
         wait()
-        found.append((time.perf_counter() - started) / _TIMES)
+        found.append((time.perf_counter() - started) / TIMES)
     return min(found[1:])

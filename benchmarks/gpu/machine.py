@@ -8,7 +8,7 @@ import time
 from musiclm_deploy.runtime.bench.record import Row
 from musiclm_deploy.runtime.device.cuda import CudaDriver
 
-_COPIED = 1 << 28  # bytes of a copy by which the bandwidth is measured: more than any cache holds
+COPIED = 1 << 28  # bytes of a copy by which the bandwidth is measured: more than any cache holds
 _ASKED = {
     "gpu_driver": "driver_version",
     "sm_mhz": "clocks.sm",
@@ -31,15 +31,15 @@ def describe(driver: CudaDriver) -> Row:
 
 def bandwidth_of(driver: CudaDriver) -> float:
     """Bytes a second that the GPU's memory reads and writes, by its own copies."""
-    one, other = (driver.allocate("fp32", (_COPIED // 4,)) for _ in range(2))
+    one, other = (driver.allocate("fp32", (COPIED // 4,)) for _ in range(2))
     flag = driver.allocate("int64", (1,))
 
     def copies(count: int) -> float:
         started = time.perf_counter()
         for _ in range(count):
-            driver.call("cuMemcpyDtoDAsync", other.address, one.address, _COPIED, driver.stream)
+            driver.call("cuMemcpyDtoDAsync", other.address, one.address, COPIED, driver.stream)
         driver.download([flag])()
         return time.perf_counter() - started
 
     copies(2)
-    return 2 * _COPIED * 20 / min(copies(20) for _ in range(3))
+    return 2 * COPIED * 20 / min(copies(20) for _ in range(3))

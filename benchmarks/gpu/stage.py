@@ -1,7 +1,7 @@
 """A stage on a device, and its graph on the CPU beside it: what is asked of both, and what each makes of it.
 
 In: a bundle, a driver, the type of weights. Out: tokens and logits of either. It does not know which driver it is: the tests give it
-Triton's interpreter. Letters: B rows, V vocabulary, N sequences: the rows and, with guidance, as many without condition.
+a device in the host's memory. Letters: B rows, V vocabulary, N sequences: the rows and, with guidance, as many without condition.
 """
 
 from __future__ import annotations

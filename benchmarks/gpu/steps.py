@@ -1,6 +1,7 @@
 """Tokens and steps of a bundle's transformers on a GPU: right first, then timed.
 
-In: a bundle, a driver, the type of weights. Out: rows. It does not know which driver it is: the tests give it Triton's interpreter.
+In: a bundle, a driver, the type of weights. Out: rows. It does not know which driver it is: that of the tests is in the
+host's memory.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def time_steps(stage: OnDevice, rows: int, context: int, steps: int, bandwidth: 
         driver.replay = replay
     seconds = (twice[0] - once[0]) / steps
     row: Row = {"benchmark": "gpu step", "form": stage.form, "precision": stage.kind, "stage": stage.stage}
-    row |= {"rows": rows, "context": context, **ceiling(_bytes(stage, rows, context + 1.5 * steps), bandwidth, [seconds])}
+    row |= {"rows": rows, "context": context, **ceiling(bytes_read(stage, rows, context + 1.5 * steps), bandwidth, [seconds])}
     return row | {"step_us": round(seconds * 1e6, 1), "host_us": round((twice[1] - once[1]) / steps * 1e6, 1)} | sizes(stage.decoder)
 
 
@@ -122,7 +123,7 @@ def check(opened: Bundle, stage: str, driver: Driver, late: Driver | None, kind:
     return [*found, row]
 
 
-def _bytes(stage: OnDevice, rows: int, positions: float) -> float:
+def bytes_read(stage: OnDevice, rows: int, positions: float) -> float:
     """Of weights once, and of every row's keys and values."""
     own = stage.model.sizes
     step = next(every_list(own, False, False, stage.kind))

@@ -52,7 +52,6 @@ def find_library(portable: bool | None = None) -> Library:
     raise BackendError(f"TensorRT cannot be used here: {'; '.join(faults)}. {_INSTALL}.")
 
 
-@cache
 def _full() -> Library:
     trt = import_module("tensorrt")
     version = str(trt.__version__)
@@ -61,14 +60,16 @@ def _full() -> Library:
     return Library("TensorRT", version, trt, _log(trt))
 
 
-@cache
 def _rtx() -> Library:
     import_module("tensorrt_rtx_libs")  # loads the library that the bindings are linked to
     trt = import_module("tensorrt_rtx_bindings")
     return Library("TensorRT-RTX", str(trt.__version__), trt, _log(trt))
 
 
+@cache
 def _log(trt: Any) -> Any:
+    """Return the module's one log."""
+
     class Log(trt.ILogger):
         """Faults are told here and nowhere else: they are kept, for the error that follows."""
 

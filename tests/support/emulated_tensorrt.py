@@ -23,10 +23,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from emulated_cuda import EmulatedCuda
 
 from musiclm_deploy.runtime.backend import open_session
-from musiclm_deploy.runtime.engines import library
+
+from .emulated_cuda import EmulatedCuda
 
 _KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_, "tensor(float16)": np.float16}
 
@@ -56,7 +56,7 @@ class EmulatedTensorRT:
 
     def __init__(self, cuda: EmulatedCuda, version: str = "10.15.1.29", portable: bool = False) -> None:
         """portable: TensorRT-RTX."""
-        self._cuda, self.__version__, self.portable = cuda, version, portable
+        self.cuda, self.__version__, self.portable = cuda, version, portable
         self.asked: list[Asked] = []
         self.refuses: str | None = None  # a graph that it does not build
         typed = {"STRONGLY_TYPED": 1} if version.startswith("10.") and not portable else {}
@@ -87,7 +87,7 @@ class EmulatedTensorRT:
                 log.log(log.Severity.ERROR, "The engine plan file is not compatible with this version.")
                 return None
             told = json.loads(data)
-            return EmulatedEngine(self._cuda, open_session(told["graph"], 2), told["profiles"], self.portable)
+            return EmulatedEngine(self.cuda, open_session(told["graph"], 2), told["profiles"], self.portable)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
@@ -96,17 +96,10 @@ class EmulatedTensorRT:
 def installed(trt: EmulatedTensorRT) -> Iterator[None]:
     """It is the only TensorRT meanwhile."""
     names = ("tensorrt_rtx_libs", "tensorrt_rtx_bindings") if trt.portable else ("tensorrt",)
-    finds = library._full, library._rtx
     with pytest.MonkeyPatch.context() as patch:
         for name in ("tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings"):
             patch.setitem(sys.modules, name, trt if name in names else None)
-        try:
-            for find in finds:
-                find.cache_clear()
-            yield
-        finally:
-            for find in finds:
-                find.cache_clear()
+        yield
 
 
 class EmulatedBuilder:

@@ -1,6 +1,6 @@
 """A GPU in the host's memory: what cuda-python is asked for, so that the lines that ask run where there is none.
 
-Kernels run in Triton's interpreter. What is emulated: addresses, parameters as they lie in memory, graphs, events.
+Kernels are computed by their numpy references. What is emulated: addresses, parameters as they lie in memory, graphs, events.
 What is not: that anything runs later, or beside something else. For TensorRT see emulated_tensorrt.py.
 """
 
@@ -9,18 +9,25 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from interpreted import TYPES
 
 from musiclm_deploy.kernels.functions import functions_of
 from musiclm_deploy.kernels.launch import FORMAT, RECORD, Step, key_of, signature_of
 
+from . import references
+from .drivers import TYPES
+
+real: Any = import_module("cuda.bindings.driver")  # whose constants are used
 _NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 _POINTERS = {"*fp32": "fp32", "*fp16": "fp16", "*bf16": "bf16", "*i8": "int8", "*i64": "int64"}
 PRIMARY, OTHERS = "the primary context", "pycuda's"
@@ -42,27 +49,36 @@ class EmulatedCuda:
         self._captured: list[Callable[[], None]] | None = None
         self._after_kernel = False  # of the list that is being captured
         self._known = {}
+        self.add(kernels)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put it in the place of cuda-python's driver until the test ends."""
+        monkeypatch.setitem(sys.modules, real.__name__, self)
+
+    def add(self, kernels: Iterable[Step]) -> None:
+        """Let the kernels that these lists name be launched, too."""
         for step in kernels:
             for launch in step.kernels:
-                kernel, constants = functions_of(launch)
                 kinds = signature_of(launch, step)
-                self._known[key_of(launch, step)] = kernel, constants, {name: kinds[name] for name in kernel.arg_names}
+                self._known[key_of(launch, step)] = launch, {name: kinds[name] for name in functions_of(launch)[0].arg_names}
 
     def pack(self, bundle: Path) -> None:
         """A folder of kernels whose machine code is their keys."""
         folder, kernels, files = bundle / "kernels", {}, {}
         folder.mkdir()
-        for key, (kernel, _, signature) in self._known.items():
+        for key, (launch, signature) in self._known.items():
             (folder / f"{key}.cubin").write_bytes(key.encode())
             files[f"{key}.cubin"] = hashlib.sha256(key.encode()).hexdigest()
             machine = {"file": f"{key}.cubin", "threads": 128, "shared_bytes": 1 << 16, "registers": 1, "stack_bytes": 0}
             machine["waits"] = True
-            kernels[key] = {"function": kernel.fn.__name__, "signature": signature, "machines": {"90": machine}}
+            kernels[key] = {"function": launch.kernel, "signature": signature, "machines": {"90": machine}}
         (folder / RECORD).write_text(json.dumps({"format": FORMAT, "kernels": kernels, "files": files}))
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         if name.startswith("CU"):
-            return getattr(import_module("cuda.bindings.driver"), name)
+            return getattr(real, name)
         gives = {"cuDeviceGet": 0, "cuDevicePrimaryCtxRetain": PRIMARY, "cuStreamCreate": 7}
         if name in gives:
             return lambda *_: (0, gives[name])
@@ -137,7 +153,7 @@ class EmulatedCuda:
         return 0, image
 
     def cuModuleGetFunction(self, module: bytes, name: bytes) -> tuple[int, str]:
-        assert self._known[module.decode()][0].fn.__name__ == name.decode()
+        assert self._known[module.decode()][0].kernel == name.decode()
         return 0, module.decode()
 
     def cuStreamBeginCapture(self, *_: Any) -> tuple[int]:
@@ -173,7 +189,7 @@ class EmulatedCuda:
         assert named in ([], [("CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION", 1)])
         assert bool(named) == self._after_kernel, "a kernel after a kernel, and no other, begins before that one has ended"
         gx, gy, gz = config.gridDimX, config.gridDimY, config.gridDimZ
-        kernel, constants, signature = self._known[key]
+        launch, signature = self._known[key]
         taken = 0
 
         def parameter(kind: Any) -> Any:
@@ -191,7 +207,7 @@ class EmulatedCuda:
         scratch = [ctypes.c_uint64.from_address(ctypes.c_uint64.from_address(at + 8 * (taken + one)).value).value for one in (0, 1)]
         assert scratch == [0, 0]
         self.launched += 1
-        self.run(lambda: kernel[gx, gy, gz](**arguments, **constants))
+        self.run(partial(references.compute, replace(launch, grid=(gx, gy, gz)), arguments))
         self._after_kernel = True
         return (0,)
 

@@ -1,0 +1,8 @@
+"""The forms of the native step that this processor runs, or why there are none."""
+
+from musiclm_deploy.kernels import decoder_step
+
+try:
+    PATHS, MISSING = decoder_step.paths(), ""
+except decoder_step.Unavailable as missing:  # no compiler here
+    PATHS, MISSING = ["portable"], str(missing)

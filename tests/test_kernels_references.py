@@ -1,0 +1,79 @@
+"""That every kernel which lists launch has a numpy reference, of the same parameters, and is the same at every depth.
+
+The tests beside this one launch kernels at odd sizes and in three types; `support/interpreted.py` holds each launch against its reference.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from support import references
+
+from musiclm_deploy.kernels.decoder_step.sizes import Sizes
+from musiclm_deploy.kernels.functions import functions_of
+from musiclm_deploy.kernels.launch import Launch, Step, key_of
+from musiclm_deploy.kernels.patches import build_patches
+from musiclm_deploy.runtime.device.model import every_list
+from musiclm_deploy.runtime.engines.model import every_list as lists_beside_engines
+
+# of upstream's README
+README = Sizes(
+    dim=1024,
+    depth=6,
+    heads=8,
+    dim_head=64,
+    cache_head_size=64,
+    inner=2730,
+    streams=4,
+    vocabulary=1025,
+    outputs=2,
+    table_rows=5000,
+    bias_entries=2049,
+    value_residual=True,
+    cross_attention=True,
+    block=32,
+)
+
+
+def all_lists() -> Iterator[Step]:
+    """Lists that launch every kernel there is."""
+    for sizes in (README, replace(README, cross_attention=False, streams=1, value_residual=False, bias_entries=0)):
+        for prefix, kind in ((False, "fp16"), (True, "fp32"), (True, "bf16")):
+            yield from every_list(sizes, True, prefix, kind)
+            yield from lists_beside_engines(sizes, True, prefix, kind)
+    yield from every_list(replace(README, bits=8), True, False, "int8")
+    yield from (build_patches(1, 999, 40, 24, 12, True, (5, 7), bands) for bands in (None, 10))
+
+
+@pytest.fixture(scope="module")
+def launches() -> dict[str, Launch]:
+    """Of each piece of machine code one launch."""
+    return {key_of(launch, step): launch for step in all_lists() for launch in step.kernels}
+
+
+def test_every_launch_has_a_reference(launches: dict[str, Launch]) -> None:
+    """Fault: a kernel, or a source of a product, that the loop's tests cannot compute; a reference that is given something else than the
+    kernel, or under another name; one that nothing launches any more."""
+    assert {launch.kernel for launch in launches.values()} == references.REFERENCES.keys()
+    products = [launch.constants for launch in launches.values() if launch.kernel == "product"]
+    assert {(constants["prepare"], constants["read"]) for constants in products} == references.SOURCES.keys()
+    for launch in launches.values():
+        kernel, constants = functions_of(launch)
+        grid, *parameters = inspect.signature(references.REFERENCES[launch.kernel]).parameters
+        own = [name for name in kernel.arg_names if name != "EARLY"]  # which is of the card
+        assert (grid, parameters) == ("grid", own), launch.kernel
+        assert {*launch.arguments, *constants} == set(own), launch.name
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_layers_share_their_kernels(kind: str) -> None:
+    """Fault: a kernel that only a deep transformer launches, which the tests that compile two layers would never see."""
+
+    def keys(depth: int) -> set[str]:
+        sizes = replace(README, depth=depth, bits=8 if kind == "int8" else 32)
+        return {key_of(launch, step) for step in every_list(sizes, True, True, kind) for launch in step.kernels}
+
+    assert keys(2) == keys(6) == keys(24) and len(keys(2)) > 20
