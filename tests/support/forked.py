@@ -1,4 +1,4 @@
-"""Scripts run one after another, each in a process of its own that begins with PyTorch and upstream imported: `python -P forked.py A.py B.py ...`.
+"""Scripts run one after another, each in a fork of a process that has imported PyTorch and upstream: `python -P forked.py A.py B.py ...`.
 
 It ends at the first script that fails, with status 1 and the script's name on standard error. A trainer of upstream's sets flags that a
 second one in the same process trips over, and a process that begins from nothing imports for ten seconds.
