@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from musiclm_deploy.runtime.bench.record import Row
+from musiclm_deploy.runtime.install import install_command
 
 _COLOURS = {"graph": "tab:blue", "native": "tab:red", "eager": "tab:gray", "compiled": "tab:green", "upstream": "tab:purple"}
 _ON_GPUS = {"kernels": "tab:red", "engines": "tab:blue", "compiled PyTorch": "tab:green", "audiolm-pytorch": "tab:purple"}
@@ -89,7 +90,7 @@ def _figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ImportError(f"the picture needs matplotlib ({error}): pip install musiclm-deploy[demo].") from error
+        raise ImportError(f"the picture needs matplotlib ({error}): {install_command('demo')}.") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -150,7 +150,7 @@ def test_pages_on_generating(name: str, folder: Path, monkeypatch: pytest.Monkey
 
 def test_the_gpu_page(static_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """A command on the page that does not work; without a GPU, one that does not say so. A refusal in other words than the code's."""
-    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install musiclm-deploy[tensorrt-rtx]")
+    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'")
     shutil.copytree(static_bundle, tmp_path / "bundle")
     monkeypatch.chdir(tmp_path)
     text, refused = page("gpu.md"), 0
