@@ -34,8 +34,9 @@ from musiclm_deploy.runtime.music import Candidate, Music, Tokens
 
 SHORTER = (
     (r"(seconds[ =])\d+", r"\g<1>0.3"),
-    (r"256(:|, overlap=)64", r"16\g<1>4"),
-    (r"150\b", "8"),
+    (r"96(:|, overlap=)24", r"16\g<1>4"),
+    (r"fine(=|\": md.Window\(length=)50\b", r"fine\g<1>8"),
+    (r"build/demo/bundle", "bundle"),
     (r"FRAMES, TOKENS = (.*), 50, 50", r"FRAMES, TOKENS = \1, 12, 14"),
 )
 
@@ -178,6 +179,7 @@ def test_the_reference_lists_all_options() -> None:
         section = re.search(rf"^### `{name}`$(.*?)^##", text, re.MULTILINE | re.DOTALL)
         assert section is not None, name
         options = {option for action in command._actions for option in action.option_strings} - {"-h", "--help"}
+        options -= {"-v", "--verbose"} if command is not parser else set()  # every command has them; the first section says so
         listed = set(re.findall(r"`(--?[a-z][a-z-]*)", "\n".join(re.findall(r"^\| (.*?) \|", section[1], re.MULTILINE))))
         assert listed == options, name
         for action in command._actions:
