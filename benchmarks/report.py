@@ -27,7 +27,7 @@ PEER_CLIPS = Section(
     (
         *MODEL,
         *(("by", field("form")), ("s", field("seconds")), ("tokens", field("tokens")), ("equal", field("equal_tokens"))),
-        ("real-time factor", number("real_time_factor")),
+        ("real-time factor", number("real_time_factor_made")),
         *((stage, share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
     ),
 )
@@ -87,7 +87,7 @@ def targets(rows: Sequence[Row]) -> list[list[str]]:
         lambda p: ratio(rows, "median_ms", native(p, 1, 2000), native(p, 1, 100)),
     )
     clip = {"benchmark": "clip", "form": "one", "steps": "native"}
-    line("real-time factor of a clip", "at most 2.5, 0.9, 0.6", "{:.2f}", lambda p: last("real_time_factor", clip | {"precision": p}))
+    line("real-time factor of a clip", "at most 2.5, 0.9, 0.6", "{:.2f}", lambda p: last("real_time_factor_made", clip | {"precision": p}))
     peer = {"benchmark": "peer clip", "seconds": 2.0}  # the aim's length: it grows with it
     theirs, ours = peer | {"form": "audiolm-pytorch"}, peer | {"form": "musiclm-deploy"}
     line(

@@ -1,36 +1,22 @@
-"""What the export would say of any files, without exporting: what each one is, what it tells, what is missing, what does not fit.
+"""`musiclm doctor`: what any files are, and what the export would say of them, without exporting.
 
-In: paths, in any order and of any kind, and overrides. Out: a `Report`, as text or as plain data. Its refusals are raised by the functions
-that the export calls, so the words are the same; all are gathered where the export stops at the first. It traces no graph and measures no
-error against PyTorch.
+In: paths, in any order and of any kind, and overrides. Out: a `Report`, as text or as plain data. Bundles alone are examined here, without
+torch, where a bundle is only played; `examination.py` examines everything else.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..model.sklearn_kmeans import read_cluster_centers
 from ..runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
-from .checkpoint import Checkpoint, describe, identify, is_encodec, read_file
-from .codec import build_codec
-from .collect import Collected, conditioner_tables, conditioning_dim, faults_of_fit, gather, settings_table, warnings_of
-from .errors import ExportError, MissingCheckpoint, naming
-from .mulan import build_mulan, check_conditioner, conditioner_weights, split_quantizer_state
-from .semantic_tokens import build_tokenizer
-from .settings import Settings
-from .stage import build_stage
-from .transformers import STAGES
+from ..runtime.install import install_command
 
-_NEEDED = (*STAGES, "codec", "mulan", "quantizer")
-_TABLE = "cond_embeddings."
+USELESS = "nothing that can be used"  # what is said of a file that is refused
 
 
 @dataclass(frozen=True)
@@ -66,68 +52,29 @@ class Report:
 
 
 def diagnose(paths: Iterable[str | os.PathLike], config: Mapping[str, Any] | None = None) -> Report:
-    """Examine checkpoints, folders and bundles. config: overrides, as for `export_checkpoints`. Raises nothing for what is in a file."""
-    files, faults = [], []
-    for path in map(Path, paths):
-        try:
-            files.append(_examine(path))
-        except (ExportError, BundleError) as error:
-            files.append(FileReport(str(path), None, "nothing that can be used"))
-            faults.append(str(error))
-    sources = _assign(files, faults)
-    refused: list[ExportError] = []
-    collected = gather(sources, config or {}, refused.append) if sources or config else Collected({}, {})
-    missing = _missing(sources, collected, refused) if sources else []
-    faults += [str(error) for error in refused if not (isinstance(error, MissingCheckpoint) and set(error.kinds) <= set(missing))]
-    unfit = faults_of_fit(collected)
-    faults += [*unfit, *_refused_by_builders(collected)]
-    settings = {part: {name: [item.value, item.source] for name, item in values.items()} for part, values in collected.settings.items()}
-    return Report(files, settings, missing, warnings_of(collected), list(dict.fromkeys(faults)), settings_table(collected))
+    """Examine checkpoints, folders and bundles. config: overrides, as for `export_checkpoints`. Raises nothing for what is in a file.
 
-
-def _examine(path: Path) -> FileReport:
-    """What one path holds; ExportError or BundleError if it is nothing known, or cannot be read."""
-    folder = os.path.isdir(path)  # unlike Path.is_dir it says no of a name that no file can have
-    if folder and (path / MANIFEST).is_file():
-        return _bundle(path)
-    if folder and (path / "config.json").is_file() and b'"hubert"' in (path / "config.json").read_bytes():
-        return FileReport(str(path), "hubert", "HuBERT, a folder of transformers")
+    ImportError, which says what to install, if torch is not installed and anything is not a bundle.
+    """
+    paths = [Path(path) for path in paths]
+    if paths and not config and all(map(is_bundle, paths)):
+        return _of_bundles(paths)
     try:
-        checkpoint = read_file(path)
-    except ExportError as error:
-        if re.search(r"names (fairseq|omegaconf|argparse)\.", str(error)):
-            return FileReport(str(path), "hubert", "HuBERT, of fairseq")
-        if re.search(r"names sklearn\.", str(error)) or _is_kmeans(path):
-            return FileReport(str(path), "kmeans", "a k-means model of scikit-learn")
-        raise
-    if any(name.startswith("feature_extractor.conv_layers.") for name in checkpoint.state):
-        return FileReport(str(path), "hubert", "HuBERT")
-    kind = identify(checkpoint.state)
-    if kind is None:
-        raise ExportError(f"{path}: the file holds {describe(checkpoint)}.")
-    what = describe(checkpoint)
-    if kind == "codec":
-        what = f"a codec ({'EnCodec' if is_encodec(checkpoint.state) else 'SoundStream'})"
-    if kind == "quantizer" and split_quantizer_state(checkpoint.state)[1] is not None:
-        what += " with its MuLaN"
-    namespaces = [name.removeprefix(_TABLE) for name in checkpoint.state if name.startswith(_TABLE)]
-    return FileReport(str(path), kind, what, checkpoint.version, _non_finite(checkpoint), namespaces)
+        from .examination import examine
+    except ModuleNotFoundError as error:
+        advice = f"{install_command('cpu', 'export', 'train')}, and upstream as the README says"
+        raise ImportError(f"examining anything but bundles needs the package {error.name}, which is not installed: {advice}.") from error
+    return examine(paths, config or {})
 
 
-def _is_kmeans(path: Path) -> bool:
-    if not os.path.isfile(path):
-        return False
-    with path.open("rb") as file:
-        if file.read(2) == b"PK":  # a zip archive, torch's own; reading it whole would be for nothing
-            return False
-    try:
-        read_cluster_centers(path)
-    except ValueError:
-        return False
-    return True
+def is_bundle(path: Path) -> bool:
+    """Return whether a path is a folder that holds a manifest, or graphs that have lost theirs."""
+    # unlike Path.is_dir, os.path.isdir says no of a name that no file can have
+    return os.path.isdir(path) and ((path / MANIFEST).is_file() or any(path.glob("*.onnx")))
 
 
-def _bundle(path: Path) -> FileReport:
+def describe_bundle(path: Path) -> FileReport:
+    """Return what a bundle is and what it was made of. Raises BundleError with all of its faults."""
     manifest = Bundle.open(path).manifest
     megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
     origin = [f"made by {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}"]
@@ -139,72 +86,15 @@ def _bundle(path: Path) -> FileReport:
     )
 
 
-def _non_finite(checkpoint: Checkpoint) -> list[str]:
-    return [name for name, tensor in checkpoint.state.items() if not torch.isfinite(tensor).all()]
-
-
-def _assign(files: list[FileReport], faults: list[str]) -> dict[str, Path]:
-    """The export's sources; of two files of one kind the first, and a fault."""
-    taken: dict[str, FileReport] = {}
-    quantizers = [file for file in files if file.kind == "quantizer"]
-    stages = [file.namespaces[0] for file in quantizers if len(file.namespaces) == 1]
-    each_its_own = len(quantizers) > 1 and len(set(stages) & set(STAGES)) == len(quantizers)
-    for file in files:
-        if file.kind in (None, "bundle"):
-            continue
-        name = f"quantizer.{file.namespaces[0]}" if file.kind == "quantizer" and each_its_own else file.kind
-        first = taken.setdefault(name, file)
-        if first is not file:
-            both = f"{first.path} ({first.what}) and {file.path} ({file.what})"
-            faults.append(f"{both} are of one kind, of which an export takes one; the first was examined.")
-    return {name: Path(file.path) for name, file in taken.items()}
-
-
-def _missing(sources: Mapping[str, Path], collected: Collected, refused: Iterable[ExportError]) -> list[str]:
-    """Options of the export that are neither served by a file nor superfluous."""
-    served = {name.partition(".")[0] for name in sources} | ({"mulan"} & collected.checkpoints.keys())
-    if all(stage in collected.settings for stage in STAGES) and not collected.conditioned:
-        served.add("quantizer")
-    asked = {kind for error in refused if isinstance(error, MissingCheckpoint) for kind in error.kinds if "." not in kind}
-    return [name for name in dict.fromkeys((*_NEEDED, *sorted(asked))) if name not in served]
-
-
-def _refused_by_builders(collected: Collected) -> list[str]:
-    """What the later steps of the export refuse, which look at every tensor: missing, unknown, misshapen or not finite."""
-    checkpoints, settings = collected.checkpoints, collected.settings
-    codec, semantic = settings.get("codec"), settings.get("semantic")
-    groups = codec["rq_groups"] if codec else 1
-    length = semantic["max_length"] if semantic and isinstance(semantic["max_length"], int) else 1
-    steps: dict[str, Callable[[Settings, Checkpoint], object]] = {
-        **{stage: lambda given, file, stage=stage: build_stage(stage, file, given, length, groups) for stage in STAGES},
-        "mulan": lambda given, file: build_mulan(given, file.state),
-        "codec": lambda given, file: build_codec(given, file.state),
-        "wav2vec": lambda given, file: build_tokenizer(file, given),
-    }
-    faults = []
-    for part, step in steps.items():
+def _of_bundles(paths: Iterable[Path]) -> Report:
+    files, faults = [], []
+    for path in paths:
         try:
-            if part in settings:
-                with naming(checkpoints[part].name):
-                    step(settings[part], checkpoints[part])
-        except ExportError as error:
+            files.append(describe_bundle(path))
+        except BundleError as error:
+            files.append(FileReport(str(path), None, USELESS))
             faults.append(str(error))
-    try:
-        _check_conditioning(collected)
-    except ExportError as error:
-        faults.append(str(error))
-    return faults
-
-
-def _check_conditioning(collected: Collected) -> None:
-    known = [stage for stage in STAGES if f"quantizer.{stage}" in collected.settings]
-    if all(stage in collected.settings for stage in STAGES) and known == collected.conditioned:
-        if all(conditioning_dim(collected.settings[f"quantizer.{stage}"], stage) for stage in known):
-            check_conditioner(conditioner_tables(collected))
-    else:  # some transformers are not there: every table of what is there
-        for stage in known:
-            with naming(collected.checkpoints[f"quantizer.{stage}"].name):
-                check_conditioner(conditioner_weights(collected.checkpoints[f"quantizer.{stage}"].state))
+    return Report(files, {}, [], [], faults, "")
 
 
 def _lines(file: FileReport) -> list[str]:

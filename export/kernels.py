@@ -18,6 +18,7 @@ from ..runtime.device.kernels import FOLDER
 from ..runtime.device.model import every_list
 from ..runtime.device.patches import filters_of, list_patches
 from ..runtime.engines.model import every_list as of_engines
+from ..runtime.install import install_command
 from ..runtime.step import open_weights
 from .errors import ExportError
 
@@ -59,7 +60,7 @@ def capabilities_of(asked: Sequence[int] | None) -> Sequence[int]:
     try:
         from ..kernels.compile import CAPABILITIES
     except ImportError as error:
-        raise ExportError(f"kernels are compiled by Triton, which is not here ({error}): pip install musiclm-deploy[kernels].") from error
+        raise ExportError(f"kernels are compiled by Triton, which is not here ({error}): {install_command('kernels')}.") from error
     if unknown := set(asked or ()) - set(CAPABILITIES):
         known = ", ".join(map(str, CAPABILITIES))
         raise ExportError(f"compute capability {', '.join(map(str, sorted(unknown)))}: kernels are compiled for {known}.")

@@ -18,8 +18,9 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def compile_steps(
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         kernels: dict[str, Any] = {}
-        with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        with _cache(folder.parent), ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Triton's, about defaults to come
             made = {key: pool.submit(_compile, key, launch, step, capabilities, aside) for key, (launch, step) in sorted(found.items())}
             try:
@@ -79,6 +80,20 @@ def compile_steps(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return record
+
+
+@contextmanager
+def _cache(parent: Path) -> Iterator[None]:
+    """Let Triton cache what it compiles in a folder below `parent` that is gone afterwards: an export writes nothing below the home folder.
+
+    TRITON_CACHE_DIR or TRITON_HOME, where the user has set one, names the folder instead, and what is in it stays.
+    """
+    if {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix=".triton-", dir=parent) as folder, knobs.cache.scope():
+        knobs.cache.dir = folder
+        yield
 
 
 def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime.install import install_command
 from .files import save_aside
 from .spectrogram import Spectrogram
 
@@ -140,7 +141,7 @@ class MelKmeans(SemanticTokenizer):
         try:
             from sklearn.cluster import MiniBatchKMeans
         except ModuleNotFoundError as error:
-            raise ImportError("MelKmeans.fit needs scikit-learn: pip install musiclm-deploy[train].") from error
+            raise ImportError(f"MelKmeans.fit needs scikit-learn: {install_command('train')}.") from error
         frames = [self.raw_features(self._checked(torch.atleast_2d(wave)).to(self.mean)).flatten(0, 1).cpu() for wave in waves]
         count = sum(map(len, frames))
         if count < self.codebook_size:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..runtime.install import install_command
 from .batches import Batches, Drawn, collate, mix_seeds, split, validation_batches
 from .files import cut_metrics, save_aside
 from .mulan import MuLaN
@@ -267,7 +268,7 @@ def _accelerator_class() -> Any:
     try:
         from accelerate import Accelerator
     except ModuleNotFoundError as error:
-        raise ImportError("MuLaNTrainer needs the extra train: pip install musiclm-deploy[train]") from error
+        raise ImportError(f"MuLaNTrainer needs the extra train: {install_command('train')}.") from error
     return Accelerator
 
 

@@ -23,12 +23,11 @@ import soundfile
 import torch
 from torch import Tensor
 
+from ..runtime.install import install_command
 from .mulan_quantizer import MuLaNEmbedQuantizer
 from .semantic_tokens import SemanticTokenizer
 
-INSTALL = """\
-pip install "musiclm-deploy[export,train]"
-pip install --no-deps audiolm-pytorch==2.4.0 musiclm-pytorch==0.2.8 x-clip==0.14.4"""
+_UPSTREAM = "pip install --no-deps audiolm-pytorch==2.4.0 musiclm-pytorch==0.2.8 x-clip==0.14.4"
 
 
 @cache
@@ -48,7 +47,9 @@ def load_upstream() -> None:
         import_module("musiclm_pytorch")
         t5 = import_module("audiolm_pytorch.t5")
     except ModuleNotFoundError as error:
-        raise ImportError(f"Upstream cannot be imported: {error}. Install it with\n{INSTALL}") from error
+        raise ImportError(
+            f"Upstream cannot be imported: {error}. Install it with\n{install_command('export', 'train')}\n{_UPSTREAM}"
+        ) from error
     finally:
         # audiolm_pytorch silences the whole process: it replaces warnings.warn and lifts the root logger to ERROR.
         warnings.warn = warn
@@ -122,7 +123,7 @@ def import_transformers() -> ModuleType:
             import_torchaudio()
         return import_module("transformers")
     except ModuleNotFoundError as error:
-        raise ImportError(f"HuBERT needs transformers ({error}): pip install musiclm-deploy[train].") from error
+        raise ImportError(f"HuBERT needs transformers ({error}): {install_command('train')}.") from error
 
 
 def _import_fault(name: str) -> Exception | None:

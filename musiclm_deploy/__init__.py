@@ -37,7 +37,9 @@ def __getattr__(name: str):
     except ModuleNotFoundError as error:
         if not _PUBLIC[name].startswith(".export"):
             raise
-        advice = "pip install musiclm-deploy[cpu,export,train], and upstream as the README says"
+        from .runtime.install import install_command
+
+        advice = f"{install_command('cpu', 'export', 'train')}, and upstream as the README says"
         raise ImportError(f"{name} needs the package {error.name}, which is not installed: {advice}.") from error
 
 

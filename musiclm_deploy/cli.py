@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import __version__
 from .commands import bench, build, doctor, export, generate, inspect
@@ -34,11 +35,17 @@ def make_parser() -> argparse.ArgumentParser:
         "musiclm", description="MusicLM, deployed: checkpoints to a bundle, a bundle to music.", epilog=_EXAMPLES, formatter_class=raw
     )
     parser.add_argument("--version", action="version", version=f"musiclm-deploy {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what is done, and the memory it takes")
+    _add_verbose(parser, False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_options(commands)
+    for command in commands.choices.values():
+        _add_verbose(command, argparse.SUPPRESS)  # a default would undo the option before the command
     return parser
+
+
+def _add_verbose(parser: argparse.ArgumentParser, default: Any) -> None:
+    parser.add_argument("-v", "--verbose", action="store_true", default=default, help="log what is done, and the memory it takes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

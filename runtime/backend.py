@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import BundleError
+from .install import install_command
+from .ort import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -33,19 +35,14 @@ def choose_device(device: str) -> str:
     if len(installed) == 2:
         raise BackendError(
             "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other. "
-            "Uninstall both, then install one: pip install musiclm-deploy[cpu] or musiclm-deploy[gpu]."
+            f"Uninstall both, then install one: {_either()}."
         )
     if importlib.util.find_spec("onnxruntime") is None:
-        raise BackendError(
-            "ONNX Runtime is not installed. Install one: pip install musiclm-deploy[cpu], or musiclm-deploy[gpu] for NVIDIA GPUs."
-        )
+        raise BackendError(f"ONNX Runtime is not installed. Install one: {_either()}.")
     if device == "cuda":
-        import onnxruntime as ort
-
+        ort = import_onnxruntime()
         if PROVIDERS["cuda"] not in ort.get_available_providers():
-            raise BackendError(
-                "device='cuda': this ONNX Runtime is for CPUs alone. Uninstall onnxruntime, then pip install musiclm-deploy[gpu]."
-            )
+            raise BackendError(f"device='cuda': this ONNX Runtime is for CPUs alone. Uninstall onnxruntime, then {install_command('gpu')}.")
         ort.preload_dlls()  # CUDA's libraries as pip installs them, which the system's loader does not find
     return "cpu" if device == "auto" else device
 
@@ -55,8 +52,7 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
 
     BundleError for a graph that does not load, BackendError where it would run on another device than was asked for.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # At the second call of every shape a block for all of its values is laid out anew, which for MuLaN and a clip of 10 s takes as long as
@@ -73,6 +69,10 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
     if session.get_providers()[0] != providers[0]:  # it goes on without one that fails to start
         raise BackendError(f"device={device!r}: ONNX Runtime could not start {providers[0]}: check the GPU's driver and CUDA's libraries.")
     return session
+
+
+def _either() -> str:
+    return f"{install_command('cpu')}; for NVIDIA GPUs {install_command('gpu')}"
 
 
 def _is_installed(distribution: str) -> bool:

@@ -200,6 +200,9 @@ class Bundle:
         self.root, self.manifest = root, manifest
         self.sha256 = sha256  # of the manifest, which holds the hash of every other file: it names the whole bundle
 
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.root)!r}, SHA-256 {self.sha256[:12]}...)"
+
     @classmethod
     def open(cls, root: str | Path) -> Bundle:
         """Check everything about the bundle at `root` before using any of it; all faults are listed together."""

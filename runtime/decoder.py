@@ -15,6 +15,7 @@ import numpy as np
 from ..kernels.decoder_step import Model, Run
 from .bundle import Decoder
 from .memory import POSITIONS_AT_ONCE, prefill_rows
+from .ort import import_onnxruntime
 from .stages import PREFIX_KEY, Positions
 
 if TYPE_CHECKING:
@@ -213,10 +214,8 @@ class DecoderRun:
         prefix: np.ndarray | None = None,
     ) -> ort.IOBinding:
         """Bind the positions and the context of these rows, and what else they have, once; later calls only write into the arrays."""
-        from onnxruntime import OrtValue  # not at the top: without ONNX Runtime, `load` says what to install
-
         assert self._session is not None
-        share = OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
+        share = import_onnxruntime().OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         binding = self._session.io_binding()
         inputs = {"row_ids": row_ids, "seqlens_k": self._seqlens[rows], "total_sequence_length": self._total, **context}
         inputs |= {"lengths": lengths, "head": self._head}

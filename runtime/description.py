@@ -14,8 +14,9 @@ from .device.kernels import Kernels
 from .engines.build import BuiltEngines, folders_of
 from .engines.form import FOLDER as FORM
 from .memory import cache_bytes, largest_runs
-from .request import make_request
+from .request import default_frames, make_request
 from .step import choose_step
+from .windows import longest_window
 
 
 def describe(bundle: Bundle) -> str:
@@ -23,23 +24,27 @@ def describe(bundle: Bundle) -> str:
     manifest, codec, mulan = bundle.manifest, bundle.manifest.codec, bundle.manifest.mulan
     decoders = {stage: getattr(manifest, stage) for stage in STAGES}
     megabytes = sum(record.bytes for record in manifest.files.values()) / 1e6
-    window = min(manifest.coarse.max_length, manifest.fine.max_length) * codec.samples_per_frame / codec.sample_hz
+    frames = default_frames(manifest)
+    seconds = frames * codec.samples_per_frame / codec.sample_hz
     choice = choose_step("auto", list(decoders.values()))
+    clip = f"a default clip: {seconds:.2f} s, {frames} frames, at {codec.sample_hz} Hz"
     lines = [
-        f"{bundle.root}: {megabytes:.1f} MB in {len(manifest.files)} files, windows of {window:.2f} s at {codec.sample_hz} Hz",
+        f"{bundle.root}: {megabytes:.1f} MB in {len(manifest.files)} files; {clip}",
         f"  made by   {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}",
         f"  SHA-256   {bundle.sha256}",
     ]
     for stage, decoder in decoders.items():
+        window = longest_window(manifest, stage)
+        trained = "" if window == decoder.max_length else f" (of {decoder.max_length} trained)"
         lines.append(
             f"  {stage:9} {decoder.step.precision}, dim {decoder.dim}, depth {decoder.depth}, heads {decoder.heads}, "
-            f"vocabulary {decoder.vocabulary}, condition: {decoder.conditioning.replace('_', '-')}, window {decoder.max_length}"
+            f"vocabulary {decoder.vocabulary}, condition: {decoder.conditioning.replace('_', '-')}, window {window}{trained}"
         )
     rate = codec.sample_hz / codec.samples_per_frame
     lines += [
         f"  codec     {codec.quantizers} quantizers of {codec.codebook_size}, {rate:g} frames a second",
         f"  steps     {'native' if choice.native else 'graph'}: {choice.reason}",
-        f"  memory    weights {megabytes:.1f} MB, caches {_caches(manifest) / 1e6:.1f} MB for a clip of one window",
+        f"  memory    weights {megabytes:.1f} MB, caches {_caches(manifest) / 1e6:.1f} MB for a default clip",
         f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz",
     ]
     if manifest.wav2vec:

@@ -9,7 +9,6 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from .memory import check_memory, decode_bytes, decoder_bytes, encode_bytes, lar
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
 from .primes import prime_tokens, samples_at, tokenizer_of
+from .progress import Progress
 from .prompts import latents_of
 from .request import Request
 from .token_stages import TokenStages, is_guided
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .musiclm import MusicLM
 
 _LOG = logging.getLogger(__name__)
-Progress = Callable[[str, int, int], None]
 
 
 class GenerationCancelled(Exception):
@@ -69,9 +68,11 @@ class Generation:
 
         candidates = [Candidate(*item) for item in zip(waves, tokens, scores, strict=True)]
         taken = time.perf_counter() - started
-        seconds = sum(len(wave) for wave in waves) / self._manifest.codec.sample_hz
-        timings = {**self._timings, "total": taken, "real_time_factor": taken / seconds}
+        timings = {**self._timings, "total": taken}
         music = [self._music(prompt, candidates, timings) for prompt in range(len(request.prompts))]
+        audio = {"made": waves, "kept": [item.audio for item in music]}
+        for name, parts in audio.items():
+            timings[f"real_time_factor_{name}"] = taken * self._manifest.codec.sample_hz / sum(map(len, parts))
         return music[0] if single else music
 
     def _music(self, prompt: int, candidates: list[Candidate], timings: dict[str, float]) -> Music:

@@ -10,8 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from .audio import save_audio
+from .player import player
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
+
+_OF_REQUEST = ("total", "real_time_factor_made", "real_time_factor_kept")  # the timings that are of no single stage
+_SHOWN = 60  # characters of a prompt in a line
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,21 @@ class Tokens:
             return [slice(0, len(self.semantic))]
         return [slice(start, stop) for start, stop in self.semantic_windows.tolist()]
 
+    def __repr__(self) -> str:
+        arrays = [(name, getattr(self, name)) for name in ("semantic", "coarse", "fine")]
+        parts = [f"{name} {list(array.shape)}" for name, array in arrays if array is not None]
+        return f"Tokens({', '.join(parts)}{f', {len(self.windows)} windows' if len(self.windows) > 1 else ''})"
+
 
 @dataclass(frozen=True)
 class Candidate:
     audio: np.ndarray  # float32 [samples]
     tokens: Tokens
     score: float | None  # cosine of MuLaN's latents of text and audio; None when there was nothing to choose from
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else f", score {self.score:.3f}"
+        return f"Candidate({len(self.audio)} samples{score}, {self.tokens!r})"
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,9 @@ class Music:
     sample_rate: int
     candidates: list[Candidate]
     best: int  # index of the candidate that MuLaN finds closest to the prompt
-    timings: dict[str, float]  # seconds per stage of the whole request, and real_time_factor: seconds taken per second of audio
+    # seconds per stage of the whole request and in "total"; "real_time_factor_made": seconds taken per second of audio, all candidates of
+    # all prompts counted; "real_time_factor_kept": the same with the best candidates alone counted
+    timings: dict[str, float]
     bundle_sha256: str
     settings: dict[str, object] = field(default_factory=dict)
 
@@ -59,6 +74,30 @@ class Music:
     @property
     def tokens(self) -> Tokens:
         return self.candidates[self.best].tokens
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Of `timings`, the seconds of each stage alone."""
+        return {name: taken for name, taken in self.timings.items() if name not in _OF_REQUEST}
+
+    @property
+    def speed(self) -> str:
+        """The real-time factors in words: seconds taken per second of audio, below 1 is faster than it plays."""
+        made, kept = self.timings["real_time_factor_made"], self.timings["real_time_factor_kept"]
+        both = f"{made:.2f} of all audio made, {kept:.2f} of the audio kept"
+        return f"real-time factor {f'{kept:.2f}' if len(self.candidates) == 1 else both}"
+
+    def __repr__(self) -> str:
+        seconds, best = len(self.audio) / self.sample_rate, self.candidates[self.best]
+        choice = "" if best.score is None else f", best of {len(self.candidates)} with score {best.score:.3f}"
+        prompt = self.prompt if len(self.prompt) <= _SHOWN else f"{self.prompt[:_SHOWN]}..."
+        return f"Music({prompt!r}, {seconds:g} s at {self.sample_rate} Hz, seed {self.seed}{choice})"
+
+    def _repr_html_(self) -> str:
+        """Return a player of the best candidate, with which a notebook shows the object."""
+        seconds, best = len(self.audio) / self.sample_rate, self.candidates[self.best]
+        choice = "" if best.score is None else f", best of {len(self.candidates)}"
+        return player(self.audio, self.sample_rate, f"{self.prompt} ({seconds:g} s, seed {self.seed}{choice})")
 
     def save(self, path: str | Path, candidate: int | None = None) -> Path:
         """Write the best (or the given) candidate as wav, flac or ogg by suffix; prompt, seed and bundle hash go in as a comment."""

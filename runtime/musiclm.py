@@ -26,11 +26,12 @@ from .device.patches import Patches
 from .engines.form import Form
 from .engines.model import EngineModel
 from .engines.run import EngineDriver
-from .generation import Generation, Progress
+from .generation import Generation
 from .memory import check_memory, encode_bytes, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
 from .noise import NoiseSource
 from .primes import encoder_of, tokenizer_of
+from .progress import Progress, progress_bars
 from .prompts import Blend, Prompt, Sound, is_sound
 from .request import make_request
 from .sampling import SamplingConfig
@@ -104,7 +105,7 @@ class MusicLM:
         tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None = None,
         windows: Mapping[str, Window] | None = None,
         noise: NoiseSource | None = None,
-        progress: Progress | None = None,
+        progress: Progress | bool | None = None,
         cancel: threading.Event | None = None,
     ) -> Any:
         """Music for a prompt, or a list of `Music` for a list of prompts, all in one batch.
@@ -127,7 +128,8 @@ class MusicLM:
         tokens: saved tokens (a file, or `Tokens` per candidate) to go on from with the first stage that they lack.
         windows: `Window` by stage name: how a clip longer than a stage's trained window is made, where it differs from the default.
         noise: a `NoiseSource` in place of the seeded one.
-        progress: called as (stage, done, total); cancel: when set, the request stops with GenerationCancelled.
+        progress: True for bars on standard error, or a function that is called with (stage, done, total).
+        cancel: when set, the request stops with GenerationCancelled.
         """
         if noise is not None and self.driver is not None:
             raise ValueError("noise= is for device='cpu': on a GPU noise is drawn where the tokens are, from the seed, the same as here.")
@@ -136,7 +138,13 @@ class MusicLM:
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
         request = make_request(self.bundle.manifest, text, *limits, like, prime, include_prime)
         single = isinstance(text, str | Blend) or is_sound(like)
-        return Generation(self, request, noise, progress, cancel).run(single)
+        bars = progress_bars() if progress is True else nullcontext(progress or None)
+        with bars as report:
+            return Generation(self, request, noise, report, cancel).run(single)
+
+    def __repr__(self) -> str:
+        steps = "native" if self.step.native else self.step.reason
+        return f"MusicLM({str(self.bundle.root)!r}, device {self.device!r}, steps {steps})"
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """MuLaN's latents of texts: float32 [B, dim_latent], of length 1."""

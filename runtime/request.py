@@ -142,8 +142,8 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     return [int(value) for value in seeds]
 
 
-def _window(manifest: Manifest) -> int:
-    """Frames of the longest clip that needs no windows."""
+def default_frames(manifest: Manifest) -> int:
+    """Return the codec frames of a default clip: the longest that takes one window of every stage."""
     return min(most_coarse_frames(manifest), manifest.fine.max_length)
 
 
@@ -153,7 +153,7 @@ def _duration(
     """(frames to generate, or those that are given; samples of the wave), the `primed` frames included."""
     codec = manifest.codec
     fixed = max((len(item.coarse) for item in given if item.coarse is not None), default=None) if given else None
-    limit, whole = fixed, _window(manifest)
+    limit, whole = fixed, default_frames(manifest)
     if fixed is None and upstream:
         limit = whole = primed + whole  # its coarse stage counts frames from the end of the prime
     elif fixed is None and given:

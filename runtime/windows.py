@@ -150,6 +150,11 @@ def frames_covered(manifest: Manifest, semantic: list[list[slice]], windows: Map
     return max(length, int(min(own[-1].stop for own in semantic) / tokens_per_frame(manifest)))
 
 
+def longest_window(manifest: Manifest, stage: str) -> int:
+    """Return the tokens (semantic) or frames (coarse, fine) of a stage's longest window."""
+    return most_coarse_frames(manifest) if stage == "coarse" else getattr(manifest, stage).max_length
+
+
 def most_coarse_frames(manifest: Manifest) -> int:
     """Frames of the longest coarse window: those trained, and no more than a semantic window's tokens cover where they carry time."""
     most = manifest.coarse.max_length
@@ -201,7 +206,7 @@ def _checked(manifest: Manifest, windows: Mapping[str, Window]) -> list[tuple[in
     resolved = []
     for stage in STAGES:
         window, unit = windows.get(stage, Window()), "tokens" if stage == "semantic" else "frames"
-        most = most_coarse_frames(manifest) if stage == "coarse" else getattr(manifest, stage).max_length
+        most = longest_window(manifest, stage)
         length = most if window.length is None else window.length
         if length > most:
             raise ValueError(f"a {stage} window of {length} {unit} is longer than the model's, which has {most}.")

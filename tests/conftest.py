@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import ONNX Runtime themselves
 if "MUSICLM_KERNELS_ON" not in os.environ:  # of benchmarks/gpu: a GPU that kernels are to be launched on
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; triton reads it once, when it is imported
 

@@ -35,7 +35,7 @@ except decoder_step.Unavailable as missing:  # no compiler here
 EVERY_ROW = {"benchmark", "precision", "dim", "depth", "machine", "load", "threads", "versions", "git", "date", "command"}
 SPREAD = {"n", "min_ms", "median_ms", "p25_ms", "p75_ms", "p95_ms", "p99_ms"}
 CEILING = {"mb_read", "gb_per_s", "ceiling_ms", "ceiling_share"}
-CLIP = {"form", "seconds", "tokens", "share", "real_time_factor"}
+CLIP = {"form", "seconds", "tokens", "share", "real_time_factor_made"}
 OF_KIND = {
     "step": SPREAD | CEILING | {"form", "stage", "rows", "context", "logits_differ_by", "heads", "streams"},
     "clip": SPREAD | CLIP | {"prompts", "candidates", "cond_scale", "codec_s_per_s", "steps"},

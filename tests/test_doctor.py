@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -210,3 +212,24 @@ def test_command(good, changed, tmp_path, capsys):
         cli.main(["doctor"])
     assert caught.value.code == 2
     assert isinstance(md.diagnose([good["fine"]]), Report)
+
+
+def test_bundle_without_torch(tiny_bundle, good, tmp_path):
+    """Fault: whoever was given a bundle, and installed what it takes to play it, cannot ask what it is and what is wrong with it."""
+
+    def doctor(path: Path) -> tuple[int, str]:
+        code = "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; from musiclm_deploy.cli import main; sys.exit(main())"
+        done = subprocess.run([sys.executable, "-c", code, "doctor", path], capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert doctor(tiny_bundle) == (0, f"{diagnose([tiny_bundle])}\n")
+    bundle = shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    (bundle / "fine.onnx").unlink()
+    (bundle / MANIFEST).write_text("{")
+    status, out = doctor(bundle)
+    assert status == 1 and f"refused: the bundle {bundle} cannot be used:" in out and MANIFEST in out
+    (bundle / MANIFEST).unlink()
+    status, out = doctor(bundle)
+    assert status == 1 and f"{bundle} is not a bundle: it has no {MANIFEST}" in out
+    status, out = doctor(good["fine"])
+    assert status == 1 and "musiclm: examining anything but bundles needs the package torch, which is not installed: pip install '.[" in out

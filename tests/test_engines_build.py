@@ -30,7 +30,7 @@ from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import Limits, profiles_of
 from musiclm_deploy.runtime.engines.run import find_engines
 
-pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install musiclm-deploy[tensorrt-rtx]")
+pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'")
 GRAPHS = 12  # of the tiny bundle: MuLaN's two, conditioner, three transformers and their contexts, the codec's two, wav2vec
 SMALL = Limits(sequences=4, seconds=2.0)
 

@@ -26,7 +26,7 @@ def tokens_of(index: int, stages: int = 3) -> Tokens:
 def piece() -> Music:
     """Three candidates of different lengths and levels, the second the best."""
     candidates = [Candidate(np.full(40 + index, 0.1 * index, np.float32), tokens_of(index), score=index / 10) for index in range(3)]
-    timings = {"real_time_factor": 2.0}
+    timings = {"real_time_factor_made": 2.0}
     return Music("Café, 日本の歌", 2**64 - 1, 24000, candidates, 1, timings, "ab" * 32, settings={"seconds": 1.5})
 
 

@@ -75,7 +75,7 @@ def profiles_of(stage: Stage, sequences: int, usual: int, most: int) -> list[Pro
 
 @pytest.fixture
 def rtx() -> None:
-    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install musiclm-deploy[tensorrt-rtx]")
+    pytest.importorskip("tensorrt_rtx_libs", reason="TensorRT-RTX is not installed: pip install '.[tensorrt-rtx]'")
 
 
 @pytest.mark.usefixtures("rtx")

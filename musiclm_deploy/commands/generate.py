@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like")
     parser.add_argument("--without-prime", action="store_true", help="write only what comes after the sound of --prime")
     parser.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's window)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: what inspect says)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
     parser.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)"
@@ -63,10 +62,9 @@ def add_options(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from ..runtime.audio import SUFFIXES, load_audio
     from ..runtime.musiclm import load
+    from ..runtime.progress import progress_bars
     from ..runtime.windows import Window
 
     _check_writable(options.out, SUFFIXES)
@@ -74,37 +72,22 @@ def run(options: argparse.Namespace) -> int:
         _check_writable(options.save_tokens, [".npz"])
     prompt, prime = _prompt(options), None if options.prime is None else load_audio(options.prime)
     windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
-    bars: dict[str, Any] = {}
-
-    def progress(stage: str, done: int, total: int) -> None:
-        if stage not in bars:
-            bars[stage] = tqdm(
-                total=total, desc=f"{stage:8}", unit="tok" if stage not in ("codec", "rank") else "clip", file=sys.stderr, disable=None
-            )
-        bars[stage].update(done - bars[stage].n)
-        if done == total:
-            bars[stage].close()
-
-    try:
-        with load(options.bundle, options.device, threads=options.threads, weights=options.weights) as model:
-            music = model.generate(
-                prompt,
-                prime=prime,
-                include_prime=not options.without_prime,
-                seconds=options.seconds,
-                seed=options.seed,
-                num_samples=options.num_samples,
-                stop=options.stop,
-                compat=options.compat,
-                max_semantic_tokens=options.max_semantic_tokens,
-                sampling=_sampling(options, model.bundle.manifest),
-                windows=windows,
-                tokens=options.tokens,
-                progress=progress,
-            )
-    finally:
-        for bar in bars.values():
-            bar.close()
+    with load(options.bundle, options.device, threads=options.threads, weights=options.weights) as model, progress_bars(True) as progress:
+        music = model.generate(
+            prompt,
+            prime=prime,
+            include_prime=not options.without_prime,
+            seconds=options.seconds,
+            seed=options.seed,
+            num_samples=options.num_samples,
+            stop=options.stop,
+            compat=options.compat,
+            max_semantic_tokens=options.max_semantic_tokens,
+            sampling=_sampling(options, model.bundle.manifest),
+            windows=windows,
+            tokens=options.tokens,
+            progress=progress,
+        )
     files = [music.save(options.out)]
     if options.all:
         names = [options.out.with_stem(f"{options.out.stem}-{index + 1}") for index in range(len(music.candidates))]
@@ -117,9 +100,9 @@ def run(options: argparse.Namespace) -> int:
         facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
         print(json.dumps({"files": [str(file) for file in files], **facts, "timings": music.timings, "bundle_sha256": music.bundle_sha256}))
     else:
-        spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.timings.items() if stage not in ("total", "real_time_factor"))
+        spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.stage_seconds.items())
         print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz")
-        print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}")
+        print(f"{music.timings['total']:.2f} s ({spent}), {music.speed}")
     return 0
 
 

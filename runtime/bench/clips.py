@@ -90,7 +90,7 @@ def _row(form: str, prompts: int, candidates: int, seconds: float, made: list[li
     parts = {stage: float(np.median([music[0].timings.get(stage, 0.0) for music in made])) for stage in _STAGES}
     audio = seconds * prompts * candidates
     row: Row = {"benchmark": "clip", "form": form, "prompts": prompts, "candidates": candidates, "seconds": seconds, **spread(totals)}
-    row |= {"real_time_factor": round(middle / audio, 4), "real_time_factor_of_music": round(middle / (seconds * prompts), 4)}
+    row |= {"real_time_factor_made": round(middle / audio, 4), "real_time_factor_kept": round(middle / (seconds * prompts), 4)}
     row |= {"share": {stage: round(part / middle, 4) for stage, part in parts.items()}}
     row |= {"codec_s_per_s": round(parts["codec"] / audio, 5)}
     return row | {"tokens": sum(_count(music) for music in made[0])}

@@ -66,7 +66,7 @@ SECTIONS = (
             *MODEL,
             *(("steps", field("steps")), ("clips", field("form")), ("s each", field("seconds")), ("guidance", field("cond_scale"))),
             ("fine window", field("fine_window")),
-            *(("real-time factor", number("real_time_factor")), ("of the music kept", number("real_time_factor_of_music"))),
+            *(("real-time factor (made)", number("real_time_factor_made")), ("real-time factor (kept)", number("real_time_factor_kept"))),
             *_TAILS[:2],
             *((stage, share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
             ("codec s per s", number("codec_s_per_s")),

@@ -21,6 +21,7 @@ import numpy as np
 from ...kernels.launch import Call, Launch, Step, bytes_of, key_of
 from ...kernels.launches import PROGRAMS
 from ..backend import BackendError
+from ..install import install_command
 from .driver import DeviceError, Download, Spare
 from .kernels import Code, Kernels
 
@@ -61,7 +62,7 @@ def _api(who: str) -> Any:
     try:
         return import_module("cuda.bindings.driver")
     except ImportError as error:
-        raise BackendError(f"{who} needs cuda-python: pip install musiclm-deploy[gpu].") from error
+        raise BackendError(f"{who} needs cuda-python: {install_command('gpu')}.") from error
 
 
 def _do(cuda: Any, name: str, *arguments: Any) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 
 from ..backend import BackendError
 from ..device.driver import DeviceError
+from ..install import install_command
 
 _LOG = logging.getLogger(__name__)
 _LEAST = 10, 15  # of the full library: the first whose caches are updated in place
-_INSTALL = "Install one: pip install musiclm-deploy[tensorrt] for TensorRT, or musiclm-deploy[tensorrt-rtx] for TensorRT-RTX"
 # It is said of every graph that an int64 input once was none; and without a GPU, that there is none.
 _NO_MATTER = ("Int64 binding", "cudaError 35", "CUDA initialization failure with error: 35")
 
@@ -49,7 +49,8 @@ def find_library(portable: bool | None = None) -> Library:
             return find()
         except (ImportError, RuntimeError) as error:  # what is on the package index is a stub, which may raise either
             faults.append(str(error).strip().split("\n")[0])
-    raise BackendError(f"TensorRT cannot be used here: {'; '.join(faults)}. {_INSTALL}.")
+    either = f"for TensorRT {install_command('tensorrt')}; for TensorRT-RTX {install_command('tensorrt-rtx')}"
+    raise BackendError(f"TensorRT cannot be used here: {'; '.join(faults)}. Install one: {either}.")
 
 
 def _full() -> Library:
