@@ -138,18 +138,22 @@ def test_what_does_not_fit_is_said_before_it_is_taken(stages) -> None:
     assert driver.memory == 20_000
     driver.memory = 1 << 30
     assert len(on_device(model, stage, plan_of(stage, 3, False), False, greedy)) == 3
-    before, held = [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)], len(model._lanes)
+    recorded = driver.recorded
+    before = [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)]
+    assert driver.recorded == recorded, "what is kept is used again"
     driver.memory = 20_000
     with pytest.raises(MemoryError):  # this driver counts no memory that is given back, but the buffers of the other size are
         on_device(model, stage, plan_semantic(stage.decoder, 2, 9, False), False, greedy)
-    assert (held, len(model._lanes)) == (1, 0)
-    driver.memory = 1 << 30
+    driver.memory, recorded = 1 << 30, driver.recorded
     assert [row.tolist() for row in on_device(model, stage, plan_of(stage, 3, False), False, greedy)] == before
+    assert driver.recorded > recorded, "what was kept has been given back for another size"
     driver.memory = 1000
     _, sizes, weights = open_weights(stage.folder, stage.decoder)
     with pytest.raises(MemoryError, match="the weights of the coarse stage"):
         DeviceModel(driver, "coarse", sizes, weights, "fp32")
-    assert not model._lanes, "of another stage, they are given back for a stage's weights too"
+    driver.memory, recorded = 1 << 30, driver.recorded
+    on_device(model, stage, plan_of(stage, 3, False), False, greedy)
+    assert driver.recorded > recorded, "it has been given back for another stage's weights, too"
 
 
 def test_what_a_device_does_not_take(tiny_bundle: Path, stages) -> None:

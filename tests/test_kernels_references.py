@@ -8,14 +8,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import wraps
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from support import references
+from support.interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
 from musiclm_deploy.kernels.functions import functions_of
 from musiclm_deploy.kernels.launch import Launch, Step, key_of
 from musiclm_deploy.kernels.patches import build_patches
+from musiclm_deploy.kernels.prompt.triton_form import embed
 from musiclm_deploy.runtime.device.model import every_list
 from musiclm_deploy.runtime.engines.model import every_list as lists_beside_engines
 
@@ -51,21 +57,42 @@ def all_lists() -> Iterator[Step]:
 @pytest.fixture(scope="module")
 def launches() -> dict[str, Launch]:
     """Of each piece of machine code one launch."""
-    return {key_of(launch, step): launch for step in all_lists() for launch in step.kernels}
+    return {key_of(one, step): one for step in all_lists() for one in step.kernels}
 
 
 def test_every_launch_has_a_reference(launches: dict[str, Launch]) -> None:
     """Fault: a kernel, or a source of a product, that the loop's tests cannot compute; a reference that is given something else than the
     kernel, or under another name; one that nothing launches any more."""
-    assert {launch.kernel for launch in launches.values()} == references.REFERENCES.keys()
-    products = [launch.constants for launch in launches.values() if launch.kernel == "product"]
+    assert {one.kernel for one in launches.values()} == references.REFERENCES.keys()
+    products = [one.constants for one in launches.values() if one.kernel == "product"]
     assert {(constants["prepare"], constants["read"]) for constants in products} == references.SOURCES.keys()
-    for launch in launches.values():
-        kernel, constants = functions_of(launch)
-        grid, *parameters = inspect.signature(references.REFERENCES[launch.kernel]).parameters
+    for one in launches.values():
+        kernel, constants = functions_of(one)
+        grid, *parameters = inspect.signature(references.REFERENCES[one.kernel]).parameters
         own = [name for name in kernel.arg_names if name != "EARLY"]  # which is of the card
-        assert (grid, parameters) == ("grid", own), launch.kernel
-        assert {*launch.arguments, *constants} == set(own), launch.name
+        assert (grid, parameters) == ("grid", own), one.kernel
+        assert {*one.arguments, *constants} == set(own), one.name
+
+
+@pytest.mark.parametrize("wrong", ["lengths", "streams"])
+def test_a_kernel_that_differs_is_noticed(wrong: str, monkeypatch) -> None:
+    """Fault: a comparison of kernels and references that passes whatever they compute."""
+    right = references.REFERENCES["embed"]
+
+    @wraps(right)
+    def other(grid: references.Grid, **given: Any) -> None:
+        right(grid, **given)
+        given[wrong][-1] += 1
+
+    def run() -> None:
+        table, numbers = floats(np.ones((3, 5))), [torch.ones(2, 4, dtype=torch.int64) for _ in range(2)]
+        rows = [torch.zeros(2, dtype=torch.int64) for _ in range(3)]
+        launch(embed, (2,), table, *numbers, *rows, empty(2, 1, 5), 4, 1, 5, 1, 8)
+
+    run()
+    monkeypatch.setitem(references.REFERENCES, "embed", other)
+    with pytest.raises(AssertionError, match=f"embed.* {wrong}"):
+        run()
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8"])
@@ -74,6 +101,6 @@ def test_layers_share_their_kernels(kind: str) -> None:
 
     def keys(depth: int) -> set[str]:
         sizes = replace(README, depth=depth, bits=8 if kind == "int8" else 32)
-        return {key_of(launch, step) for step in every_list(sizes, True, True, kind) for launch in step.kernels}
+        return {key_of(one, step) for step in every_list(sizes, True, True, kind) for one in step.kernels}
 
     assert keys(2) == keys(6) == keys(24) and len(keys(2)) > 20

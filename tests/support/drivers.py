@@ -39,7 +39,8 @@ class HostDriver:
     """The driver of runtime/device on the host's memory, which is NaN, or for numbers an impossible one, until it is written."""
 
     def __init__(self, memory: int = 1 << 30, compute: Compute = references.compute) -> None:
-        self.memory, self.replayed, self.coming, self.compute = memory, 0, 0, compute
+        self.memory, self.compute = memory, compute
+        self.recorded, self.replayed, self.coming = 0, 0, 0  # lists; copies that no one has waited for
         self.programs = PROGRAMS if compute is references.compute else 1  # the interpreter takes its time for every program
         self.spare: WeakSet[Spare] = WeakSet()
 
@@ -58,6 +59,7 @@ class HostDriver:
 
     def record(self, step: Step, buffers: Mapping[str, torch.Tensor]) -> list[Callable[[], None]]:
         held = dict(buffers)
+        self.recorded += 1
         return [
             partial(self.compute, one, resolved(one, held)) if isinstance(one, Launch) else self.called(one, held) for one in step.launches
         ]
