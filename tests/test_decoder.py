@@ -88,10 +88,10 @@ def _row(positions: Positions, row: int) -> Positions:
 
 
 class _Counting:
-    """A session that notes, at each call, how many positions it was given."""
+    """A session that counts its calls and bindings."""
 
     def __init__(self, session: Any) -> None:
-        self._session, self.calls = session, []
+        self._session, self.calls = session, 0
         self.bindings = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -102,7 +102,7 @@ class _Counting:
         return self._session.io_binding()
 
     def run_with_iobinding(self, binding: Any) -> None:
-        self.calls.append(time.perf_counter())
+        self.calls += 1
         self._session.run_with_iobinding(binding)
 
 
@@ -115,7 +115,7 @@ def test_one_prefill_then_one_call_per_token(tiny_bundle: Path) -> None:
         counting = {stage: _Counting(music.session(graph)) for stage, graph in graphs.items()}
         sessions.update({graphs[stage]: counted for stage, counted in counting.items()})
         music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=5, seed=1)
-    calls = {stage: len(counted.calls) for stage, counted in counting.items()}
+    calls = {stage: counted.calls for stage, counted in counting.items()}
     frames = 10  # 0.2 s at 50 frames a second
     expected = {"coarse": frames * manifest.coarse.coarse_quantizers, "fine": frames * manifest.fine.fine_quantizers}
     assert calls == {"semantic": calls["semantic"], **expected} and 1 <= calls["semantic"] <= 5  # the prefill gives the first token
@@ -151,15 +151,15 @@ def test_a_step_costs_what_its_context_is_long(tmp_path: Path) -> None:
     checkpoint = Checkpoint("semantic.pt", state, "2.4.0")
     decoder = export_stage("semantic", checkpoint, infer_transformer("semantic", checkpoint, {"max_length": 4200}), tmp_path, 4200, 1)
     plan = plan_semantic(decoder, 1, 4200, True)
-    run = _run(decoder, tmp_path, plan, capacity=4200)
+    run = _run(decoder, tmp_path, plan, capacity=4200, session=open_session(tmp_path / decoder.graph, 1))
     run.prefill(plan.prompts, 0)
     taken = np.zeros(4100)
     for step in range(len(taken)):
         position = plan.place(step, np.array([step % 19]))
-        started = time.perf_counter()
+        started = time.thread_time()  # what else runs on the machine does not count; one thread computes
         run.step(position, 0)
-        taken[step] = time.perf_counter() - started
-    short, long = taken[950:1050].min(), taken[4000:4100].min()  # what else runs on the machine makes steps slower, never faster
+        taken[step] = time.thread_time() - started
+    short, long = taken[950:1050].min(), taken[4000:4100].min()
     assert long < 8 * short, f"{short * 1e6:.0f} us at 1000 tokens of context, {long * 1e6:.0f} us at 4050"
 
 

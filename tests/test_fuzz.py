@@ -39,7 +39,7 @@ CASES = int(os.environ.get("MUSICLM_FUZZ", "24"))  # of checkpoints, and as many
 SEED = int(os.environ.get("MUSICLM_FUZZ_SEED", "0"))
 KINDS = ("semantic", "coarse", "fine", "codec", "mulan", "quantizer")
 GIGABYTE = 1 << 30
-SECONDS = 60  # that one case may take on a busy machine: most take a tenth of one
+SECONDS = 60  # of the processor's time that one case may take, however busy the machine is: most take a tenth of one
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of this process is read from /proc")
 
 
@@ -64,11 +64,11 @@ def little_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def an_end() -> Iterator[None]:
     def stop(*_: object) -> None:
-        raise TimeoutError(f"no end after {SECONDS} seconds")
+        raise TimeoutError(f"no end after {SECONDS} seconds of the processor")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGPROF, stop)
     yield
-    signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGPROF, before)
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,14 @@ def test_inputs(inputs: dict[str, Input], tmp_path: Path) -> None:
         done = f"case {case}: {spoil(inputs[name], path, dice, proof)} of {name}"
         # a whole neighbour, so that what must fit together is looked at
         other = whole(inputs[partners.get(kind) or dice.choice(KINDS)], folder / "other.pt")
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             with gigabyte_more():  # of each case: a process that has refused a thousand files has holes in its memory
                 faults = refusals(kind, path, other)
         except Exception as error:  # all of them are wanted, each with its case
             problems.append(f"{done}: {type(error).__name__}: {error} in {traceback.extract_tb(error.__traceback__)[-1]}")
             faults = []
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         refused += bool(faults)
         problems += [f"{done}: {fault}" for fault in faults if "MemoryError" in fault or "alloc" in fault]
         problems += [f"{done}: unnamed: {fault}" for fault in faults if path.name not in fault and "other.pt" not in fault]
