@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more can be said there
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more can be said there
         return 1
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # while a module of machine code was loaded

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from .audio import save_audio
+from .outputs import is_stream, write_output
+from .sound_files import encode, format_of
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
 
@@ -61,14 +62,23 @@ class Music:
         return self.candidates[self.best].tokens
 
     def save(self, path: str | Path, candidate: int | None = None) -> Path:
-        """Write the best (or the given) candidate as wav, flac or ogg by suffix; prompt, seed and bundle hash go in as a comment."""
+        """Write the best (or the given) candidate as wav, flac, ogg, opus or mp3 by suffix, with a comment that says how it was made.
+
+        Raises ValueError for a suffix, a rate or samples that no such file has, OSError for a file that cannot be written.
+        """
         path = Path(path)
-        comment = json.dumps(
-            {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}, ensure_ascii=False
-        )
-        chosen = self.candidates[self.best if candidate is None else candidate]
-        save_audio(path, chosen.audio, self.sample_rate, comment)
+        write_output(path, self._encoded(path, candidate))
         return path
+
+    def encode(self, suffix: str = ".wav", candidate: int | None = None) -> memoryview:
+        """Return the bytes of the file that `save` would write with this suffix."""
+        return self._encoded(Path(f"music{suffix}"), candidate)
+
+    def _encoded(self, path: Path, candidate: int | None) -> memoryview:
+        form = format_of(path)
+        record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
+        chosen = self.candidates[self.best if candidate is None else candidate]
+        return encode(path, form, chosen.audio, self.sample_rate, json.dumps(record, ensure_ascii=form.ascii_only))
 
     def save_tokens(self, path: str | Path) -> Path:
         """Write every candidate's tokens as .npz, from which `generate(tokens=...)` goes on."""
@@ -76,23 +86,23 @@ class Music:
 
 
 def save_tokens(path: Path, candidates: list[Tokens]) -> Path:
-    if path.suffix != ".npz":
-        raise ValueError(f"tokens are saved as .npz, got {path.name}.")
+    check_tokens_name(path)
     arrays = {
         f"{index}.{stage}": array
         for index, tokens in enumerate(candidates)
         for stage in _ARRAYS
         if (array := getattr(tokens, stage)) is not None
     }
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with aside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    made = io.BytesIO()
+    np.savez_compressed(made, allow_pickle=False, **arrays)
+    write_output(path, made.getbuffer())
     return path
+
+
+def check_tokens_name(path: Path) -> None:
+    """Raise ValueError for a name that `load_tokens` would not be given. A pipe or a device may have any."""
+    if path.suffix != ".npz" and not is_stream(path):
+        raise ValueError(f"cannot write {path}: tokens are saved as .npz.")
 
 
 def load_tokens(path: Path) -> list[Tokens]:

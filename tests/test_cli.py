@@ -52,7 +52,7 @@ def never_loads(monkeypatch) -> None:
 # --- generate
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "WAV"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "WAV"])
 def test_generate(run, tiny_bundle, tmp_path, suffix):
     """The file has exactly the samples asked for, the codec's rate and one channel; and nothing else is left beside it."""
     status, out, err = run("generate", tiny_bundle, "calm piano", "-o", f"a.{suffix}", "--seconds", "0.1001", "--seed", 3)
@@ -155,6 +155,27 @@ def test_without_torch(tiny_bundle, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "t.npz"]
 
 
+def test_standard_output(run, tiny_bundle, tmp_path, capfdbinary):
+    """`-o - | aplay`: fault: a word among the samples, or a wav other than the one that a file would be."""
+    request = [tiny_bundle, "x", "--seconds", 0.1, "--json"]
+    status = cli.main(["generate", *map(str, request), "-o", "-"])
+    out, err = capfdbinary.readouterr()
+    assert status == 0 and json.loads(err)["files"] == ["standard output"]
+    assert cli.main(["generate", *map(str, request), "-o", str(tmp_path / "a.wav")]) == 0
+    assert out == (tmp_path / "a.wav").read_bytes()
+
+
+def test_standard_output_that_is_a_terminal(never_loads, tmp_path):
+    """Fault: a screen full of samples."""
+    parent, child = os.openpty()
+    command = [*COMMAND, "generate", "bundle", "x", "-o", "-"]
+    result = subprocess.run(command, cwd=tmp_path, stdout=child, stderr=subprocess.PIPE, text=True)
+    os.close(child)
+    os.close(parent)
+    advice = "Pipe it (| aplay), redirect it, or give -o FILE."
+    assert (result.returncode, result.stderr) == (1, f"musiclm: -o -: standard output is a terminal, which shows no sound. {advice}\n")
+
+
 # --- inspect
 
 
@@ -221,18 +242,23 @@ def test_export_all(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "a.mp3"], "cannot write a.mp3: the suffix must be .wav or .flac or .ogg."),
-        (["-o", "a"], "cannot write a: the suffix must be .wav or .flac or .ogg."),
+        (["-o", "a.aac"], "cannot write a.aac: the suffix must be .wav, .flac, .ogg, .opus or .mp3, got .aac."),
+        (["-o", "a"], "cannot write a: the suffix must be .wav, .flac, .ogg, .opus or .mp3, got none."),
         (["-o", "nowhere/a.wav"], "cannot write nowhere/a.wav: nowhere is not a directory."),
         (["-o", "folder.wav"], "cannot write folder.wav: it is a directory."),
-        (["--save-tokens", "t.txt"], "cannot write t.txt: the suffix must be .npz."),
+        (["--save-tokens", "t.txt"], "cannot write t.txt: tokens are saved as .npz."),
         (["--save-tokens", "nowhere/t.npz"], "cannot write nowhere/t.npz: nowhere is not a directory."),
+        (["-o", "a.wav", "--all", "--num-samples", "2"], "cannot write a-2.wav: it is a directory."),
+        (["-o", "-", "--all"], "--all writes files named after --out, and standard output is not a file. Give -o FILE."),
+        (["-o", "/dev/null", "--all"], "--all writes files named after --out, and /dev/null is not a file. Give -o FILE."),
     ],
 )
 def test_outputs_are_checked_first(run, never_loads, tmp_path, arguments, message):
     """A name that cannot be written is refused before minutes are spent on what goes into it."""
-    (tmp_path / "folder.wav").mkdir()
+    for name in ("folder.wav", "a-2.wav"):
+        (tmp_path / name).mkdir()
     assert run("generate", "bundle", "x", *arguments) == (1, "", f"musiclm: {message}\n")
+    assert sorted(os.listdir(tmp_path)) == ["a-2.wav", "folder.wav"]
 
 
 @pytest.mark.parametrize(
@@ -364,6 +390,16 @@ def test_reader_that_is_gone(tiny_bundle, tmp_path):
     process.stdout.close()
     assert process.stderr.read() == "" and process.wait() == 1
     assert os.listdir(tmp_path) == ["out.wav"]
+
+
+def test_reader_of_a_sound_that_is_gone(tiny_bundle, tmp_path):
+    """`musiclm generate ... -o - --save-tokens t.npz | true`: no complaint, and the tokens are there all the same."""
+    command = [*COMMAND, "generate", str(tiny_bundle), "x", "--seconds", "0.05", "-o", "-", "--save-tokens", "t.npz"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+    assert os.listdir(tmp_path) == ["t.npz"]
 
 
 @pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])

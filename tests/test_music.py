@@ -83,7 +83,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path) -> None:
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="pickle"):
         save_tokens(path, [tokens_of(0), Tokens(np.array([None]))])
-    with pytest.raises(ValueError, match=r"tokens are saved as \.npz, got tokens\.npy"):
+    with pytest.raises(ValueError, match=r"tokens\.npy: tokens are saved as \.npz"):
         save_tokens(tmp_path / "tokens.npy", [tokens_of(0)])
     with pytest.raises(FileNotFoundError):
         save_tokens(tmp_path / "missing" / "tokens.npz", [tokens_of(0)])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from .output import Outputs, add_output_options
 from .values import stage_value, stage_window
 
 
@@ -20,13 +20,12 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
     parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like")
     parser.add_argument("--without-prime", action="store_true", help="write only what comes after the sound of --prime")
-    parser.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
+    add_output_options(parser)
     parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's window)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
     parser.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)"
     )
-    parser.add_argument("--all", action="store_true", help="write every candidate, as FILE-1, FILE-2, ..., beside the best")
     parser.add_argument(
         "--stop", choices=["exact", "eos"], default="exact", help="exact length, or end where the model ends (default: exact)"
     )
@@ -49,7 +48,6 @@ def add_options(commands: Any) -> None:
         help="of clips longer than the trained windows, in tokens or frames; repeat for other stages (docs/long_clips.md)",
     )
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="go on from saved tokens (.npz)")
-    parser.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
     parser.add_argument(
         "--weights",
@@ -65,13 +63,13 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..runtime.audio import SUFFIXES, load_audio
+    from ..runtime.audio import load_audio
+    from ..runtime.music import load_tokens
     from ..runtime.musiclm import load
     from ..runtime.windows import Window
 
-    _check_writable(options.out, SUFFIXES)
-    if options.save_tokens:
-        _check_writable(options.save_tokens, [".npz"])
+    outputs = Outputs.of(options, options.num_samples if options.tokens is None else len(load_tokens(options.tokens)))
+    outputs.check()
     prompt, prime = _prompt(options), None if options.prime is None else load_audio(options.prime)
     windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
     bars: dict[str, Any] = {}
@@ -87,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         with load(options.bundle, options.device, threads=options.threads, weights=options.weights) as model:
+            outputs.check_sound(model.bundle.manifest.codec.sample_hz, options.seconds)
             music = model.generate(
                 prompt,
                 prime=prime,
@@ -105,21 +104,17 @@ def run(options: argparse.Namespace) -> int:
     finally:
         for bar in bars.values():
             bar.close()
-    files = [music.save(options.out)]
-    if options.all:
-        names = [options.out.with_stem(f"{options.out.stem}-{index + 1}") for index in range(len(music.candidates))]
-        files += [music.save(name, candidate=index) for index, name in enumerate(names)]
-    if options.save_tokens:
-        files.append(music.save_tokens(options.save_tokens))
+    files = outputs.write(music)
     seconds = len(music.audio) / music.sample_rate
     if options.json:
         scores = [candidate.score for candidate in music.candidates]
         facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
-        print(json.dumps({"files": [str(file) for file in files], **facts, "timings": music.timings, "bundle_sha256": music.bundle_sha256}))
+        facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
+        print(json.dumps({"files": files, **facts}), file=outputs.report)
     else:
         spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.timings.items() if stage not in ("total", "real_time_factor"))
-        print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz")
-        print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}")
+        print(f"{', '.join(files)}: {seconds:g} s at {music.sample_rate} Hz", file=outputs.report)
+        print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}", file=outputs.report)
     return 0
 
 
@@ -141,16 +136,6 @@ def _prompt(options: argparse.Namespace) -> Any:
         return options.text
     sound = load_audio(options.audio)
     return Blend([(sound, 1.0)] if options.text is None else [(options.text, 1 - weight), (sound, weight)])
-
-
-def _check_writable(path: Path, suffixes: Collection[str]) -> None:
-    """What can be known of an output before minutes are spent on what goes into it."""
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"cannot write {path}: the suffix must be {' or '.join(suffixes)}.")
-    if path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a directory.")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: {path.parent} is not a directory.")
 
 
 def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:
