@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .mastering import Mastering
 from .outputs import is_stream, write_output
 from .sound_files import encode, format_of
 
@@ -51,7 +54,7 @@ class Music:
     best: int  # index of the candidate that MuLaN finds closest to the prompt
     timings: dict[str, float]  # seconds per stage of the whole request, and real_time_factor: seconds taken per second of audio
     bundle_sha256: str
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # the record of how it was made: `runtime.provenance.make_record`
 
     @property
     def audio(self) -> np.ndarray:
@@ -61,28 +64,41 @@ class Music:
     def tokens(self) -> Tokens:
         return self.candidates[self.best].tokens
 
-    def save(self, path: str | Path, candidate: int | None = None) -> Path:
+    def save(
+        self, path: str | Path, candidate: int | None = None, *, sample_rate: int | None = None, normalize: float | None = None
+    ) -> Path:
         """Write the best (or the given) candidate as wav, flac, ogg, opus or mp3 by suffix, with a comment that says how it was made.
 
-        Raises ValueError for a suffix, a rate or samples that no such file has, OSError for a file that cannot be written.
+        sample_rate: of the file, in Hz, by default the codec's. normalize: its integrated loudness in LUFS (ITU-R BS.1770), by default as
+        generated. Raises ValueError for a suffix, a rate or samples that no such file has, OSError for a file that cannot be written.
         """
-        path = Path(path)
-        write_output(path, self._encoded(path, candidate))
+        path, mastering = Path(path), Mastering(sample_rate, normalize)
+        write_output(path, self._encoded(path, candidate, mastering))
         return path
 
-    def encode(self, suffix: str = ".wav", candidate: int | None = None) -> memoryview:
+    def encode(
+        self, suffix: str = ".wav", candidate: int | None = None, *, sample_rate: int | None = None, normalize: float | None = None
+    ) -> memoryview:
         """Return the bytes of the file that `save` would write with this suffix."""
-        return self._encoded(Path(f"music{suffix}"), candidate)
+        return self._encoded(Path(f"music{suffix}"), candidate, Mastering(sample_rate, normalize))
 
-    def _encoded(self, path: Path, candidate: int | None) -> memoryview:
-        form = format_of(path)
+    def _encoded(self, path: Path, candidate: int | None, mastering: Mastering) -> memoryview:
+        form, index = format_of(path), self.best if candidate is None else candidate
+        audio = self.candidates[index].audio
+        wave, hz = mastering.apply(path, audio, self.sample_rate)
         record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
-        chosen = self.candidates[self.best if candidate is None else candidate]
-        return encode(path, form, chosen.audio, self.sample_rate, json.dumps(record, ensure_ascii=form.ascii_only))
+        record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
+        record |= {"sample_rate": hz, "normalize": mastering.normalize}
+        return encode(path, form, wave, hz, json.dumps(record, ensure_ascii=form.ascii_only))
 
     def save_tokens(self, path: str | Path) -> Path:
         """Write every candidate's tokens as .npz, from which `generate(tokens=...)` goes on."""
         return save_tokens(Path(path), [candidate.tokens for candidate in self.candidates])
+
+
+def audio_sha256(wave: np.ndarray) -> str:
+    """SHA-256 of samples as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(wave, "<f4").tobytes()).hexdigest()
 
 
 def save_tokens(path: Path, candidates: list[Tokens]) -> Path:

@@ -155,7 +155,7 @@ def test_without_torch(tiny_bundle, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "t.npz"]
 
 
-def test_standard_output(run, tiny_bundle, tmp_path, capfdbinary):
+def test_standard_output(tiny_bundle, tmp_path, capfdbinary):
     """`-o - | aplay`: fault: a word among the samples, or a wav other than the one that a file would be."""
     request = [tiny_bundle, "x", "--seconds", 0.1, "--json"]
     status = cli.main(["generate", *map(str, request), "-o", "-"])

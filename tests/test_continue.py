@@ -107,7 +107,7 @@ def test_begins_with_the_sound(grouped: tuple[Any, Any]) -> None:
     assert len(song.tokens.coarse) == 31 and len(song.audio) == 0.61 * HZ
     rest = model.generate("x", prime=(wave, hz), include_prime=False, **options)
     assert same(song.tokens, rest.tokens) and rest.audio.tobytes() == song.audio[20 * HOP :].tobytes()
-    assert song.settings == {"prime_frames": 20, "include_prime": True} and rest.timings["prime"] > 0
+    assert (song.settings["include_prime"], rest.settings["include_prime"]) == (True, False) and rest.timings["prime"] > 0
     other = model.generate("x", prime=sound(20.7, seed=9), **options)
     assert not np.array_equal(other.tokens.coarse[20:], song.tokens.coarse[20:]), "what follows does not depend on the prime"
 

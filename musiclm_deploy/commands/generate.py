@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .again import Again, add_again_options
 from .output import Outputs, add_output_options
 from .values import stage_value, stage_window
 
@@ -21,14 +22,11 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like")
     parser.add_argument("--without-prime", action="store_true", help="write only what comes after the sound of --prime")
     add_output_options(parser)
+    add_again_options(parser)
     parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's window)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
-    parser.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)"
-    )
-    parser.add_argument(
-        "--stop", choices=["exact", "eos"], default="exact", help="exact length, or end where the model ends (default: exact)"
-    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
+    parser.add_argument("--num-samples", type=int, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)")
+    parser.add_argument("--stop", choices=["exact", "eos"], help="exact length, or end where the model ends (default: exact)")
     parser.add_argument("--compat", choices=["upstream"], help="reproduce audiolm-pytorch token for token")
     parser.add_argument("--max-semantic-tokens", type=int, metavar="N", help="at most (default: as many as the length can hold)")
     for name, what in (
@@ -51,7 +49,6 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
     parser.add_argument(
         "--weights",
-        default="fp16",
         choices=["fp16", "bf16", "fp32", "int8"],
         help="of transformers on a GPU, as packed (default: fp16)",
     )
@@ -63,15 +60,13 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..runtime.audio import load_audio
-    from ..runtime.music import load_tokens
     from ..runtime.musiclm import load
-    from ..runtime.windows import Window
 
-    outputs = Outputs.of(options, options.num_samples if options.tokens is None else len(load_tokens(options.tokens)))
+    again = Again.of(options)
+    request = _request(options) if again is None else again.request(options)
+    outputs = Outputs.of(options, request["num_samples"] if request["tokens"] is None else len(request["tokens"]), again)
     outputs.check()
-    prompt, prime = _prompt(options), None if options.prime is None else load_audio(options.prime)
-    windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
+    placement = {"device": options.device, "weights": options.weights or "fp16"} if again is None else again.placement(options)
     bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -84,38 +79,50 @@ def run(options: argparse.Namespace) -> int:
             bars[stage].close()
 
     try:
-        with load(options.bundle, options.device, threads=options.threads, weights=options.weights) as model:
-            outputs.check_sound(model.bundle.manifest.codec.sample_hz, options.seconds)
-            music = model.generate(
-                prompt,
-                prime=prime,
-                include_prime=not options.without_prime,
-                seconds=options.seconds,
-                seed=options.seed,
-                num_samples=options.num_samples,
-                stop=options.stop,
-                compat=options.compat,
-                max_semantic_tokens=options.max_semantic_tokens,
-                sampling=_sampling(options, model.bundle.manifest),
-                windows=windows,
-                tokens=options.tokens,
-                progress=progress,
-            )
+        with load(options.bundle, threads=options.threads, **placement) as model:
+            if again is None:
+                request["sampling"] = _sampling(options, model.bundle.manifest)
+            else:
+                again.check_bundle(model.bundle)
+            outputs.check_sound(model.bundle.manifest.codec.sample_hz, request["seconds"])
+            music = model.generate(**request, progress=progress)
     finally:
         for bar in bars.values():
             bar.close()
-    files = outputs.write(music)
+    files = outputs.write(music, None if again is None else again.record["candidate"])
+    hz = outputs.mastering.sample_rate or music.sample_rate
     seconds = len(music.audio) / music.sample_rate
     if options.json:
         scores = [candidate.score for candidate in music.candidates]
-        facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
+        facts = {"seconds": seconds, "sample_rate": hz, "seed": music.seed, "best": music.best, "scores": scores}
         facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
         print(json.dumps({"files": files, **facts}), file=outputs.report)
     else:
         spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.timings.items() if stage not in ("total", "real_time_factor"))
-        print(f"{', '.join(files)}: {seconds:g} s at {music.sample_rate} Hz", file=outputs.report)
+        print(f"{', '.join(files)}: {seconds:g} s at {hz} Hz", file=outputs.report)
         print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}", file=outputs.report)
-    return 0
+    return 0 if again is None else again.compare(music, sys.stderr if options.json else outputs.report)
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `MusicLM.generate`, but for the sampling, which needs the bundle."""
+    from ..runtime.audio import load_audio
+    from ..runtime.music import load_tokens
+    from ..runtime.windows import Window
+
+    return {
+        "text": _prompt(options),
+        "prime": None if options.prime is None else load_audio(options.prime),
+        "include_prime": not options.without_prime,
+        "seconds": options.seconds,
+        "seed": 0 if options.seed is None else options.seed,
+        "num_samples": 1 if options.num_samples is None else options.num_samples,
+        "stop": options.stop or "exact",
+        "compat": options.compat,
+        "max_semantic_tokens": options.max_semantic_tokens,
+        "windows": {stage: Window(*sizes) for stage, sizes in options.window} or None,
+        "tokens": None if options.tokens is None else load_tokens(options.tokens),
+    }
 
 
 def _prompt(options: argparse.Namespace) -> Any:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..runtime.mastering import Mastering
     from ..runtime.music import Music
+    from .again import Again
 
 STDOUT = "standard output"
 
@@ -19,9 +21,12 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--out",
         type=Path,
-        default=Path("out.wav"),
         metavar="FILE",
         help=".wav, .flac, .ogg, .opus or .mp3, mono; - writes a wav to standard output (default: out.wav)",
+    )
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the file (default: the codec's)")
+    parser.add_argument(
+        "--normalize", type=float, metavar="LUFS", help="bring the clip to this loudness (ITU-R BS.1770), -14 or -23 (default: as it is)"
     )
     parser.add_argument("--all", action="store_true", help="write every candidate, as FILE-1, FILE-2, ..., beside the best")
     parser.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
@@ -34,12 +39,20 @@ class Outputs:
     out: Path | None  # None is standard output
     numbered: list[Path]  # of every candidate, if they are all asked for
     tokens: Path | None
+    mastering: Mastering
 
     @classmethod
-    def of(cls, options: argparse.Namespace, candidates: int) -> Outputs:
-        out = None if str(options.out) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else options.out
-        numbered = [options.out.with_stem(f"{options.out.stem}-{index + 1}") for index in range(candidates)] if options.all else []
-        return cls(out, numbered, options.save_tokens)
+    def of(cls, options: argparse.Namespace, candidates: int, again: Again | None) -> Outputs:
+        from ..runtime.mastering import Mastering
+        from ..runtime.request import MOST_ITEMS
+
+        path = options.out or (Path("out.wav") if again is None else again.out)
+        out = None if str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else path
+        numbered = [path.with_stem(f"{path.stem}-{index + 1}") for index in range(min(candidates, MOST_ITEMS))] if options.all else []
+        record = {} if again is None else again.record
+        rate = record.get("sample_rate") if options.sample_rate is None else options.sample_rate
+        loudness = record.get("normalize") if options.normalize is None else options.normalize
+        return cls(out, numbered, options.save_tokens, Mastering(rate, loudness))
 
     def check(self) -> None:
         """Raise ValueError or OSError for whatever is known to be impossible, and leave everything as it is."""
@@ -63,19 +76,25 @@ class Outputs:
         from ..runtime.sound_files import check_sound, format_of
 
         path = self.out or Path("-.wav")
-        check_sound(path, format_of(path), codec_hz, round((seconds or 0) * codec_hz))
+        hz = self.mastering.sample_rate or codec_hz
+        length = seconds if seconds is not None and 0 < seconds < 1e9 else 0  # the request refuses others
+        check_sound(path, format_of(path), hz, round(length * hz))
 
-    def write(self, music: Music) -> list[str]:
-        """Write everything, the tokens first, from which the rest can be made again. Returns the names, the sound first."""
+    def write(self, music: Music, candidate: int | None) -> list[str]:
+        """Write everything, the tokens first, from which the rest can be made again. candidate: the best by default.
+
+        Returns the names, the sound first.
+        """
+        wanted = vars(self.mastering)
         if self.tokens:
             music.save_tokens(self.tokens)
         if self.out is None:
-            sys.stdout.buffer.write(music.encode())
+            sys.stdout.buffer.write(music.encode(".wav", candidate, **wanted))
             sys.stdout.buffer.flush()
         else:
-            music.save(self.out)
+            music.save(self.out, candidate, **wanted)
         for index, name in enumerate(self.numbered):
-            music.save(name, candidate=index)
+            music.save(name, index, **wanted)
         return [str(name) for name in (self.out or STDOUT, *self.numbered, self.tokens) if name]
 
     @property
