@@ -20,6 +20,8 @@ _EXAMPLES = """examples:
   musiclm generate bundle "calm piano in a ballroom" -o out.wav --seconds 10 --seed 0
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
+  musiclm generate bundle "brass band" -o - | aplay
+  musiclm generate bundle --again best.flac
   musiclm inspect bundle
   musiclm bench bundle --seconds 10
   musiclm build bundle --compute-capability 89
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     sys.stderr = sys.stderr or io.StringIO()  # closed by the caller; a progress bar cannot do without
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    plain, full = (logging.WARNING, "musiclm: warning: %(message)s"), (logging.INFO, "%(levelname)s %(name)s: %(message)s")
+    level, form = full if options.verbose else plain
+    logging.basicConfig(level=level, format=form)
     try:
         status = options.run(options)
         print(end="", flush=True)  # a reader that is gone shows here, not when Python ends

@@ -20,7 +20,7 @@ class Lowpass:
 
 # torchaudio's defaults: models hear in use what they heard in training. A tone at 0.8 of the Nyquist frequency has an image 28 dB below it.
 TRAINED = Lowpass(6, 0.99)
-# The "kaiser_best" of resampy, for sounds that people hear: the same image is 120 dB below.
+# The "kaiser_best" of resampy, for sounds that people hear: the same image is more than 100 dB below.
 HEARD = Lowpass(64, 0.9475937167399596, 14.769656459379492)
 
 

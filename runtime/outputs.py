@@ -28,7 +28,7 @@ _REASONS = {
 
 def check_output(path: Path) -> None:
     """Raise OSError for a path that cannot be written. The file, if there is one, is neither opened nor changed."""
-    with _named(path):
+    with named_errors(path):
         if is_stream(path):
             if not os.access(path, os.W_OK):
                 raise PermissionError(errno.EACCES, "")
@@ -43,7 +43,7 @@ def check_output(path: Path) -> None:
 
 def check_appendable(path: Path) -> None:
     """Raise OSError for a path that cannot be opened to append to it, its folders made where they are missing. Changes nothing."""
-    with _named(path):
+    with named_errors(path):
         if path.exists():
             if not is_stream(path) and not os.access(_target(path), os.W_OK):
                 raise PermissionError(errno.EACCES, "")
@@ -59,7 +59,7 @@ def write_output(path: Path, data: bytes | memoryview) -> None:
 
     Raises BrokenPipeError if the reader of a named pipe goes away, another OSError for everything else that keeps it from being written.
     """
-    with _named(path):
+    with named_errors(path):
         if is_stream(path):
             with path.open("wb") as stream:
                 stream.write(data)
@@ -78,7 +78,7 @@ def write_output(path: Path, data: bytes | memoryview) -> None:
 
 def append_output(path: Path, text: str) -> None:
     """Add text to the end of a file, all of it or, with an OSError, nothing; make the file and its folders where they are missing."""
-    with _named(path):
+    with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
             before, rest = os.fstat(file.fileno()).st_size, memoryview(text.encode())
@@ -119,7 +119,7 @@ def _beside(target: Path) -> tuple[int, str]:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named_errors(path: Path | str) -> Iterator[None]:
     """Turn the system's errors into sentences that name the path."""
     try:
         yield

@@ -6,6 +6,7 @@ In: a file of any program. Out: a record that `runtime.provenance` can repeat, o
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import struct
 from collections.abc import Mapping
@@ -36,10 +37,11 @@ _FIELDS: dict[str, Any] = {
 }
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """The record of a sound file. Raises ValueError for a file that has none, with the reason as far as it can be known."""
     import soundfile
 
+    path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file.")
     try:
@@ -123,10 +125,9 @@ def _check_inside(record: dict[str, Any]) -> None:
         for values in stages.values():
             made(**values)
     for stage in STAGES:
-        record["sampling"][stage], record["precision"][stage] + ""
+        _ = record["sampling"][stage], record["precision"][stage] + ""
     for part in record["parts"] or ():
-        shown(part["sound"]) if "sound" in part else part["text"] + ""
-        float(part["weight"])
+        _ = shown(part["sound"]) if "sound" in part else part["text"] + "", float(part["weight"])
     for given in ("prime", "tokens"):
         shown(record[given])
     if not 0 <= record["candidate"] < record["num_samples"] <= MOST_ITEMS:

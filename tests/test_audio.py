@@ -78,7 +78,7 @@ def test_what_people_hear_is_resampled_without_images(rates: tuple[int, int]) ->
     """Fault: files are resampled with the short filter of MuLaN's training, which leaves images of high tones 28 dB below them.
 
     Exact against torchaudio's Kaiser window in float64. A tone at 0.8 of the lower Nyquist frequency keeps its level within 0.1 dB, and
-    everything else in the file is 90 dB below it: float32 and the skirts of the spectrum's own window.
+    everything else in the file is 110 dB below it, where float32 begins to count.
     """
     wave, best = noise(2, 331), {"lowpass_filter_width": 64, "rolloff": 0.9475937167399596, "beta": 14.769656459379492}
     exact = torchaudio.functional.resample(torch.from_numpy(wave).double(), *rates, resampling_method="sinc_interp_kaiser", **best).numpy()
@@ -88,4 +88,4 @@ def test_what_people_hear_is_resampled_without_images(rates: tuple[int, int]) ->
     levels, at = np.abs(np.fft.rfft(out * np.blackman(len(out)))), round(hz)
     level_db = 20 * np.log10(levels / (0.5 * np.blackman(len(out)).sum() / 2))
     assert abs(level_db[at - 3 : at + 4].max()) < 0.1
-    assert np.delete(level_db, np.arange(at - 200, at + 200)).max() < -90
+    assert np.delete(level_db, np.arange(at - 200, at + 200)).max() < -110

@@ -49,6 +49,11 @@ def never_loads(monkeypatch) -> None:
     monkeypatch.setattr(musiclm, "load", load)
 
 
+def same_samples(one: str, other: str) -> bool:
+    """Whether two files sound the same; what they say of how they were made may differ."""
+    return np.array_equal(soundfile.read(one)[0], soundfile.read(other)[0])
+
+
 # --- generate
 
 
@@ -72,7 +77,7 @@ def test_longer_than_the_trained_window(run, tiny_bundle):
     status, out, err = run("generate", tiny_bundle, "x", "-o", "a.wav", "--save-tokens", "t.npz", *options)
     assert (status, err) == (0, "") and json.loads(out)["seconds"] == 168002 / 16000
     status, out, _ = run("generate", tiny_bundle, "x", "-o", "b.wav", "--tokens", "t.npz", "--seconds", 10.5001)
-    assert status == 0 and Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert status == 0 and same_samples("a.wav", "b.wav")
 
 
 def test_windows(run, tiny_bundle, music):
@@ -126,8 +131,7 @@ def test_tokens_again(run, tiny_bundle):
     first = json.loads(run(*common, "a.wav", "--num-samples", 2, "--all", "--save-tokens", "t.npz")[1])
     assert first["files"][-1] == "t.npz"
     again = json.loads(run(*common, "b.wav", "--all", "--tokens", "t.npz")[1])
-    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
-    assert Path("a-2.wav").read_bytes() == Path("b-2.wav").read_bytes()
+    assert same_samples("a.wav", "b.wav") and same_samples("a-2.wav", "b-2.wav")
     assert again["scores"] == first["scores"] and not {"semantic", "coarse", "fine"} & again["timings"].keys()
 
 

@@ -85,12 +85,16 @@ class Outputs:
 
         Returns the names, the sound first.
         """
+        from ..runtime.outputs import named_errors
+
         wanted = vars(self.mastering)
         if self.tokens:
             music.save_tokens(self.tokens)
         if self.out is None:
-            sys.stdout.buffer.write(music.encode(".wav", candidate, **wanted))
-            sys.stdout.buffer.flush()
+            made = music.encode(".wav", candidate, **wanted)
+            with named_errors(STDOUT):
+                sys.stdout.buffer.write(made)
+                sys.stdout.buffer.flush()
         else:
             music.save(self.out, candidate, **wanted)
         for index, name in enumerate(self.numbered):
