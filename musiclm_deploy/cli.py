@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import __version__
 from .commands import bench, build, doctor, export, generate, inspect
@@ -21,7 +22,7 @@ _EXAMPLES = """examples:
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
   musiclm generate bundle "brass band" -o - | aplay
-  musiclm generate bundle --again best.flac
+  musiclm generate --again best.flac
   musiclm inspect bundle
   musiclm bench bundle --seconds 10
   musiclm build bundle --compute-capability 89
@@ -47,8 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "text", "") is None:
-        options.text = rest.pop()  # argparse gives up a positional that may be missing at the first option before it
+    for name, kind in (
+        ("bundle", Path),
+        ("text", str),
+    ):  # argparse gives up positionals that may be missing at the first option before them
+        if rest and not rest[0].startswith("-") and getattr(options, name, "") is None:
+            setattr(options, name, kind(rest.pop(0)))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     sys.stderr = sys.stderr or io.StringIO()  # closed by the caller; a progress bar cannot do without

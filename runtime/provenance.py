@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,7 @@ def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) 
         "include_prime": request.include_prime,
         "tokens": None if request.tokens is None else tokens_record(request.tokens),
         "own_noise": own_noise,
+        "bundle": _folder(model.bundle.root),
         "bundle_sha256": model.bundle.sha256,
         "device": model.device,
         "step": model.device if not on_host else f"native, {model.step.reason}" if model.step.native else "graph",
@@ -96,6 +98,11 @@ def tokens_record(tokens: Sequence[Tokens]) -> dict[str, Any]:
             digest.update(b"-" if array is None else f"{list(np.shape(array))}".encode())
             digest.update(b"" if array is None else np.ascontiguousarray(array, "<i8").tobytes())
     return {"candidates": len(tokens), "sha256": digest.hexdigest()}
+
+
+def _folder(root: Path) -> str:
+    """The bundle's path as it was given, below the folder where the request was made, or its name: files are passed on."""
+    return root.resolve().name if root.is_absolute() or ".." in root.parts else root.as_posix()
 
 
 def _check_given(what: str, option: str, given: dict[str, Any] | None, expected: dict[str, Any] | None) -> None:

@@ -22,7 +22,7 @@ from .windows import Window
 
 _MOST_LIST_BYTES = 1 << 20  # of a RIFF list, far above any comment of ours
 _FIELDS: dict[str, Any] = {
-    **dict.fromkeys(("prompt", "stop", "bundle_sha256", "device", "step", "audio_sha256"), str),
+    **dict.fromkeys(("prompt", "stop", "bundle", "bundle_sha256", "device", "step", "audio_sha256"), str),
     **dict.fromkeys(("seed", "num_samples", "candidate", "best", "sample_rate"), int),
     **dict.fromkeys(("include_prime", "own_noise"), bool),
     **dict.fromkeys(("sampling", "windows", "precision", "versions"), dict),
@@ -96,7 +96,7 @@ def describe_record(path: Path, record: Mapping[str, Any]) -> str:
     types = ", ".join(f"{stage} {kind}" for stage, kind in record["precision"].items())
     lines.append(f"  made by   {made_by}")
     lines.append(f"  made on   {record['device']}, steps {record['step']}; {types}")
-    lines.append(f"  bundle    SHA-256 {record['bundle_sha256']}")
+    lines.append(f"  bundle    {record['bundle']}, SHA-256 {record['bundle_sha256']}")
     lines.append(f"  samples   SHA-256 {record['audio_sha256']}, as generated")
     given = [f"{option} FILE" for option, used in _given(record) if used]
     lines.append(f"repeat it: {' '.join(['musiclm generate BUNDLE --again', shlex.quote(str(path)), *given])}")

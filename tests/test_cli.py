@@ -253,6 +253,17 @@ def test_export_all(tmp_path):
         (["--save-tokens", "t.txt"], "cannot write t.txt: tokens are saved as .npz."),
         (["--save-tokens", "nowhere/t.npz"], "cannot write nowhere/t.npz: nowhere is not a directory."),
         (["-o", "a.wav", "--all", "--num-samples", "2"], "cannot write a-2.wav: it is a directory."),
+        (["--sample-rate", "100"], "the sample rate of a file must be a whole number from 4000 to 384000 Hz, got 100."),
+        (
+            ["--normalize", "14"],
+            "the loudness to normalize to must be above -70 and at most 0 LUFS, got 14.0. "
+            "Streaming services play at -14, broadcasters at -23.",
+        ),
+        (
+            ["-o", "a.opus", "--sample-rate", "44100"],
+            "cannot write a.opus: OPUS takes 8000, 12000, 16000, 24000 or 48000 Hz, got 44100 Hz. Ask for another rate with --sample-rate "
+            "(sample_rate= in Python), or write another format.",
+        ),
         (["-o", "-", "--all"], "--all writes files named after --out, and standard output is not a file. Give -o FILE."),
         (["-o", "/dev/null", "--all"], "--all writes files named after --out, and /dev/null is not a file. Give -o FILE."),
     ],
@@ -417,9 +428,14 @@ def test_closed_streams(tiny_bundle, tmp_path, closed):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_full_standard_output(tiny_bundle, tmp_path):
     """A report that cannot be written is a failure, said once."""
-    with open("/dev/full", "w") as full:
-        result = subprocess.run([*COMMAND, "inspect", str(tiny_bundle)], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (1, "musiclm: [Errno 28] No space left on device\n")
+    full_disk = "cannot write standard output: no space is left on its disk. Free some, or write to another disk."
+    for command, message in (
+        (["inspect", str(tiny_bundle)], "[Errno 28] No space left on device"),
+        (["generate", str(tiny_bundle), "x", "--seconds", "0.05", "-o", "-"], full_disk),
+    ):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([*COMMAND, *command], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (result.returncode, result.stderr) == (1, f"musiclm: {message}\n")
 
 
 def test_interrupt(tiny_bundle, tmp_path):

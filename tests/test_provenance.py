@@ -182,7 +182,7 @@ def test_a_record_in_words(record: dict[str, Any]) -> None:
         "prime     0.38 s at 16000 Hz, SHA-256 of the samples ",
         "candidate 2 of 2, the best by MuLaN",
         "coarse    temperature 1, filter_thres 0.9, cond_scale 3",
-        f"bundle    SHA-256 {record['bundle_sha256']}",
+        f"bundle    {record['bundle']}, SHA-256 {record['bundle_sha256']}",
         "repeat it: musiclm generate BUNDLE --again 'my song.wav' --prime FILE --audio FILE\n",
     ):
         assert words in text, words
@@ -208,6 +208,27 @@ def test_the_command_repeats_a_file(made: Path, tiny_bundle: Path, capsys: pytes
     assert main(["generate", str(tiny_bundle), "--again", "a.flac", "-o", "b.wav", "--sample-rate", "8000", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["sample_rate"] == soundfile.info("b.wav").samplerate == 8000 and "bit for bit" in err
+
+
+def test_the_bundle_is_found_where_it_was(made: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault: a path that was given below the folder is not found again; a file says who made it, by an absolute path; a stranger's path is
+    followed out of the folder; the positionals are taken for each other behind options."""
+    assert read_record(made / "a.flac")["bundle"] == tiny_bundle.name
+    assert main(["generate", "--again", "a.flac"]) == 1
+    assert (
+        f"a.flac was made with the bundle '{tiny_bundle.name}', which is not below this folder. Give it as BUNDLE"
+        in capsys.readouterr().err
+    )
+    Path("models").mkdir()
+    Path("models", "tiny").symlink_to(tiny_bundle)
+    assert main(["generate", "--seed", "3", "models/tiny", "--seconds", "0.1", "x", "-o", "b.wav"]) == 0
+    assert read_record(made / "b.wav")["bundle"] == "models/tiny"
+    assert main(["generate", "--again", "b.wav"]) == 0
+    assert main(["generate", "--again", "b.wav", "-o", "c.wav", "models/tiny"]) == 0
+    assert Path("b-again.wav").read_bytes() == Path("b.wav").read_bytes() == Path("c.wav").read_bytes()
+    record = read_record(made / "b.wav") | {"bundle": f"../{made.name}/models/tiny"}
+    wav_with(json.dumps(record), made / "d.wav")
+    assert main(["generate", "--again", "d.wav"]) == 1 and "is not below this folder" in capsys.readouterr().err
 
 
 def test_the_command_refuses_what_would_be_something_else(made: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

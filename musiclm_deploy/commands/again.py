@@ -78,6 +78,18 @@ class Again:
         except ValueError as error:
             raise ValueError(f"--again {self.file}: {error}") from error
 
+    def bundle(self, options: argparse.Namespace) -> Path:
+        """The bundle that was given, or the one of the record if it is still where it was, seen from here."""
+        if options.bundle is not None:
+            return options.bundle
+        path = Path(self.record["bundle"])
+        if path.is_absolute() or ".." in path.parts or not path.is_dir():
+            raise ValueError(
+                f"{self.file} was made with the bundle {str(path)!r}, which is not below this folder. "
+                f"Give it as BUNDLE: its SHA-256 is {self.record['bundle_sha256']} (musiclm inspect BUNDLE)."
+            )
+        return path
+
     def placement(self, options: argparse.Namespace) -> dict[str, Any]:
         """Arguments of `md.load` that compute as the file was computed, where the options do not say otherwise."""
         device = self.record["device"] if options.device == "auto" else options.device

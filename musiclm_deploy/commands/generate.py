@@ -15,7 +15,9 @@ from .values import stage_value, stage_window
 
 def add_options(commands: Any) -> None:
     parser = commands.add_parser("generate", help="make music from a text", description="Make music from a text.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the directory that export_all.py made")
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", nargs="?", help="the directory that export_all.py made; with --again by default the same"
+    )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like")
     parser.add_argument("--audio", type=Path, metavar="FILE", help="a sound that it should be like, in place of TEXT or beside it")
     parser.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
@@ -63,6 +65,9 @@ def run(options: argparse.Namespace) -> int:
     from ..runtime.musiclm import load
 
     again = Again.of(options)
+    if again is None and options.bundle is None:
+        options.wrong_usage("the following arguments are required: BUNDLE")
+    bundle = options.bundle if again is None else again.bundle(options)
     request = _request(options) if again is None else again.request(options)
     outputs = Outputs.of(options, request["num_samples"] if request["tokens"] is None else len(request["tokens"]), again)
     outputs.check()
@@ -79,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
             bars[stage].close()
 
     try:
-        with load(options.bundle, threads=options.threads, **placement) as model:
+        with load(bundle, threads=options.threads, **placement) as model:
             if again is None:
                 request["sampling"] = _sampling(options, model.bundle.manifest)
             else:

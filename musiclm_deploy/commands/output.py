@@ -67,6 +67,8 @@ class Outputs:
         for path in filter(None, [self.out, *self.numbered]):
             format_of(path)
             check_output(path)
+        if self.mastering.sample_rate is not None:
+            self.check_sound(self.mastering.sample_rate, None)
         if self.tokens:
             check_tokens_name(self.tokens)
             check_output(self.tokens)
