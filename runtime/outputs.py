@@ -18,6 +18,7 @@ _REASONS = {
     errno.ENOSPC: "no space is left on its disk. Free some, or write to another disk.",
     errno.EDQUOT: "your disk quota is used up. Free some space, or write to another disk.",
     errno.EFBIG: "the file would be larger than this process or this file system allows (ulimit -f says what the process may write).",
+    errno.ENOENT: "no file can be made in its folder. Write to another one.",
     errno.EROFS: "its file system is read-only. Write to another folder.",
     errno.EACCES: "permission denied. Write to another folder, or change the permissions.",
     errno.EPERM: "the system does not permit it. Write to another folder.",

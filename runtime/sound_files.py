@@ -64,10 +64,17 @@ def format_of(path: Path) -> Format:
 
 
 def check_sound(path: Path, form: Format, sample_hz: int, samples: int) -> None:
-    """Raise ValueError for a rate that the format does not have, or a length that it cannot hold."""
+    """Raise ValueError for a rate that the format does not have, a length that it cannot hold, or a libsndfile that is without it."""
+    import soundfile
+
+    kind = form.subtype if form.subtype == "OPUS" else form.name
+    if not soundfile.check_format(form.name, form.subtype):
+        raise ValueError(
+            f"cannot write {path}: libsndfile {soundfile.__libsndfile_version__} here is without {kind}. Write another format."
+        )
     if not form.takes(sample_hz):
         raise ValueError(
-            f"cannot write {path}: {form.subtype if form.subtype == 'OPUS' else form.name} takes {form.rates}, got {sample_hz} Hz. "
+            f"cannot write {path}: {kind} takes {form.rates}, got {sample_hz} Hz. "
             "Ask for another rate with --sample-rate (sample_rate= in Python), or write another format."
         )
     if form.name == "WAV" and 2 * samples > _MOST_WAV_BYTES:

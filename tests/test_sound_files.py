@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,6 +148,12 @@ def test_a_wav_has_32_bits_for_its_length() -> None:
     with pytest.raises(ValueError, match=r"cannot write a\.wav: 3000000000 samples are more than the 4 GB of a WAV\. Write \.flac"):
         check_sound(Path("a.wav"), FORMATS[".wav"], 48000, 3_000_000_000)
     check_sound(Path("a.flac"), FORMATS[".flac"], 48000, 3_000_000_000)
+
+
+def test_a_format_that_libsndfile_is_without() -> None:
+    """Fault: an older libsndfile, without MP3, fails when the music is done."""
+    with pytest.raises(ValueError, match=r"cannot write a\.mp3: libsndfile .* here is without MP4\. Write another format\."):
+        check_sound(Path("a.mp3"), replace(FORMATS[".mp3"], name="MP4"), 24000, 1)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
