@@ -39,6 +39,7 @@ from musiclm_deploy.runtime.bench.steps import (
     turn_about,
 )
 from musiclm_deploy.runtime.bundle import Bundle
+from musiclm_deploy.runtime.outputs import check_appendable
 from musiclm_deploy.runtime.step import open_native, open_pool
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=processors(), help="of the CPU (default: one per core)")
     parser.add_argument("--json", type=Path, default=RESULTS / "steps.jsonl", help="where rows are appended (default: results/steps.jsonl)")
     options = parser.parse_args()
+    check_appendable(options.json)
     forms = options.forms.split(",")
     if unknown := set(forms) - set(EVERY_FORM):
         parser.error(f"no form {', '.join(unknown)}, there are {', '.join(EVERY_FORM)}")

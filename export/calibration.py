@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.audio import SUFFIXES, load_audio
+from ..runtime.audio import load_audio
 from ..runtime.music import Tokens
 from ..runtime.musiclm import MusicLM
 from ..runtime.primes import make_primes, prime_tokens
+from ..runtime.sound_files import FORMATS
 from .errors import ExportError
 
 TEXTS = (
@@ -63,9 +64,9 @@ def sounds_in(folder: Path) -> list[Path]:
     """The sound files of a folder, at most `MOST_SOUNDS`, from all over it. Raises ExportError where there are none."""
     if not folder.is_dir():
         raise ExportError(f"calibration: {folder} is not a directory.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in FORMATS and path.is_file())
     if not paths:
-        raise ExportError(f"calibration: {folder} has no sounds ({', '.join(SUFFIXES)}).")
+        raise ExportError(f"calibration: {folder} has no sounds ({', '.join(FORMATS)}).")
     count = min(len(paths), MOST_SOUNDS)
     return [paths[index * len(paths) // count] for index in range(count)]
 

@@ -20,7 +20,9 @@ _PUBLIC = {
     "diagnose": ".export.doctor",
     "export_checkpoints": ".export.export",
     "export_musiclm": ".export.live",
+    "generate_arguments": ".runtime.provenance",
     "load": ".runtime.musiclm",
+    "read_record": ".runtime.provenance_file",
 }
 
 # In a checkout the folders export/, runtime/, kernels/ and model/ stand beside this one; in an installed wheel they stand inside it.

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -21,6 +22,8 @@ _EXAMPLES = """examples:
   musiclm generate bundle "calm piano in a ballroom" -o out.wav --seconds 10 --seed 0
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
+  musiclm generate bundle "brass band" -o - | aplay
+  musiclm generate --again best.flac
   musiclm inspect bundle
   musiclm bench bundle --seconds 10
   musiclm build bundle --compute-capability 89
@@ -52,12 +55,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "text", "") is None:
-        options.text = rest.pop()  # argparse gives up a positional that may be missing at the first option before it
+    for name, kind in (
+        ("bundle", Path),
+        ("text", str),
+    ):  # argparse gives up positionals that may be missing at the first option before them
+        if rest and not rest[0].startswith("-") and getattr(options, name, "") is None:
+            setattr(options, name, kind(rest.pop(0)))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     sys.stderr = sys.stderr or io.StringIO()  # closed by the caller; a progress bar cannot do without
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    plain, full = (logging.WARNING, "musiclm: warning: %(message)s"), (logging.INFO, "%(levelname)s %(name)s: %(message)s")
+    level, form = full if options.verbose else plain
+    logging.basicConfig(level=level, format=form)
     try:
         status = options.run(options)
         print(end="", flush=True)  # a reader that is gone shows here, not when Python ends
@@ -65,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more can be said there
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more can be said there
         return 1
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # while a module of machine code was loaded

@@ -22,6 +22,7 @@ from .noise import GivenNoise, NoiseSource, PhiloxNoise
 from .primes import prime_tokens, samples_at, tokenizer_of
 from .progress import Progress
 from .prompts import latents_of
+from .provenance import make_record
 from .request import Request
 from .token_stages import TokenStages, is_guided
 from .windows import equal_parts
@@ -80,9 +81,7 @@ class Generation:
         own = candidates[prompt * request.num_samples : (prompt + 1) * request.num_samples]
         scores = [-np.inf if candidate.score is None else candidate.score for candidate in own]
         best = int(np.argmax(scores))
-        settings: dict[str, object] = {"compat": "upstream"} if request.upstream else {}
-        if sound := request.primes[prompt]:
-            settings |= {"prime_frames": sound.frames, "include_prime": request.include_prime}
+        record = make_record(self._model, request, prompt, isinstance(self._noise, GivenNoise))
         return Music(
             str(request.prompts[prompt]),
             request.seeds[prompt],
@@ -91,7 +90,7 @@ class Generation:
             best,
             timings,
             self._model.bundle.sha256,
-            settings,
+            record,
         )
 
     def _conditioning(self, latents: np.ndarray) -> dict[str, dict[str, np.ndarray]]:

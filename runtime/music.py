@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .audio import save_audio
+from .mastering import Mastering
+from .outputs import is_stream, write_output
 from .player import player
+from .sound_files import encode, format_of
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
 
@@ -65,7 +69,7 @@ class Music:
     # all prompts counted; "real_time_factor_kept": the same with the best candidates alone counted
     timings: dict[str, float]
     bundle_sha256: str
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # the record of how it was made: `runtime.provenance.make_record`
 
     @property
     def audio(self) -> np.ndarray:
@@ -99,39 +103,61 @@ class Music:
         choice = "" if best.score is None else f", best of {len(self.candidates)}"
         return player(self.audio, self.sample_rate, f"{self.prompt} ({seconds:g} s, seed {self.seed}{choice})")
 
-    def save(self, path: str | Path, candidate: int | None = None) -> Path:
-        """Write the best (or the given) candidate as wav, flac or ogg by suffix; prompt, seed and bundle hash go in as a comment."""
-        path = Path(path)
-        comment = json.dumps(
-            {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}, ensure_ascii=False
-        )
-        chosen = self.candidates[self.best if candidate is None else candidate]
-        save_audio(path, chosen.audio, self.sample_rate, comment)
+    def save(
+        self, path: str | Path, candidate: int | None = None, *, sample_rate: int | None = None, normalize: float | None = None
+    ) -> Path:
+        """Write the best (or the given) candidate as wav, flac, ogg, opus or mp3 by suffix, with a comment that says how it was made.
+
+        sample_rate: of the file, in Hz, by default the codec's. normalize: its integrated loudness in LUFS (ITU-R BS.1770), by default as
+        generated. Raises ValueError for a suffix, a rate or samples that no such file has, OSError for a file that cannot be written.
+        """
+        path, mastering = Path(path), Mastering(sample_rate, normalize)
+        write_output(path, self._encoded(path, candidate, mastering))
         return path
+
+    def encode(
+        self, suffix: str = ".wav", candidate: int | None = None, *, sample_rate: int | None = None, normalize: float | None = None
+    ) -> memoryview:
+        """Return the bytes of the file that `save` would write with this suffix."""
+        return self._encoded(Path(f"music{suffix}"), candidate, Mastering(sample_rate, normalize))
+
+    def _encoded(self, path: Path, candidate: int | None, mastering: Mastering) -> memoryview:
+        form, index = format_of(path), self.best if candidate is None else candidate
+        audio = self.candidates[index].audio
+        wave, hz = mastering.apply(path, audio, self.sample_rate)
+        record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
+        record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
+        record |= {"sample_rate": hz, "normalize": mastering.normalize}
+        return encode(path, form, wave, hz, json.dumps(record, ensure_ascii=form.ascii_only))
 
     def save_tokens(self, path: str | Path) -> Path:
         """Write every candidate's tokens as .npz, from which `generate(tokens=...)` goes on."""
         return save_tokens(Path(path), [candidate.tokens for candidate in self.candidates])
 
 
+def audio_sha256(wave: np.ndarray) -> str:
+    """SHA-256 of samples as little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(wave, "<f4").tobytes()).hexdigest()
+
+
 def save_tokens(path: Path, candidates: list[Tokens]) -> Path:
-    if path.suffix != ".npz":
-        raise ValueError(f"tokens are saved as .npz, got {path.name}.")
+    check_tokens_name(path)
     arrays = {
         f"{index}.{stage}": array
         for index, tokens in enumerate(candidates)
         for stage in _ARRAYS
         if (array := getattr(tokens, stage)) is not None
     }
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with aside.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    made = io.BytesIO()
+    np.savez_compressed(made, allow_pickle=False, **arrays)
+    write_output(path, made.getbuffer())
     return path
+
+
+def check_tokens_name(path: Path) -> None:
+    """Raise ValueError for a name that `load_tokens` would not be given. A pipe or a device may have any."""
+    if path.suffix != ".npz" and not is_stream(path):
+        raise ValueError(f"cannot write {path}: tokens are saved as .npz.")
 
 
 def load_tokens(path: Path) -> list[Tokens]:

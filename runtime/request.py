@@ -21,7 +21,7 @@ from .windows import Clip, Window, frames_covered, most_coarse_frames, one_windo
 
 STOPS = ("exact", "eos")
 _MOST_SECONDS = 86_400  # a day: its windows fit any list, and its tokens the 32 bits that count them for the noise
-_MOST_ITEMS = 1 << 16  # clips in one batch: far above what memory holds, far below what the lists of a request cannot
+MOST_ITEMS = 1 << 16  # clips in one batch: far above what memory holds, far below what the lists of a request cannot
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Request:
     tokens: list[Tokens] | None  # to go on from, one per candidate of the one prompt
     primes: list[Prime | None]  # one per prompt
     include_prime: bool  # in the wave
+    max_semantic_tokens: int | None  # as asked
+    windows: Mapping[str, Window]  # as asked
 
     @property
     def semantic_steps(self) -> int:
@@ -103,8 +105,8 @@ def make_request(
         if num_samples not in (1, len(given)):
             raise ValueError(f"num_samples is {num_samples}, but the tokens to continue from hold {len(given)} candidates. Leave it out.")
         num_samples = len(given)
-    if num_samples * len(prompts) > _MOST_ITEMS:
-        raise ValueError(f"{num_samples} samples of {len(prompts)} prompts are more than the {_MOST_ITEMS} clips of one request.")
+    if num_samples * len(prompts) > MOST_ITEMS:
+        raise ValueError(f"{num_samples} samples of {len(prompts)} prompts are more than the {MOST_ITEMS} clips of one request.")
     frames, samples = _duration(manifest, seconds, given, windows, upstream, max(lengths))
     clip = _clip(manifest, frames, samples, max_semantic_tokens, windows, upstream)
     end_allowed = upstream or stop == "eos"
@@ -124,6 +126,8 @@ def make_request(
         tokens=given,
         primes=primes,
         include_prime=include_prime,
+        max_semantic_tokens=None if max_semantic_tokens is None else int(max_semantic_tokens),
+        windows=windows,
     )
 
 

@@ -49,10 +49,15 @@ def never_loads(monkeypatch) -> None:
     monkeypatch.setattr(musiclm, "load", load)
 
 
+def same_samples(one: str, other: str) -> bool:
+    """Whether two files sound the same; what they say of how they were made may differ."""
+    return np.array_equal(soundfile.read(one)[0], soundfile.read(other)[0])
+
+
 # --- generate
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "WAV"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "WAV"])
 def test_generate(run, tiny_bundle, tmp_path, suffix):
     """The file has exactly the samples asked for, the codec's rate and one channel; and nothing else is left beside it."""
     status, out, err = run("generate", tiny_bundle, "calm piano", "-o", f"a.{suffix}", "--seconds", "0.1001", "--seed", 3)
@@ -72,7 +77,7 @@ def test_longer_than_the_trained_window(run, tiny_bundle):
     status, out, err = run("generate", tiny_bundle, "x", "-o", "a.wav", "--save-tokens", "t.npz", *options)
     assert (status, err) == (0, "") and json.loads(out)["seconds"] == 168002 / 16000
     status, out, _ = run("generate", tiny_bundle, "x", "-o", "b.wav", "--tokens", "t.npz", "--seconds", 10.5001)
-    assert status == 0 and Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+    assert status == 0 and same_samples("a.wav", "b.wav")
 
 
 def test_windows(run, tiny_bundle, music):
@@ -128,8 +133,7 @@ def test_tokens_again(run, tiny_bundle):
     first = json.loads(run(*common, "a.wav", "--num-samples", 2, "--all", "--save-tokens", "t.npz")[1])
     assert first["files"][-1] == "t.npz"
     again = json.loads(run(*common, "b.wav", "--all", "--tokens", "t.npz")[1])
-    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
-    assert Path("a-2.wav").read_bytes() == Path("b-2.wav").read_bytes()
+    assert same_samples("a.wav", "b.wav") and same_samples("a-2.wav", "b-2.wav")
     assert again["scores"] == first["scores"] and not {"semantic", "coarse", "fine"} & again["timings"].keys()
 
 
@@ -155,6 +159,27 @@ def test_without_torch(tiny_bundle, tmp_path):
     result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     assert sorted(os.listdir(tmp_path)) == ["a.wav", "t.npz"]
+
+
+def test_standard_output(tiny_bundle, tmp_path, capfdbinary):
+    """`-o - | aplay`: fault: a word among the samples, or a wav other than the one that a file would be."""
+    request = [tiny_bundle, "x", "--seconds", 0.1, "--json"]
+    status = cli.main(["generate", *map(str, request), "-o", "-"])
+    out, err = capfdbinary.readouterr()
+    assert status == 0 and json.loads(err)["files"] == ["standard output"]
+    assert cli.main(["generate", *map(str, request), "-o", str(tmp_path / "a.wav")]) == 0
+    assert out == (tmp_path / "a.wav").read_bytes()
+
+
+def test_standard_output_that_is_a_terminal(never_loads, tmp_path):
+    """Fault: a screen full of samples."""
+    parent, child = os.openpty()
+    command = [*COMMAND, "generate", "bundle", "x", "-o", "-"]
+    result = subprocess.run(command, cwd=tmp_path, stdout=child, stderr=subprocess.PIPE, text=True)
+    os.close(child)
+    os.close(parent)
+    advice = "Pipe it (| aplay), redirect it, or give -o FILE."
+    assert (result.returncode, result.stderr) == (1, f"musiclm: -o -: standard output is a terminal, which shows no sound. {advice}\n")
 
 
 # --- inspect
@@ -223,18 +248,34 @@ def test_export_all(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "a.mp3"], "cannot write a.mp3: the suffix must be .wav or .flac or .ogg."),
-        (["-o", "a"], "cannot write a: the suffix must be .wav or .flac or .ogg."),
+        (["-o", "a.aac"], "cannot write a.aac: the suffix must be .wav, .flac, .ogg, .opus or .mp3, got .aac."),
+        (["-o", "a"], "cannot write a: the suffix must be .wav, .flac, .ogg, .opus or .mp3, got none."),
         (["-o", "nowhere/a.wav"], "cannot write nowhere/a.wav: nowhere is not a directory."),
         (["-o", "folder.wav"], "cannot write folder.wav: it is a directory."),
-        (["--save-tokens", "t.txt"], "cannot write t.txt: the suffix must be .npz."),
+        (["--save-tokens", "t.txt"], "cannot write t.txt: tokens are saved as .npz."),
         (["--save-tokens", "nowhere/t.npz"], "cannot write nowhere/t.npz: nowhere is not a directory."),
+        (["-o", "a.wav", "--all", "--num-samples", "2"], "cannot write a-2.wav: it is a directory."),
+        (["--sample-rate", "100"], "the sample rate of a file must be a whole number from 4000 to 384000 Hz, got 100."),
+        (
+            ["--normalize", "14"],
+            "the loudness to normalize to must be above -70 and at most 0 LUFS, got 14.0. "
+            "Streaming services play at -14, broadcasters at -23.",
+        ),
+        (
+            ["-o", "a.opus", "--sample-rate", "44100"],
+            "cannot write a.opus: OPUS takes 8000, 12000, 16000, 24000 or 48000 Hz, got 44100 Hz. Ask for another rate with --sample-rate "
+            "(sample_rate= in Python), or write another format.",
+        ),
+        (["-o", "-", "--all"], "--all writes files named after --out, and standard output is not a file. Give -o FILE."),
+        (["-o", "/dev/null", "--all"], "--all writes files named after --out, and /dev/null is not a file. Give -o FILE."),
     ],
 )
 def test_outputs_are_checked_first(run, never_loads, tmp_path, arguments, message):
     """A name that cannot be written is refused before minutes are spent on what goes into it."""
-    (tmp_path / "folder.wav").mkdir()
+    for name in ("folder.wav", "a-2.wav"):
+        (tmp_path / name).mkdir()
     assert run("generate", "bundle", "x", *arguments) == (1, "", f"musiclm: {message}\n")
+    assert sorted(os.listdir(tmp_path)) == ["a-2.wav", "folder.wav"]
 
 
 @pytest.mark.parametrize(
@@ -368,6 +409,16 @@ def test_reader_that_is_gone(tiny_bundle, tmp_path):
     assert os.listdir(tmp_path) == ["out.wav"]
 
 
+def test_reader_of_a_sound_that_is_gone(tiny_bundle, tmp_path):
+    """`musiclm generate ... -o - --save-tokens t.npz | true`: no complaint, and the tokens are there all the same."""
+    command = [*COMMAND, "generate", str(tiny_bundle), "x", "--seconds", "0.05", "-o", "-", "--save-tokens", "t.npz"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait() == 1
+    assert os.listdir(tmp_path) == ["t.npz"]
+
+
 @pytest.mark.parametrize("closed", [[1], [2], [0, 1, 2]])
 def test_closed_streams(tiny_bundle, tmp_path, closed):
     """Started by a daemon without one of its standard streams: Python has None in their place."""
@@ -379,9 +430,14 @@ def test_closed_streams(tiny_bundle, tmp_path, closed):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_full_standard_output(tiny_bundle, tmp_path):
     """A report that cannot be written is a failure, said once."""
-    with open("/dev/full", "w") as full:
-        result = subprocess.run([*COMMAND, "inspect", str(tiny_bundle)], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (1, "musiclm: [Errno 28] No space left on device\n")
+    full_disk = "cannot write standard output: no space is left on its disk. Free some, or write to another disk."
+    for command, message in (
+        (["inspect", str(tiny_bundle)], "[Errno 28] No space left on device"),
+        (["generate", str(tiny_bundle), "x", "--seconds", "0.05", "-o", "-"], full_disk),
+    ):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([*COMMAND, *command], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (result.returncode, result.stderr) == (1, f"musiclm: {message}\n")
 
 
 def test_interrupt(tiny_bundle, tmp_path):

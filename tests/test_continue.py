@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from musiclm_deploy.cli import main
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime import generation, memory, token_stages
-from musiclm_deploy.runtime.audio import load_audio, save_audio
+from musiclm_deploy.runtime.audio import load_audio
 from musiclm_deploy.runtime.bundle import STAGES
 from musiclm_deploy.runtime.memory import largest_runs
 from musiclm_deploy.runtime.music import Tokens
@@ -106,7 +107,7 @@ def test_begins_with_the_sound(grouped: tuple[Any, Any]) -> None:
     assert len(song.tokens.coarse) == 31 and len(song.audio) == 0.61 * HZ
     rest = model.generate("x", prime=(wave, hz), include_prime=False, **options)
     assert same(song.tokens, rest.tokens) and rest.audio.tobytes() == song.audio[20 * HOP :].tobytes()
-    assert song.settings == {"prime_frames": 20, "include_prime": True} and rest.timings["prime"] > 0
+    assert (song.settings["include_prime"], rest.settings["include_prime"]) == (True, False) and rest.timings["prime"] > 0
     other = model.generate("x", prime=sound(20.7, seed=9), **options)
     assert not np.array_equal(other.tokens.coarse[20:], song.tokens.coarse[20:]), "what follows does not depend on the prime"
 
@@ -276,7 +277,7 @@ def test_equals_upstreams(
 def test_the_command_line(music: Any, tmp_path: Path) -> None:
     """A sound that is not handed on, or that is in the file though it was to be left out."""
     intro, out = tmp_path / "intro.wav", tmp_path / "out.wav"
-    save_audio(intro, sound(20)[0], HZ, "noise")
+    soundfile.write(intro, sound(20)[0], HZ)
     command = ["generate", str(music.bundle.root), "--prime", str(intro), "-o", str(out), "--seconds", "0.6"]
     assert main(command) == 0
     whole, _ = load_audio(out)

@@ -1,4 +1,4 @@
-"""docs/export.md, prompts.md, long_clips.md and gpu.md are true: their commands and snippets run one after another, on a tiny MusicLM.
+"""docs/export.md, prompts.md, long_clips.md, sound_files.md and gpu.md are true: commands and snippets run in order, on a tiny MusicLM.
 docs/reference.md is compared with parsers and signatures, the program of docs/cpp.md is compiled and run.
 
 Only numbers are lowered, as in test_training_docs.py. An export on the page reads its files and fits them together as ever, but takes the
@@ -138,7 +138,7 @@ def test_the_export_page_lists_all_options(capsys: Any) -> None:
             assert words in sources, words
 
 
-@pytest.mark.parametrize("name", ["prompts.md", "long_clips.md"])
+@pytest.mark.parametrize("name", ["prompts.md", "long_clips.md", "sound_files.md"])
 def test_pages_on_generating(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command, a call or an argument on the page that does not work."""
     names: dict[str, Any] = {}
@@ -191,10 +191,23 @@ def test_the_reference_lists_the_python_api() -> None:
     """A public name, an argument of one, or a field of a result that the reference does not have."""
     text = page("reference.md")
     assert not [name for name in dir(md) if not name.startswith("_") and f"`md.{name}" not in text]
-    called = (md.load, md.MusicLM.generate, md.diagnose, md.export_checkpoints, md.export_musiclm)
+    called = (
+        md.load,
+        md.MusicLM.generate,
+        md.diagnose,
+        md.export_checkpoints,
+        md.export_musiclm,
+        md.generate_arguments,
+        md.read_record,
+        Music.save,
+    )
     names = [name for function in called for name in inspect.signature(function).parameters if name not in ("self", "options")]
     names += [field.name for record in (Music, Candidate, Tokens, md.SamplingConfig, md.Window, md.Blend) for field in fields(record)]
-    names += [name for name in (*vars(md.MusicLM), *vars(Music)) if name in ("close", "save", "save_tokens") or name.startswith("embed_")]
+    names += [
+        name
+        for name in (*vars(md.MusicLM), *vars(Music))
+        if name in ("close", "encode", "save", "save_tokens") or name.startswith("embed_")
+    ]
     assert len(names) > 60 and not [name for name in names if not re.search(rf"[`(, *\n]{name}\b", text)]
 
 

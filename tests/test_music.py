@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from musiclm_deploy.runtime.loudness import loudness
 from musiclm_deploy.runtime.music import Candidate, Music, Tokens, load_tokens, save_tokens
 
 
@@ -48,7 +50,7 @@ def test_the_best_candidate_stands_for_the_music(piece: Music) -> None:
 
 def test_save_writes_the_chosen_candidate_and_how_to_make_it_again(piece: Music, tmp_path) -> None:
     """Fault: candidate 0 is taken for "none given"; or the file does not say what made it."""
-    for candidate, index in ((None, 1), (0, 0), (2, 2)):
+    for candidate, index in ((None, 1), (0, 0), (2, 2), (-1, 2)):
         path = piece.save(f"{tmp_path}/a.flac", candidate)
         assert path == tmp_path / "a.flac"
         with soundfile.SoundFile(path) as file:
@@ -58,7 +60,31 @@ def test_save_writes_the_chosen_candidate_and_how_to_make_it_again(piece: Music,
                 "seed": 2**64 - 1,
                 "bundle_sha256": "ab" * 32,
                 "seconds": 1.5,
+                "candidate": index,
+                "best": 1,
+                "audio_sha256": hashlib.sha256(piece.candidates[index].audio.astype("<f4").tobytes()).hexdigest(),
+                "sample_rate": 24000,
+                "normalize": None,
             }
+            assert piece.encode(".flac", candidate) == path.read_bytes()
+
+
+def test_save_at_another_rate_and_loudness(tmp_path) -> None:
+    """Fault: the two are swapped, the record says something else, or the samples keep their old rate."""
+    wave = np.random.default_rng(0).uniform(-0.1, 0.1, 24000).astype(np.float32)
+    piece = Music("x", 0, 24000, [Candidate(wave, tokens_of(0), None)], 0, {}, "ab" * 32)
+    for rate, lufs in ((8000, None), (None, -30.0), (48000, -25)):
+        with soundfile.SoundFile(piece.save(tmp_path / "a.flac", sample_rate=rate, normalize=lufs)) as file:
+            record, audio = json.loads(file.comment), file.read(dtype="float32")
+            assert (file.samplerate, len(audio)) == (rate or 24000, rate or 24000)
+        assert (record["sample_rate"], record["normalize"]) == (rate or 24000, lufs)
+        if lufs is not None:
+            assert abs(loudness(audio, rate or 24000) - lufs) < 0.01
+    with pytest.raises(
+        ValueError, match=r"cannot write .*a\.opus: OPUS takes 8000, 12000, 16000, 24000 or 48000 Hz, got 44100 Hz\. Ask for"
+    ):
+        piece.save(tmp_path / "a.opus", sample_rate=44100)
+    assert os.listdir(tmp_path) == ["a.flac"]
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -83,7 +109,7 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path) -> None:
     path.write_bytes(b"old")
     with pytest.raises(ValueError, match="pickle"):
         save_tokens(path, [tokens_of(0), Tokens(np.array([None]))])
-    with pytest.raises(ValueError, match=r"tokens are saved as \.npz, got tokens\.npy"):
+    with pytest.raises(ValueError, match=r"tokens\.npy: tokens are saved as \.npz"):
         save_tokens(tmp_path / "tokens.npy", [tokens_of(0)])
     with pytest.raises(FileNotFoundError):
         save_tokens(tmp_path / "missing" / "tokens.npz", [tokens_of(0)])

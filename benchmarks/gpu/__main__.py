@@ -29,6 +29,7 @@ from musiclm_deploy.runtime.bench.record import Row, append, circumstances, read
 from musiclm_deploy.runtime.bench.table import as_text
 from musiclm_deploy.runtime.bundle import STAGES
 from musiclm_deploy.runtime.device.cuda import CudaDriver, find_gpu
+from musiclm_deploy.runtime.outputs import check_appendable
 
 from .kernels import check_kernels, check_patches, need_sanitizer, sanitize
 from .machine import bandwidth_of, describe
@@ -44,6 +45,7 @@ WEIGHTS = dict.fromkeys(SIZES, tuple(LEAST_EQUAL)) | {"300m": ("fp16",)}
 
 def main() -> int:
     options = read_options()
+    check_appendable(options.json)
     extent = Extent(tuple(map(int, options.rows.split(","))), options.context, options.tokens, 0 if options.untimed else options.steps)
     parts, rows = Parts(), []
     stages = options.stage or STAGES

@@ -13,6 +13,7 @@ from benchmarks.bundle import SIZES, bundle, models
 from benchmarks.peers.upstream import compare_clips
 from benchmarks.steps import RESULTS
 from musiclm_deploy.runtime.bench.record import append, circumstances, processors, say
+from musiclm_deploy.runtime.outputs import check_appendable
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=processors(), help="of the CPU (default: one per core)")
     parser.add_argument("--json", type=Path, default=RESULTS / "clips.jsonl", help="where rows are appended (default: results/clips.jsonl)")
     options = parser.parse_args()
+    check_appendable(options.json)
     torch.set_num_threads(options.threads)
     root, upstream = bundle(options.size), models(options.size)
     say(f"clips: {options.seconds:g} s by audiolm-pytorch, which takes minutes at a README's size")

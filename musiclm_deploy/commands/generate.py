@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection
+import sys
 from pathlib import Path
 from typing import Any
 
+from .again import Again, add_again_options
+from .output import Outputs, add_output_options
 from .values import stage_value, stage_window
 
 
 def add_options(commands: Any) -> None:
     parser = commands.add_parser("generate", help="make music from a text", description="Make music from a text.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the directory that export_all.py made")
+    parser.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", nargs="?", help="the directory that export_all.py made; with --again by default the same"
+    )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like")
     parser.add_argument("--audio", type=Path, metavar="FILE", help="a sound that it should be like, in place of TEXT or beside it")
     parser.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
     parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like")
     parser.add_argument("--without-prime", action="store_true", help="write only what comes after the sound of --prime")
-    parser.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
+    add_output_options(parser)
+    add_again_options(parser)
     parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: what inspect says)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
-    parser.add_argument(
-        "--num-samples", type=int, default=1, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)"
-    )
-    parser.add_argument("--all", action="store_true", help="write every candidate, as FILE-1, FILE-2, ..., beside the best")
-    parser.add_argument(
-        "--stop", choices=["exact", "eos"], default="exact", help="exact length, or end where the model ends (default: exact)"
-    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
+    parser.add_argument("--num-samples", type=int, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)")
+    parser.add_argument("--stop", choices=["exact", "eos"], help="exact length, or end where the model ends (default: exact)")
     parser.add_argument("--compat", choices=["upstream"], help="reproduce audiolm-pytorch token for token")
     parser.add_argument("--max-semantic-tokens", type=int, metavar="N", help="at most (default: as many as the length can hold)")
     for name, what in (
@@ -48,11 +48,9 @@ def add_options(commands: Any) -> None:
         help="of clips longer than the trained windows, in tokens or frames; repeat for other stages (docs/long_clips.md)",
     )
     parser.add_argument("--tokens", type=Path, metavar="FILE", help="go on from saved tokens (.npz)")
-    parser.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
     parser.add_argument(
         "--weights",
-        default="fp16",
         choices=["fp16", "bf16", "fp32", "int8"],
         help="of transformers on a GPU, as packed (default: fp16)",
     )
@@ -62,48 +60,58 @@ def add_options(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..runtime.audio import SUFFIXES, load_audio
     from ..runtime.musiclm import load
     from ..runtime.progress import progress_bars
-    from ..runtime.windows import Window
 
-    _check_writable(options.out, SUFFIXES)
-    if options.save_tokens:
-        _check_writable(options.save_tokens, [".npz"])
-    prompt, prime = _prompt(options), None if options.prime is None else load_audio(options.prime)
-    windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
-    with load(options.bundle, options.device, threads=options.threads, weights=options.weights) as model, progress_bars(True) as progress:
-        music = model.generate(
-            prompt,
-            prime=prime,
-            include_prime=not options.without_prime,
-            seconds=options.seconds,
-            seed=options.seed,
-            num_samples=options.num_samples,
-            stop=options.stop,
-            compat=options.compat,
-            max_semantic_tokens=options.max_semantic_tokens,
-            sampling=_sampling(options, model.bundle.manifest),
-            windows=windows,
-            tokens=options.tokens,
-            progress=progress,
-        )
-    files = [music.save(options.out)]
-    if options.all:
-        names = [options.out.with_stem(f"{options.out.stem}-{index + 1}") for index in range(len(music.candidates))]
-        files += [music.save(name, candidate=index) for index, name in enumerate(names)]
-    if options.save_tokens:
-        files.append(music.save_tokens(options.save_tokens))
+    again = Again.of(options)
+    if again is None and options.bundle is None:
+        options.wrong_usage("the following arguments are required: BUNDLE")
+    bundle = options.bundle if again is None else again.bundle(options)
+    request = _request(options) if again is None else again.request(options)
+    outputs = Outputs.of(options, request["num_samples"] if request["tokens"] is None else len(request["tokens"]), again)
+    outputs.check()
+    placement = {"device": options.device, "weights": options.weights or "fp16"} if again is None else again.placement(options)
+    with load(bundle, threads=options.threads, **placement) as model, progress_bars(True) as progress:
+        if again is None:
+            request["sampling"] = _sampling(options, model.bundle.manifest)
+        else:
+            again.check_bundle(model.bundle)
+        outputs.check_sound(model.bundle.manifest.codec.sample_hz, request["seconds"])
+        music = model.generate(**request, progress=progress)
+    files = outputs.write(music, None if again is None else again.record["candidate"])
+    hz = outputs.mastering.sample_rate or music.sample_rate
     seconds = len(music.audio) / music.sample_rate
     if options.json:
         scores = [candidate.score for candidate in music.candidates]
-        facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
-        print(json.dumps({"files": [str(file) for file in files], **facts, "timings": music.timings, "bundle_sha256": music.bundle_sha256}))
+        facts = {"seconds": seconds, "sample_rate": hz, "seed": music.seed, "best": music.best, "scores": scores}
+        facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
+        print(json.dumps({"files": files, **facts}), file=outputs.report)
     else:
         spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.stage_seconds.items())
-        print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz")
-        print(f"{music.timings['total']:.2f} s ({spent}), {music.speed}")
-    return 0
+        print(f"{', '.join(files)}: {seconds:g} s at {hz} Hz", file=outputs.report)
+        print(f"{music.timings['total']:.2f} s ({spent}), {music.speed}", file=outputs.report)
+    return 0 if again is None else again.compare(music, sys.stderr if options.json else outputs.report)
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `MusicLM.generate`, but for the sampling, which needs the bundle."""
+    from ..runtime.audio import load_audio
+    from ..runtime.music import load_tokens
+    from ..runtime.windows import Window
+
+    return {
+        "text": _prompt(options),
+        "prime": None if options.prime is None else load_audio(options.prime),
+        "include_prime": not options.without_prime,
+        "seconds": options.seconds,
+        "seed": 0 if options.seed is None else options.seed,
+        "num_samples": 1 if options.num_samples is None else options.num_samples,
+        "stop": options.stop or "exact",
+        "compat": options.compat,
+        "max_semantic_tokens": options.max_semantic_tokens,
+        "windows": {stage: Window(*sizes) for stage, sizes in options.window} or None,
+        "tokens": None if options.tokens is None else load_tokens(options.tokens),
+    }
 
 
 def _prompt(options: argparse.Namespace) -> Any:
@@ -124,16 +132,6 @@ def _prompt(options: argparse.Namespace) -> Any:
         return options.text
     sound = load_audio(options.audio)
     return Blend([(sound, 1.0)] if options.text is None else [(options.text, 1 - weight), (sound, weight)])
-
-
-def _check_writable(path: Path, suffixes: Collection[str]) -> None:
-    """What can be known of an output before minutes are spent on what goes into it."""
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"cannot write {path}: the suffix must be {' or '.join(suffixes)}.")
-    if path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a directory.")
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: {path.parent} is not a directory.")
 
 
 def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:

@@ -1,20 +1,31 @@
-"""`musiclm inspect`: what a bundle holds."""
+"""`musiclm inspect`: what a bundle holds, or how a sound file was made."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 
 def add_options(commands: Any) -> None:
-    parser = commands.add_parser("inspect", help="say what a bundle holds", description="Check a bundle and say what it holds.")
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
+    parser = commands.add_parser(
+        "inspect",
+        help="say what a bundle holds, or how a sound file was made",
+        description="Check a bundle and say what it holds; or say how a sound file of musiclm generate was made.",
+    )
+    parser.add_argument("bundle", type=Path, metavar="PATH", help="a bundle, or a sound file")
+    parser.add_argument("--json", action="store_true", help="print the manifest, or the file's record, as JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.bundle.is_file():
+        from ..runtime.provenance_file import describe_record, read_record
+
+        record = read_record(options.bundle)
+        print(json.dumps(record, indent=2, ensure_ascii=False) + "\n" if options.json else describe_record(options.bundle, record), end="")
+        return 0
     from ..runtime.bundle import Bundle
     from ..runtime.description import describe
 

@@ -13,6 +13,7 @@ from typing import Any
 from ...kernels.decoder_step import Pool
 from ..backend import BackendError, open_session
 from ..bundle import STAGES, Bundle
+from ..outputs import check_appendable
 from ..step import choose_step, open_native, open_pool
 from .clips import time_clips
 from .record import Memory, Row, append, circumstances, processors, say
@@ -41,6 +42,8 @@ def bench(
     seconds: of the clips; cond_scale: guidance, the bundle's own by default; fine_window: frames of a window of
     the fine stage, the trained window by default; steps: timed in each case; repeats: of each clip and start.
     """
+    if json is not None:
+        check_appendable(json)
     bundle = Bundle.open(root)
     threads = threads or processors()
     guided = "" if cond_scale is None else f" --cond-scale {cond_scale:g}"

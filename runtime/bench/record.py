@@ -22,6 +22,7 @@ import numpy as np
 
 from ... import __version__
 from ...kernels.decoder_step import Pool
+from ..outputs import append_output
 
 Row = dict[str, Any]
 _READ = 1 << 26  # float32 numbers in a reading of the memory: 256 MB, more than any cache holds
@@ -93,10 +94,7 @@ def circumstances(command: str, threads: int) -> Row:
 
 def append(path: Path, rows: Iterable[Row]) -> None:
     """Add rows to a file of JSON lines; what is there is never changed."""
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(lines)
+    append_output(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read(paths: Iterable[Path]) -> list[Row]:

@@ -1,0 +1,122 @@
+"""`musiclm generate --again FILE`: the request that the file's record describes, repeated bit for bit, or what keeps it from that."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from ..runtime.bundle import Bundle
+    from ..runtime.music import Music
+
+# What the file says already, by the attribute of argparse.
+_SAID = {
+    "text": "TEXT",
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in (
+            *("audio_weight", "without_prime", "seconds", "seed", "num_samples", "stop", "compat", "max_semantic_tokens"),
+            *("temperature", "filter_thres", "cond_scale", "window"),
+        )
+    },
+}
+
+
+def add_again_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--again",
+        type=Path,
+        metavar="FILE",
+        help="repeat the request that made this sound file; sounds and tokens that it was given must be given again",
+    )
+    parser.add_argument("--other-bundle", action="store_true", help="with --again: take BUNDLE though another one made FILE")
+
+
+@dataclass(frozen=True)
+class Again:
+    """A sound file of ours and its record."""
+
+    file: Path
+    record: dict[str, Any]
+    other_bundle: bool  # allowed
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Again | None:
+        """None without --again. Ends with the usage if the options say what the file says; ValueError for a file without a record."""
+        from ..runtime.provenance_file import read_record
+
+        if options.again is None:
+            if options.other_bundle:
+                options.wrong_usage("--other-bundle goes with --again FILE")
+            return None
+        values = {option: getattr(options, name) for name, option in _SAID.items()}
+        if said := [option for option, value in values.items() if value is not None and value is not False and value != []]:
+            options.wrong_usage(f"--again takes the request from {options.again}: leave out {', '.join(said)}")
+        if options.out is not None and options.out.exists() and options.out.samefile(options.again):
+            raise ValueError(f"-o {options.out} is the file to repeat. Give another name, so that the two can be compared.")
+        return cls(options.again, read_record(options.again), options.other_bundle)
+
+    @property
+    def out(self) -> Path:
+        """Where the repetition goes by default."""
+        return self.file.with_stem(f"{self.file.stem}-again")
+
+    def request(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Arguments of `MusicLM.generate`. ValueError for what cannot be repeated."""
+        from ..runtime.audio import load_audio
+        from ..runtime.music import load_tokens
+        from ..runtime.provenance import generate_arguments
+
+        sounds = [] if options.audio is None else [load_audio(options.audio)]
+        prime = None if options.prime is None else load_audio(options.prime)
+        tokens = None if options.tokens is None else load_tokens(options.tokens)
+        try:
+            return generate_arguments(self.record, sounds, prime, tokens)
+        except ValueError as error:
+            raise ValueError(f"--again {self.file}: {error}") from error
+
+    def bundle(self, options: argparse.Namespace) -> Path:
+        """The bundle that was given, or the one of the record if it is still where it was, seen from here."""
+        if options.bundle is not None:
+            return options.bundle
+        path = Path(self.record["bundle"])
+        if path.is_absolute() or ".." in path.parts or not path.is_dir():
+            raise ValueError(
+                f"{self.file} was made with the bundle {str(path)!r}, which is not below this folder. "
+                f"Give it as BUNDLE: its SHA-256 is {self.record['bundle_sha256']} (musiclm inspect BUNDLE)."
+            )
+        return path
+
+    def placement(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Arguments of `md.load` that compute as the file was computed, where the options do not say otherwise."""
+        device = self.record["device"] if options.device == "auto" else options.device
+        weights = options.weights or (self.record["precision"]["semantic"] if device == "cuda" == self.record["device"] else "fp16")
+        return {"device": device, "weights": weights, "step": "graph" if self.record["step"] == "graph" else "auto"}
+
+    def check_bundle(self, bundle: Bundle) -> None:
+        made_by = self.record["bundle_sha256"]
+        if bundle.sha256 != made_by and not self.other_bundle:
+            raise ValueError(
+                f"{self.file} was made with a bundle of SHA-256 {made_by}, and {bundle.root} has {bundle.sha256}. "
+                "Give the bundle that made it, or --other-bundle to make other music from the same request."
+            )
+
+    def compare(self, music: Music, report: TextIO) -> int:
+        """Say whether the samples are those of the file, and if not, what may be the reason. Returns the exit status."""
+        from ..runtime.music import audio_sha256
+
+        if audio_sha256(music.candidates[self.record["candidate"]].audio) == self.record["audio_sha256"]:
+            print(f"the same samples as in {self.file}, bit for bit", file=report)
+            return 0
+        if music.bundle_sha256 != self.record["bundle_sha256"]:
+            print(f"other samples than in {self.file}, which another bundle made", file=report)
+            return 0
+        then, now = ({**made, **made["versions"]} for made in (self.record, music.settings))
+        names = ("device", "step", "precision", *now["versions"])
+        changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in names if then.get(name) != now[name]]
+        why = "; ".join(changed) or "nothing that its record says has changed, so the processor may round otherwise"
+        print(f"musiclm: other samples than in {self.file}: {why}.", file=sys.stderr)
+        return 1

@@ -1,0 +1,116 @@
+"""Where `musiclm generate` writes: its options, checked before anything is computed, and the files or the standard output afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..runtime.mastering import Mastering
+    from ..runtime.music import Music
+    from .again import Again
+
+STDOUT = "standard output"
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=".wav, .flac, .ogg, .opus or .mp3, mono; - writes a wav to standard output (default: out.wav)",
+    )
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the file (default: the codec's)")
+    parser.add_argument(
+        "--normalize", type=float, metavar="LUFS", help="bring the clip to this loudness (ITU-R BS.1770), -14 or -23 (default: as it is)"
+    )
+    parser.add_argument("--all", action="store_true", help="write every candidate, as FILE-1, FILE-2, ..., beside the best")
+    parser.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one piece of music is written to."""
+
+    out: Path | None  # None is standard output
+    numbered: list[Path]  # of every candidate, if they are all asked for
+    tokens: Path | None
+    mastering: Mastering
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, candidates: int, again: Again | None) -> Outputs:
+        from ..runtime.mastering import Mastering
+        from ..runtime.request import MOST_ITEMS
+
+        path = options.out or (Path("out.wav") if again is None else again.out)
+        out = None if str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else path
+        numbered = [path.with_stem(f"{path.stem}-{index + 1}") for index in range(min(candidates, MOST_ITEMS))] if options.all else []
+        record = {} if again is None else again.record
+        rate = record.get("sample_rate") if options.sample_rate is None else options.sample_rate
+        loudness = record.get("normalize") if options.normalize is None else options.normalize
+        return cls(out, numbered, options.save_tokens, Mastering(rate, loudness))
+
+    def check(self) -> None:
+        """Raise ValueError or OSError for whatever is known to be impossible, and leave everything as it is."""
+        from ..runtime.music import check_tokens_name
+        from ..runtime.outputs import check_output, is_stream
+        from ..runtime.sound_files import format_of
+
+        if self.numbered and (self.out is None or is_stream(self.out)):
+            raise ValueError(f"--all writes files named after --out, and {self.out or STDOUT} is not a file. Give -o FILE.")
+        if self.out is None:
+            _check_stdout()
+        for path in filter(None, [self.out, *self.numbered]):
+            format_of(path)
+            check_output(path)
+        if self.mastering.sample_rate is not None:
+            self.check_sound(self.mastering.sample_rate, None)
+        if self.tokens:
+            check_tokens_name(self.tokens)
+            check_output(self.tokens)
+
+    def check_sound(self, codec_hz: int, seconds: float | None) -> None:
+        """Raise ValueError if the format does not take the sound; for a length that is not known yet, its rate alone counts."""
+        from ..runtime.sound_files import check_sound, format_of
+
+        path = self.out or Path("-.wav")
+        hz = self.mastering.sample_rate or codec_hz
+        length = seconds if seconds is not None and 0 < seconds < 1e9 else 0  # the request refuses others
+        check_sound(path, format_of(path), hz, round(length * hz))
+
+    def write(self, music: Music, candidate: int | None) -> list[str]:
+        """Write everything, the tokens first, from which the rest can be made again. candidate: the best by default.
+
+        Returns the names, the sound first.
+        """
+        from ..runtime.outputs import named_errors
+
+        wanted = vars(self.mastering)
+        if self.tokens:
+            music.save_tokens(self.tokens)
+        if self.out is None:
+            made = music.encode(".wav", candidate, **wanted)
+            with named_errors(STDOUT):
+                sys.stdout.buffer.write(made)
+                sys.stdout.buffer.flush()
+        else:
+            music.save(self.out, candidate, **wanted)
+        for index, name in enumerate(self.numbered):
+            music.save(name, index, **wanted)
+        return [str(name) for name in (self.out or STDOUT, *self.numbered, self.tokens) if name]
+
+    @property
+    def report(self) -> Any:
+        """The stream for what is said about the files: standard error if the sound takes the standard output."""
+        return sys.stderr if self.out is None else sys.stdout
+
+
+def _check_stdout() -> None:
+    if sys.stdout is None:
+        raise ValueError("-o -: standard output is closed. Give -o FILE.")
+    if sys.stdout.isatty():
+        raise ValueError("-o -: standard output is a terminal, which shows no sound. Pipe it (| aplay), redirect it, or give -o FILE.")

@@ -1,0 +1,63 @@
+"""What is done to a wave before it becomes a file: its rate, its loudness.
+
+In: float32 [t] at the codec's rate. Out: the same sound at the rate and loudness that were asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from pathlib import Path
+
+import numpy as np
+
+from .audio import HEARD, resample
+from .loudness import LEAST_HZ, loudness
+
+_LOG = logging.getLogger(__name__)
+_MOST_HZ = 384_000
+_LEAST_LUFS = -70.0  # what BS.1770 takes for silence
+
+
+@dataclass(frozen=True)
+class Mastering:
+    """What was asked for; ValueError for what makes no sense."""
+
+    sample_rate: int | None = None  # in Hz, by default the codec's
+    normalize: float | None = None  # integrated loudness in LUFS (ITU-R BS.1770), by default as generated
+
+    def __post_init__(self) -> None:
+        hz, lufs = self.sample_rate, self.normalize
+        if hz is not None and (not isinstance(hz, Integral) or isinstance(hz, bool) or not LEAST_HZ <= hz <= _MOST_HZ):
+            raise ValueError(f"the sample rate of a file must be a whole number from {LEAST_HZ} to {_MOST_HZ} Hz, got {hz!r}.")
+        if lufs is not None and (not isinstance(lufs, Real) or isinstance(lufs, bool) or not _LEAST_LUFS < lufs <= 0):
+            raise ValueError(
+                f"the loudness to normalize to must be above {_LEAST_LUFS:g} and at most 0 LUFS, got {lufs!r}. "
+                "Streaming services play at -14, broadcasters at -23."
+            )
+
+    def apply(self, path: Path, wave: np.ndarray, hz: int) -> tuple[np.ndarray, int]:
+        """float32 [t] at `hz` -> float32 [t'] and its rate. path: what messages call it.
+
+        Where the gain for the loudness would lift the peak above full scale, the gain is smaller, and a warning says how loud the clip is.
+        """
+        if self.sample_rate is not None:
+            wave, hz = resample(wave, hz, int(self.sample_rate), HEARD), int(self.sample_rate)
+        if self.normalize is None:
+            return wave, hz
+        before, peak = loudness(wave, hz), float(np.abs(wave).max(initial=0))
+        if before == -math.inf:
+            _LOG.warning("%s: the clip is silent; no gain brings it to %g LUFS.", path.name, self.normalize)
+            return wave, hz
+        gain, most = 10 ** ((self.normalize - before) / 20), (1 - 1e-6) / peak
+        if gain > most:
+            _LOG.warning(
+                "%s: at %g LUFS the peak would be %.1f dB above full scale; the clip is at %.1f LUFS instead, so that nothing clips.",
+                path.name,
+                self.normalize,
+                20 * math.log10(gain * peak),
+                before + 20 * math.log10(most),
+            )
+        return wave * np.float32(min(gain, most)), hz

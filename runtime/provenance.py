@@ -1,0 +1,150 @@
+"""How a piece of music was made: the record that its file carries, and the request that the record repeats.
+
+In: a checked request and the model that runs it; later a file. Out: the record, a dict of JSON's types (docs/sound_files.md lists its
+fields), and arguments of `MusicLM.generate`. Sounds and tokens that a request was given are not in the record, only their hashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import __version__
+from .bundle import STAGES, Sampling
+from .music import Tokens, audio_sha256
+from .ort import import_onnxruntime
+from .prompts import Blend, Prompt, Sound
+from .sampling import SamplingConfig
+from .windows import Window
+
+if TYPE_CHECKING:
+    from .musiclm import MusicLM
+    from .request import Request
+
+VERSION = 1  # of the record; raised when a field changes its meaning or goes
+VERSION_FIELD = "musiclm_deploy"  # names the record as ours, too
+
+
+def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) -> dict[str, Any]:
+    """The record of one prompt of a request. own_noise: whether the caller gave the noise, which cannot be repeated."""
+    manifest, asked, prime = model.bundle.manifest, request.prompts[prompt], request.primes[prompt]
+    on_host = model.driver is None
+    return {
+        VERSION_FIELD: VERSION,
+        "prompt": str(asked),
+        "parts": None if isinstance(asked, str) else [_part(part, weight) for part, weight in asked.parts],
+        "seed": request.seeds[prompt],
+        "seconds": request.samples / manifest.codec.sample_hz,
+        "num_samples": request.num_samples,
+        "stop": "eos" if request.end_allowed and not request.upstream else "exact",
+        "compat": "upstream" if request.upstream else None,
+        "max_semantic_tokens": request.max_semantic_tokens,
+        "sampling": {stage: _sampling(chosen, getattr(manifest, stage).guidance) for stage, chosen in request.sampling.items()},
+        "windows": {stage: vars(window) for stage, window in request.windows.items()},
+        "prime": None if prime is None else sound_record(prime.sound),
+        "include_prime": request.include_prime,
+        "tokens": None if request.tokens is None else tokens_record(request.tokens),
+        "own_noise": own_noise,
+        "bundle": _folder(model.bundle.root),
+        "bundle_sha256": model.bundle.sha256,
+        "device": model.device,
+        "step": model.device if not on_host else f"native, {model.step.reason}" if model.step.native else "graph",
+        "precision": {stage: getattr(manifest, stage).step.precision if on_host else model.weights for stage in STAGES},
+        "versions": {
+            "musiclm-deploy": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "onnxruntime": import_onnxruntime().__version__,
+        },
+    }
+
+
+def generate_arguments(
+    record: Mapping[str, Any], sounds: Sequence[Sound] = (), prime: Sound | None = None, tokens: Sequence[Tokens] | None = None
+) -> dict[str, Any]:
+    """Arguments of `MusicLM.generate` that repeat a record.
+
+    sounds, prime, tokens: what the request was given besides words, once more; sounds of the prompt in any order. Raises ValueError for one
+    that is missing, that is not the same, or that the request did not have, and for a record that cannot be repeated.
+    """
+    if record["own_noise"]:
+        raise ValueError("it was made with the caller's own noise (noise= in Python), which is not in the file: it cannot be repeated.")
+    _check_given("sound that it continues", "--prime FILE (prime=", None if prime is None else sound_record(prime), record["prime"])
+    _check_given("tokens that it continues", "--tokens FILE (tokens=", None if tokens is None else tokens_record(tokens), record["tokens"])
+    return {
+        "text": _prompt(record, [*sounds, *([] if prime is None else [prime])], bool(sounds)),
+        "prime": prime,
+        "tokens": None if tokens is None else list(tokens),
+        "windows": {stage: Window(**window) for stage, window in record["windows"].items()} or None,
+        "sampling": {stage: SamplingConfig(**chosen) for stage, chosen in record["sampling"].items()},
+        **{name: record[name] for name in ("seed", "seconds", "num_samples", "stop", "compat", "max_semantic_tokens", "include_prime")},
+    }
+
+
+def sound_record(sound: Sound) -> dict[str, Any]:
+    return {"samples": len(sound[0]), "hz": int(sound[1]), "sha256": audio_sha256(np.asarray(sound[0]))}
+
+
+def tokens_record(tokens: Sequence[Tokens]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for item in tokens:
+        for array in (item.semantic, item.coarse, item.fine):
+            digest.update(b"-" if array is None else f"{list(np.shape(array))}".encode())
+            digest.update(b"" if array is None else np.ascontiguousarray(array, "<i8").tobytes())
+    return {"candidates": len(tokens), "sha256": digest.hexdigest()}
+
+
+def _folder(root: Path) -> str:
+    """The bundle's path as it was given, below the folder where the request was made, or its name: files are passed on."""
+    return root.resolve().name if root.is_absolute() or ".." in root.parts else root.as_posix()
+
+
+def _check_given(what: str, option: str, given: dict[str, Any] | None, expected: dict[str, Any] | None) -> None:
+    if given == expected:
+        return
+    if expected is None:
+        raise ValueError(f"it was made without {option.split(' ')[0]}. Leave that out.")
+    if given is None:
+        raise ValueError(f"the {what} cannot be in the file: {shown(expected)}. Give it again with {option} in Python).")
+    raise ValueError(f"the {what} must be the same: it was {shown(expected)}, got {shown(given)}.")
+
+
+def _sampling(chosen: Sampling, guidance: bool) -> dict[str, Any]:
+    return vars(chosen) | ({} if guidance else {"cond_scale": None})
+
+
+def _part(part: str | Sound, weight: float) -> dict[str, Any]:
+    return {"text" if isinstance(part, str) else "sound": part if isinstance(part, str) else sound_record(part), "weight": float(weight)}
+
+
+def _prompt(record: Mapping[str, Any], sounds: Sequence[Sound], asked: bool) -> Prompt:
+    """The prompt, with its sounds put back by their hashes. asked: whether sounds were given for it."""
+    parts = record["parts"] or [{"text": record["prompt"], "weight": 1.0}]
+    expected = [part["sound"] for part in parts if "sound" in part]
+    given = {sound_record(sound)["sha256"]: sound for sound in sounds}
+    for sound in expected:
+        if sound["sha256"] not in given:
+            got = ", ".join(shown(sound_record(one)) for one in sounds) or "none"
+            raise ValueError(
+                f"a sound of its prompt cannot be in the file: {shown(sound)}. Give that again with --audio FILE (sounds= in Python); "
+                f"got {got}."
+            )
+    if asked and not expected:
+        raise ValueError("its prompt was without a sound. Leave --audio out.")
+    if record["parts"] is None:
+        return record["prompt"]
+    return Blend([(given[part["sound"]["sha256"]] if "sound" in part else part["text"], part["weight"]) for part in parts])
+
+
+def shown(sound: Mapping[str, Any] | None) -> str:
+    """A given sound, or given tokens, in words."""
+    if sound is None:
+        return "none"
+    if "hz" in sound:
+        return f"{sound['samples'] / sound['hz']:.2f} s at {sound['hz']} Hz, SHA-256 of the samples {sound['sha256'][:12]}"
+    return f"{sound['candidates']} candidates, SHA-256 {sound['sha256'][:12]}"
