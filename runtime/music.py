@@ -127,7 +127,7 @@ class Music:
         wave, hz = mastering.apply(path, audio, self.sample_rate)
         record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
         record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
-        record |= {"sample_rate": hz, "normalize": mastering.normalize}
+        record |= {"sample_rate": hz, "normalize": None if mastering.normalize is None else float(mastering.normalize)}
         return encode(path, form, wave, hz, json.dumps(record, ensure_ascii=form.ascii_only))
 
     def save_tokens(self, path: str | Path) -> Path:

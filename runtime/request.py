@@ -213,6 +213,7 @@ def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict
             raise ValueError(
                 f"cond_scale has no effect on the {stage} stage: audiolm-pytorch trains it without a null condition. Leave it out."
             )
-        chosen = {name: value for name, value in vars(config).items() if value is not None}
+        # numpy's float32 would be another share of the vocabulary than the number that the record of the request has
+        chosen = {name: float(value) for name, value in vars(config).items() if value is not None}
         resolved[stage] = replace(decoder.sampling, **chosen)
     return resolved

@@ -37,6 +37,17 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the request, a
     "ends": ({"text": "x", "stop": "eos", "max_semantic_tokens": 7, "num_samples": 2}, {}),
     "upstream": ({"text": "x", "compat": "upstream", "max_semantic_tokens": 9}, {}),
     "length": ({"text": "x", "seconds": 0.12345}, {}),
+    "numpy's numbers": (
+        {
+            "text": md.Blend([("x", np.float32(0.3)), ("y", np.int64(1))]),
+            "seed": np.uint64(7),
+            "seconds": np.float32(0.2),
+            "num_samples": np.int64(2),
+            "max_semantic_tokens": np.int64(9),
+            "sampling": {stage: md.SamplingConfig(temperature=np.float32(0.9), filter_thres=np.float32(0.1)) for stage in STAGES},
+        },
+        {},
+    ),
     "blend": ({"text": md.Blend([("x", 0.3), (A, 0.6), ("brass", -0.1), (B, 0.2)])}, {"sounds": [B, A]}),
     "a sound": ({"audio": A}, {"sounds": [A]}),
     "a prime": ({"text": "x", "prime": A, "seconds": 0.6, "include_prime": False}, {"prime": A}),
@@ -51,7 +62,7 @@ def test_again(music: Any, tmp_path: Path, name: str) -> None:
     asked, given = REQUESTS[name]
     song = music.generate(**{"seconds": 0.2, "sampling": DRAWN, **asked})
     for index, candidate in enumerate(song.candidates):
-        record = read_record(song.save(tmp_path / "a.wav", index, sample_rate=8000, normalize=-20))
+        record = read_record(song.save(tmp_path / "a.wav", index, sample_rate=np.int64(8000), normalize=np.float32(-20)))
         assert (record["candidate"], record["best"], record["sample_rate"], record["normalize"]) == (index, song.best, 8000, -20)
         again = music.generate(**generate_arguments(record, **given))
         assert again.candidates[index].audio.tobytes() == candidate.audio.tobytes()
