@@ -202,7 +202,7 @@ def music(tiny_bundle):
         yield model
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stages(tmp_path_factory):
     """Transformers by variant, name and precision (support/stages.py), exported when first asked for."""
     from support.stages import VARIANTS, Stage
@@ -218,7 +218,7 @@ def stages(tmp_path_factory):
     return get
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def static_stages(tmp_path_factory):
     """The same by variant and name, in TensorRT's form, with caches of CAPACITY positions."""
     from support.stages import CAPACITY, VARIANTS, Stage

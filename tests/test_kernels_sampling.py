@@ -15,9 +15,8 @@ import triton
 import triton.language as tl
 from support.interpreted import empty, floats, launch
 
-from musiclm_deploy.kernels.sampling import triton_form
 from musiclm_deploy.kernels.sampling.constants import NEVER, Draw, Place, Rules
-from musiclm_deploy.kernels.sampling.triton_form import sample
+from musiclm_deploy.kernels.sampling.triton_form import gumbel_noise, kth_largest, sample
 from musiclm_deploy.runtime.bundle import Bias, Decoder, Sampling, Step
 from musiclm_deploy.runtime.loop import decode
 from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
@@ -171,7 +170,7 @@ def test_one_row_of_a_real_vocabulary(temperature: float) -> None:
 @triton.jit
 def _noise(seeds, items, steps, out, stage, vocabulary, sizes: tl.constexpr, PADDED: tl.constexpr):
     b, v = tl.program_id(0), tl.arange(0, PADDED)
-    gumbel = triton_form._gumbel(tl.load(seeds + b), tl.load(items + b), stage, tl.load(steps + b), sizes)
+    gumbel = gumbel_noise(tl.load(seeds + b), tl.load(items + b), stage, tl.load(steps + b), sizes)
     tl.store(out + b * vocabulary + v, gumbel, mask=v < vocabulary)
 
 
@@ -191,7 +190,7 @@ def test_noise_is_the_runtimes(vocabulary: int) -> None:
 @triton.jit
 def _kth(scores, out, count, k, SIZE: tl.constexpr):
     v = tl.arange(0, SIZE)
-    found = triton_form._largest(tl.load(scores + v, mask=v < count, other=float("nan")), v < count, k)
+    found = kth_largest(tl.load(scores + v, mask=v < count, other=float("nan")), v < count, k)
     tl.store(out + tl.arange(0, 1), found)
 
 

@@ -24,9 +24,9 @@ from musiclm_deploy.runtime.engines.profiles import Profile
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_is_onnx_runtimes_form(variant: str, stage: str, static_stages, tmp_path: Path) -> None:
+def test_it_is_onnx_runtimes_form(variant: str, stage: str, stages, static_stages) -> None:
     """Fault: a key that is seen too early or never, a cache written at another place, a bias, head or mixing of its own."""
-    made, other = static_stages(variant, stage), Stage(stage, *VARIANTS[variant], tmp_path)
+    made, other = static_stages(variant, stage), stages(variant, stage)
     expected = other.logits(None, [0, 1, 2])
     np.testing.assert_allclose(made.logits(None, [0, 1, 2]), expected, rtol=0, atol=5e-6 * np.abs(expected).max())  # fp32, other sums
     graph = onnx.load(made.folder / made.decoder.graph, load_external_data=False).graph

@@ -67,8 +67,8 @@ def sample(
     # beyond V guidance makes of -inf what it likes: a scale of 0 or less turns it round
     score = tl.where((v >= V) | ((v == V - 1) & forbidden), float("-inf"), score)
     if temperature > 0:
-        kth = _largest(score, v < V, k)
-        drawn = tl.div_rn(score, tl.zeros_like(score) + temperature) + _gumbel(
+        kth = kth_largest(score, v < V, k)
+        drawn = tl.div_rn(score, tl.zeros_like(score) + temperature) + gumbel_noise(
             seed, item, stage, tl.load(plans + b * PLAN + 2) + step, sizes
         )
         score = tl.where(score >= kth, drawn, float("-inf"))
@@ -100,7 +100,7 @@ def sample(
 
 
 @triton.jit
-def _largest(score, there, k):
+def kth_largest(score, there, k):
     """The k-th largest of the entries that are there, 1 <= k <= their number."""
     bits = score.to(tl.uint32, bitcast=True)
     negative = bits >> 31 != 0
@@ -118,7 +118,7 @@ def _largest(score, there, k):
 
 
 @triton.jit
-def _gumbel(seed, item, stage, step, sizes: tl.constexpr):
+def gumbel_noise(seed, item, stage, step, sizes: tl.constexpr):
     """float32 [4 * fours]: the lines of runtime/noise.py."""
     four = tl.arange(0, sizes.fours).to(tl.uint32)
     nothing = four * 0
