@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   musiclm generate bundle "calm piano in a ballroom" -o out.wav --seconds 10 --seed 0
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
+  musiclm generate bundle --prompts prompts.txt -o clip.wav --seed random
   musiclm inspect bundle
   musiclm bench bundle --seconds 10
   musiclm build bundle --compute-capability 89
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    if len(rest) == 1 and not rest[0].startswith("-") and getattr(options, "text", "") is None:
+    if len(rest) == 1 and (rest[0] == "-" or not rest[0].startswith("-")) and getattr(options, "text", "") is None:
         options.text = rest.pop()  # argparse gives up a positional that may be missing at the first option before it
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -37,11 +37,13 @@ from .sampling import SamplingConfig
 from .step import Choice, choose_step, open_native, open_pool, open_weights
 from .tokenizer import ClipTokenizer
 from .windows import Window
+from .words import texts_of, unknown_words, unpack_tokens
 
 if TYPE_CHECKING:
     from ..kernels.decoder_step import Model
 
 _LOG = logging.getLogger(__name__)
+_NAMED = 12  # words of a warning
 
 
 def load(
@@ -78,6 +80,8 @@ class MusicLM:
         """driver: of the device that makes the tokens, the CPU without one; weights: their type there, one of TYPES."""
         self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
+        packed = bundle.manifest.mulan.trained_tokens
+        self._trained_tokens = None if packed is None else unpack_tokens(packed, len(self.tokenizer.vocabulary))
         self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.RLock()  # a report may close the model
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
@@ -136,7 +140,16 @@ class MusicLM:
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
         request = make_request(self.bundle.manifest, text, *limits, like, prime, include_prime)
         single = isinstance(text, str | Blend) or is_sound(like)
+        if unknown := self.unknown_words(texts_of(request.prompts)):
+            _LOG.warning("no caption that MuLaN was trained on had %s: what such words do to the music is chance.", _quoted(unknown))
         return Generation(self, request, noise, progress, cancel).run(single)
+
+    def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
+        """The words of texts that the captions of MuLaN's training did not have, each once; empty if the bundle does not know them."""
+        if self._trained_tokens is None:
+            return []
+        texts = [texts] if isinstance(texts, str) else texts
+        return list(dict.fromkeys(word for text in texts for word in unknown_words(text, self.tokenizer, self._trained_tokens)))
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """MuLaN's latents of texts: float32 [B, dim_latent], of length 1."""
@@ -266,6 +279,12 @@ class MusicLM:
 
     def _decoder(self, stage: str) -> Decoder:
         return getattr(self.bundle.manifest, stage)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """'a', 'b' and 7 others."""
+    named = ", ".join(repr(word if len(word) <= 40 else f"{word[:40]}...") for word in words[:_NAMED])
+    return named if len(words) <= _NAMED else f"{named} and {len(words) - _NAMED} others"
 
 
 def _wave_at(audio: tuple[np.ndarray, int], sample_hz: int, min_samples: int, who: str) -> np.ndarray:

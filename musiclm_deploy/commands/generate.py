@@ -9,20 +9,26 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .values import stage_value, stage_window
+from .prompts import Listed, numbered, read_prompts, read_text, seeds_of
+from .values import seed, stage_value, stage_window
 
 
 def add_options(commands: Any) -> None:
     parser = commands.add_parser("generate", help="make music from a text", description="Make music from a text.")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the directory that export_all.py made")
-    parser.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like; - reads it from standard input")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="in place of TEXT, a prompt a line, or JSON lines with text and seed; - is standard input"
+    )
     parser.add_argument("--audio", type=Path, metavar="FILE", help="a sound that it should be like, in place of TEXT or beside it")
     parser.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
     parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like")
     parser.add_argument("--without-prime", action="store_true", help="write only what comes after the sound of --prime")
     parser.add_argument("-o", "--out", type=Path, default=Path("out.wav"), metavar="FILE", help=".wav, .flac or .ogg (default: out.wav)")
     parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: the model's window)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="of the noise: the same seed gives the same music; or random (default: 0)"
+    )
     parser.add_argument(
         "--num-samples", type=int, default=1, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)"
     )
@@ -69,10 +75,12 @@ def run(options: argparse.Namespace) -> int:
     from ..runtime.musiclm import load
     from ..runtime.windows import Window
 
-    _check_writable(options.out, SUFFIXES)
-    if options.save_tokens:
-        _check_writable(options.save_tokens, [".npz"])
-    prompt, prime = _prompt(options), None if options.prime is None else load_audio(options.prime)
+    _check_usage(options)
+    listed = [Listed(read_text(options.text))] if options.prompts is None else read_prompts(options.prompts)
+    outs = _outputs(options, len(listed), SUFFIXES)
+    seeds, prime = seeds_of(listed, options.seed), None if options.prime is None else load_audio(options.prime)
+    sound = None if options.audio is None else load_audio(options.audio)
+    prompts = [_prompt(options, item.text, sound) for item in listed]
     windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
     bars: dict[str, Any] = {}
 
@@ -87,12 +95,12 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         with load(options.bundle, options.device, threads=options.threads, weights=options.weights) as model:
-            music = model.generate(
-                prompt,
+            made = model.generate(
+                None if prompts == [None] else prompts,
                 prime=prime,
                 include_prime=not options.without_prime,
                 seconds=options.seconds,
-                seed=options.seed,
+                seed=seeds,
                 num_samples=options.num_samples,
                 stop=options.stop,
                 compat=options.compat,
@@ -105,42 +113,69 @@ def run(options: argparse.Namespace) -> int:
     finally:
         for bar in bars.values():
             bar.close()
-    files = [music.save(options.out)]
-    if options.all:
-        names = [options.out.with_stem(f"{options.out.stem}-{index + 1}") for index in range(len(music.candidates))]
-        files += [music.save(name, candidate=index) for index, name in enumerate(names)]
-    if options.save_tokens:
-        files.append(music.save_tokens(options.save_tokens))
-    seconds = len(music.audio) / music.sample_rate
-    if options.json:
-        scores = [candidate.score for candidate in music.candidates]
-        facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
-        print(json.dumps({"files": [str(file) for file in files], **facts, "timings": music.timings, "bundle_sha256": music.bundle_sha256}))
-    else:
-        spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.timings.items() if stage not in ("total", "real_time_factor"))
-        print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz")
-        print(f"{music.timings['total']:.2f} s ({spent}), real-time factor {music.timings['real_time_factor']:.2f}")
+    made = made if isinstance(made, list) else [made]
+    for music, (out, tokens) in zip(made, outs, strict=True):
+        files = [music.save(out)]
+        if options.all:
+            files += [music.save(numbered(out, index), candidate=index) for index in range(len(music.candidates))]
+        if tokens:
+            files.append(music.save_tokens(tokens))
+        seconds = len(music.audio) / music.sample_rate
+        if options.json:
+            scores = [candidate.score for candidate in music.candidates]
+            facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
+            facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
+            print(json.dumps({"files": [str(file) for file in files], "prompt": music.prompt, **facts}))
+        else:
+            drawn = "" if options.seed is not None and options.prompts is None else f", seed {music.seed}"
+            which = "" if options.prompts is None else f": {music.prompt}"
+            print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz{drawn}{which}")
+    if not options.json:
+        timings = made[0].timings  # of the whole request
+        spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in timings.items() if stage not in ("total", "real_time_factor"))
+        print(f"{timings['total']:.2f} s ({spent}), real-time factor {timings['real_time_factor']:.2f}")
     return 0
 
 
-def _prompt(options: argparse.Namespace) -> Any:
-    """A text, a sound, or both blended; None with a prime alone."""
-    from ..runtime.audio import load_audio
-    from ..runtime.prompts import Blend
-
-    weight = 0.5 if options.audio_weight is None else options.audio_weight
-    if options.text is None and options.audio is None and options.prime is None:
+def _check_usage(options: argparse.Namespace) -> None:
+    """End with status 2 where options do not go together."""
+    given = [name for name in ("text", "prompts", "audio", "prime") if getattr(options, name) is not None]
+    if not given:
         options.wrong_usage(
-            "say what the music should be like: TEXT, --audio FILE or both, or give a sound to go on from with --prime FILE"
+            "say what the music should be like: TEXT, --prompts FILE, --audio FILE, or give a sound to go on from with --prime FILE"
         )
+    if options.prompts is not None and options.text is not None:
+        options.wrong_usage("TEXT and --prompts are both what the music should be like: leave one out")
+    if options.prompts is not None and options.tokens is not None:
+        options.wrong_usage("--tokens goes on from the tokens of one prompt: give TEXT in place of --prompts")
     if options.without_prime and options.prime is None:
         options.wrong_usage("--without-prime leaves out the sound of --prime, and there is none")
-    if options.audio_weight is not None and (options.text is None or options.audio is None or not 0 <= weight <= 1):
+    worded = options.text is not None or options.prompts is not None
+    if options.audio_weight is not None and (not worded or options.audio is None or not 0 <= options.audio_weight <= 1):
         options.wrong_usage("--audio-weight is the share of --audio beside TEXT, from 0 to 1")
-    if options.audio is None:
-        return options.text
-    sound = load_audio(options.audio)
-    return Blend([(sound, 1.0)] if options.text is None else [(options.text, 1 - weight), (sound, weight)])
+
+
+def _outputs(options: argparse.Namespace, prompts: int, suffixes: Collection[str]) -> list[tuple[Path, Path | None]]:
+    """(file of the music, file of its tokens or None) of each prompt, checked; those of --prompts are numbered."""
+    if options.prompts is None:
+        outs = [(options.out, options.save_tokens)]
+    else:
+        outs = [(numbered(options.out, index), options.save_tokens and numbered(options.save_tokens, index)) for index in range(prompts)]
+    for out, tokens in outs:
+        _check_writable(out, suffixes)
+        if tokens:
+            _check_writable(tokens, [".npz"])
+    return outs
+
+
+def _prompt(options: argparse.Namespace, text: str | None, sound: Any) -> Any:
+    """A text, a sound, or both blended; None with a prime alone."""
+    from ..runtime.prompts import Blend
+
+    if sound is None:
+        return text
+    weight = 0.5 if options.audio_weight is None else options.audio_weight
+    return Blend([(sound, 1.0)] if text is None else [(text, 1 - weight), (sound, weight)])
 
 
 def _check_writable(path: Path, suffixes: Collection[str]) -> None:

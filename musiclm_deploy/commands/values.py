@@ -15,6 +15,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int | None:
+    """A whole number; None for "random", which is drawn when it is known for how many prompts."""
+    if text == "random":
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a whole number, or random, got {text!r}") from error
+
+
 def stage_value(text: str) -> tuple[str, float]:
     stage, _, value = text.rpartition("=")
     try:
