@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ from .bundle import BundleError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+_LOG = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -48,6 +51,21 @@ def choose_device(device: str) -> str:
             )
         ort.preload_dlls()  # CUDA's libraries as pip installs them, which the system's loader does not find
     return "cpu" if device == "auto" else device
+
+
+def available_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def useful_threads(threads: int | None) -> int | None:
+    """`threads`, or as many as there are processors if it asks for more: those beyond wait for each other at every product of a step, and
+    64 of them on two processors take forty times as long."""
+    most = available_processors()
+    if threads is None or threads <= most:
+        return threads
+    _LOG.warning("threads=%d is more than the %d processors that this process may use: %d are used.", threads, most, most)
+    return most
 
 
 def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.InferenceSession:

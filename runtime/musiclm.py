@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .audio import resample
-from .backend import choose_device, open_session
+from .backend import choose_device, open_session, useful_threads
 from .bundle import STAGES, Bundle, Decoder, Spectrogram
 from .device.arrays import on_host
 from .device.cuda import CudaDriver
@@ -26,13 +26,14 @@ from .device.patches import Patches
 from .engines.form import Form
 from .engines.model import EngineModel
 from .engines.run import EngineDriver
+from .estimate import Estimate, estimate, is_small
 from .generation import Generation, Progress
 from .memory import check_memory, encode_bytes, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
 from .noise import NoiseSource
 from .primes import encoder_of, tokenizer_of
 from .prompts import Blend, Prompt, Sound, is_sound
-from .request import make_request
+from .request import Request, make_request
 from .sampling import SamplingConfig
 from .step import Choice, choose_step, open_native, open_pool, open_weights
 from .tokenizer import ClipTokenizer
@@ -49,7 +50,8 @@ _NAMED = 12  # words of a warning
 def load(
     bundle: str | os.PathLike, device: str = "auto", *, threads: int | None = None, step: str = "auto", weights: str = "fp16"
 ) -> MusicLM:
-    """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default.
+    """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default, and
+    no more than there are processors, with a warning where more are asked for.
 
     step: "native" or "graph", what computes a token after the first on a CPU; "auto" is native where it was built.
     weights: "fp16", "bf16", "fp32", or "int8" of a bundle of 8 bits, in which "cuda" has the transformers' matrices; engines are as they
@@ -62,7 +64,7 @@ def load(
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
     if weights not in TYPES:
         raise ValueError(f"weights must be one of {', '.join(TYPES)}, got {weights!r}.")
-    opened, chosen = Bundle.open(Path(bundle)), choose_device(device)
+    opened, chosen, threads = Bundle.open(Path(bundle)), choose_device(device), useful_threads(threads)
     if chosen == "cuda":
         return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), CudaDriver(opened.root), weights)
     if chosen == "tensorrt":
@@ -135,14 +137,46 @@ class MusicLM:
         """
         if noise is not None and self.driver is not None:
             raise ValueError("noise= is for device='cpu': on a GPU noise is drawn where the tokens are, from the seed, the same as here.")
-        text, audio, prime = (on_host(given, self.driver) for given in (text, audio, prime))
-        like: Any = prime if text is None and audio is None else audio
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
-        request = make_request(self.bundle.manifest, text, *limits, like, prime, include_prime)
-        single = isinstance(text, str | Blend) or is_sound(like)
+        request, single = self._request(text, audio, prime, include_prime, limits)
         if unknown := self.unknown_words(texts_of(request.prompts)):
             _LOG.warning("no caption that MuLaN was trained on had %s: what such words do to the music is chance.", _quoted(unknown))
         return Generation(self, request, noise, progress, cancel).run(single)
+
+    def estimate(
+        self,
+        text: Prompt | Sequence[Prompt] | None = None,
+        *,
+        audio: Sound | Sequence[Sound] | None = None,
+        prime: Sound | Sequence[Sound | None] | None = None,
+        include_prime: bool = True,
+        seconds: float | None = None,
+        seed: int | Sequence[int] = 0,
+        num_samples: int = 1,
+        stop: str = "exact",
+        compat: str | None = None,
+        max_semantic_tokens: int | None = None,
+        sampling: Mapping[str, SamplingConfig] | None = None,
+        tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None = None,
+        windows: Mapping[str, Window] | None = None,
+    ) -> Estimate | None:
+        """How long `generate` with these arguments will take, from a few steps of each stage that are timed now, and in how much memory.
+
+        None for a request of a few seconds, which is not worth it, and on a GPU. Raises what `generate` raises before it computes:
+        ValueError, and MemoryError for what does not fit.
+        """
+        limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
+        request, _ = self._request(text, audio, prime, include_prime, limits)
+        generation = Generation(self, request, None, None, None)
+        generation.check_memory()
+        return None if self.driver is not None or is_small(self, request) else estimate(self, generation, request)
+
+    def _request(self, text: Any, audio: Any, prime: Any, include_prime: bool, limits: tuple) -> tuple[Request, bool]:
+        """The request of these arguments, and whether it is of one prompt rather than a list."""
+        text, audio, prime = (on_host(given, self.driver) for given in (text, audio, prime))
+        like: Any = prime if text is None and audio is None else audio
+        request = make_request(self.bundle.manifest, text, *limits, audio=like, prime=prime, include_prime=include_prime)
+        return request, isinstance(text, str | Blend) or is_sound(like)
 
     def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
         """The words of texts that the captions of MuLaN's training did not have, each once; empty if the bundle does not know them."""
@@ -247,6 +281,16 @@ class MusicLM:
             if stage not in self._native:
                 self._native[stage] = open_native(self.bundle.root, self._decoder(stage), self._pool)
             return self._native[stage]
+
+    def weights_to_load(self) -> int:
+        """Bytes of the weights that a request uses and that were not loaded yet; those of a GPU are not the host's."""
+        if self.driver is not None:
+            return 0
+        manifest = self.bundle.manifest
+        with self._lock:
+            done = {*(self._sessions or ()), *(self._decoder(stage).graph for stage in self._native)}
+        graphs = {manifest.mulan.text, manifest.conditioner.graph, manifest.codec.decode, *(self._decoder(stage).graph for stage in STAGES)}
+        return sum(manifest.files[name].bytes for graph in graphs - done for name in (graph, f"{graph}.data") if name in manifest.files)
 
     @contextmanager
     def on_device(self, stage: str) -> Iterator[DeviceModel]:

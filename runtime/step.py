@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from ..kernels import decoder_step
 from ..kernels.decoder_step.sizes import Sizes
-from .backend import BackendError
+from .backend import BackendError, available_processors
 from .bundle import BundleError, Decoder
 
 STEPS = ("auto", "native", "graph")
@@ -53,8 +52,7 @@ def choose_step(step: str, decoders: Sequence[Decoder] = ()) -> Choice:
 
 def open_pool(threads: int | None) -> decoder_step.Pool:
     """Threads for all native models of one loaded bundle; `threads` None takes one per processor that this process may use."""
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = available_processors() if threads is None else threads
     try:
         return decoder_step.Pool(threads)
     except decoder_step.Unavailable as error:

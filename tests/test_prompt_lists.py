@@ -13,7 +13,8 @@ import soundfile
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
-from musiclm_deploy.commands.prompts import Listed, read_prompts, read_text, seeds_of
+from musiclm_deploy.commands.prompts import Listed, batches_of, read_prompts, read_text, seeds_of
+from musiclm_deploy.commands.values import RANDOM
 from musiclm_deploy.runtime import musiclm
 
 WIDE = ["--filter-thres", "0.2"]  # of the tiny vocabularies the default leaves a single entry: nothing would be drawn
@@ -132,8 +133,36 @@ def test_seeds():
     """A seed of the list is lost, or all prompts of --seed random share one."""
     listed = [Listed("a"), Listed("b", 0), Listed("c")]
     assert seeds_of(listed, 7) == [7, 0, 7]
-    drawn = seeds_of([Listed("a")] * 8 + [Listed("b", 0)], None)
+    drawn = seeds_of([Listed("a")] * 8 + [Listed("b", 0)], RANDOM)
     assert drawn[-1] == 0 and len(set(drawn)) > 7 and all(0 <= number < 2**32 for number in drawn)
+
+
+def test_batches():
+    """Prompts that do not fit in memory together are lost, or made twice, or given another's seed."""
+    request = {"text": list("abcdefg"), "seed": list(range(7)), "seconds": 5}
+
+    class Takes:
+        total = 10.0
+
+        def __str__(self) -> str:
+            return "about 10 s"
+
+    def estimate(text: list[str], seed: list[int], seconds: float) -> Takes:
+        if len(text) > 2:
+            raise MemoryError("too many")
+        return Takes()
+
+    parts, spent, takes = batches_of(request, estimate)
+    assert [(part["text"], part["seed"], part["seconds"]) for part in parts] == [
+        (["a", "b"], [0, 1], 5),
+        (["c", "d"], [2, 3], 5),
+        (["e", "f"], [4, 5], 5),
+        (["g"], [6], 5),
+    ]
+    assert (spent, takes) == (35.0, "4 batches of 2 prompts, as memory allows, each about 10 s")
+    assert batches_of(request, lambda **_: Takes()) == ([request], 10.0, "about 10 s")
+    with pytest.raises(MemoryError, match="never"):
+        batches_of(request, lambda **_: (_ for _ in ()).throw(MemoryError("never")))
 
 
 def test_a_list(run, tiny_bundle, tmp_path):

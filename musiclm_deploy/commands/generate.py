@@ -9,8 +9,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .prompts import Listed, numbered, read_prompts, read_text, seeds_of
-from .values import seed, stage_value, stage_window
+from .prompts import Listed, batches_of, numbered, read_prompts, read_text, seeds_of
+from .values import RANDOM, seed, stage_value, stage_window
+
+_WORTH_SAYING_S = 30.0  # of work, before it begins
+_SUMS = ("total", "real_time_factor")  # of timings; the others are stages
 
 
 def add_options(commands: Any) -> None:
@@ -71,17 +74,13 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from ..runtime.audio import SUFFIXES, load_audio
+    from ..runtime.audio import SUFFIXES
     from ..runtime.musiclm import load
-    from ..runtime.windows import Window
 
     _check_usage(options)
     listed = [Listed(read_text(options.text))] if options.prompts is None else read_prompts(options.prompts)
-    outs = _outputs(options, len(listed), SUFFIXES)
-    seeds, prime = seeds_of(listed, options.seed), None if options.prime is None else load_audio(options.prime)
-    sound = None if options.audio is None else load_audio(options.audio)
-    prompts = [_prompt(options, item.text, sound) for item in listed]
-    windows = {stage: Window(*sizes) for stage, sizes in options.window} or None
+    outs = iter(_outputs(options, len(listed), SUFFIXES))
+    request = _request(options, listed)
     bars: dict[str, Any] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -95,46 +94,64 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         with load(options.bundle, options.device, threads=options.threads, weights=options.weights) as model:
-            made = model.generate(
-                None if prompts == [None] else prompts,
-                prime=prime,
-                include_prime=not options.without_prime,
-                seconds=options.seconds,
-                seed=seeds,
-                num_samples=options.num_samples,
-                stop=options.stop,
-                compat=options.compat,
-                max_semantic_tokens=options.max_semantic_tokens,
-                sampling=_sampling(options, model.bundle.manifest),
-                windows=windows,
-                tokens=options.tokens,
-                progress=progress,
-            )
+            request["sampling"] = _sampling(options, model.bundle.manifest)
+            parts, seconds, takes = batches_of(request, model.estimate)
+            if seconds >= _WORTH_SAYING_S or len(parts) > 1:
+                print(f"this will take {takes}.", file=sys.stderr)
+            for part in parts:
+                bars.clear()
+                made = model.generate(**part, progress=progress)
+                for music in made if isinstance(made, list) else [made]:
+                    _write(options, music, *next(outs))
+                    timings = music.timings  # of the whole batch
+                if not options.json:
+                    spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in timings.items() if stage not in _SUMS)
+                    print(f"{timings['total']:.2f} s ({spent}), real-time factor {timings['real_time_factor']:.2f}")
     finally:
         for bar in bars.values():
             bar.close()
-    made = made if isinstance(made, list) else [made]
-    for music, (out, tokens) in zip(made, outs, strict=True):
-        files = [music.save(out)]
-        if options.all:
-            files += [music.save(numbered(out, index), candidate=index) for index in range(len(music.candidates))]
-        if tokens:
-            files.append(music.save_tokens(tokens))
-        seconds = len(music.audio) / music.sample_rate
-        if options.json:
-            scores = [candidate.score for candidate in music.candidates]
-            facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
-            facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
-            print(json.dumps({"files": [str(file) for file in files], "prompt": music.prompt, **facts}))
-        else:
-            drawn = "" if options.seed is not None and options.prompts is None else f", seed {music.seed}"
-            which = "" if options.prompts is None else f": {music.prompt}"
-            print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz{drawn}{which}")
-    if not options.json:
-        timings = made[0].timings  # of the whole request
-        spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in timings.items() if stage not in ("total", "real_time_factor"))
-        print(f"{timings['total']:.2f} s ({spent}), real-time factor {timings['real_time_factor']:.2f}")
     return 0
+
+
+def _request(options: argparse.Namespace, listed: list[Listed]) -> dict[str, Any]:
+    """Arguments of `MusicLM.generate`, but for the sampling, which needs the bundle."""
+    from ..runtime.audio import load_audio
+    from ..runtime.windows import Window
+
+    sound = None if options.audio is None else load_audio(options.audio)
+    prompts = [_prompt(options, item.text, sound) for item in listed]
+    return {
+        "text": None if prompts == [None] else prompts,
+        "prime": None if options.prime is None else load_audio(options.prime),
+        "include_prime": not options.without_prime,
+        "seconds": options.seconds,
+        "seed": seeds_of(listed, options.seed),
+        "num_samples": options.num_samples,
+        "stop": options.stop,
+        "compat": options.compat,
+        "max_semantic_tokens": options.max_semantic_tokens,
+        "windows": {stage: Window(*sizes) for stage, sizes in options.window} or None,
+        "tokens": options.tokens,
+    }
+
+
+def _write(options: argparse.Namespace, music: Any, out: Path, tokens: Path | None) -> None:
+    """Write one prompt's files, and say so on standard output."""
+    files = [music.save(out)]
+    if options.all:
+        files += [music.save(numbered(out, index), candidate=index) for index in range(len(music.candidates))]
+    if tokens:
+        files.append(music.save_tokens(tokens))
+    seconds = len(music.audio) / music.sample_rate
+    if options.json:
+        scores = [candidate.score for candidate in music.candidates]
+        facts = {"seconds": seconds, "sample_rate": music.sample_rate, "seed": music.seed, "best": music.best, "scores": scores}
+        facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
+        print(json.dumps({"files": [str(file) for file in files], "prompt": music.prompt, **facts}))
+    else:
+        seed = "" if options.seed != RANDOM and options.prompts is None else f", seed {music.seed}"
+        which = "" if options.prompts is None else f": {music.prompt}"
+        print(f"{', '.join(map(str, files))}: {seconds:g} s at {music.sample_rate} Hz{seed}{which}")
 
 
 def _check_usage(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import json
 import re
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,31 @@ def read_prompts(name: str) -> list[Listed]:
     return [Listed(line) for _, line in kept]
 
 
-def seeds_of(prompts: Sequence[Listed], seed: int | None) -> list[int]:
-    """The seed of each prompt: its own, else `seed`; where that is None, one drawn for this prompt, of 32 bits so that it is soon typed."""
+def seeds_of(prompts: Sequence[Listed], seed: int | str) -> list[int]:
+    """The seed of each prompt: its own, else `seed`; for RANDOM one drawn for this prompt, of 32 bits so that it is soon typed."""
     own = [prompt.seed if prompt.seed is not None else seed for prompt in prompts]
-    return [secrets.randbits(32) if number is None else number for number in own]
+    return [secrets.randbits(32) if isinstance(number, str) else number for number in own]
+
+
+def batches_of(request: dict[str, Any], estimate: Callable[..., Any]) -> tuple[list[dict[str, Any]], float, str]:
+    """Split a request into parts of as many prompts as memory holds: (the parts, seconds in all, what they take in words).
+
+    request: arguments of `MusicLM.generate`, with lists as text (or None) and seed. estimate: `MusicLM.estimate`. Raises MemoryError if
+    one prompt does not fit.
+    """
+    count = size = len(request["seed"])
+    lists = [name for name in ("text", "seed") if request[name] is not None]
+    while True:
+        parts = [request | {name: request[name][at : at + size] for name in lists} for at in range(0, count, size)]
+        try:
+            found = estimate(**parts[0])
+        except MemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+            continue
+        seconds, each = (0.0, "a few seconds") if found is None else (found.total * count / size, str(found))
+        return parts, seconds, each if len(parts) == 1 else f"{len(parts)} batches of {size} prompts, as memory allows, each {each}"
 
 
 def numbered(path: Path, index: int) -> Path:

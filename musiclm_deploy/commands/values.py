@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+RANDOM = "random"
+
 
 def count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,5}", text):
@@ -15,10 +17,10 @@ def count(text: str) -> int:
     return int(text)
 
 
-def seed(text: str) -> int | None:
-    """A whole number; None for "random", which is drawn when it is known for how many prompts."""
-    if text == "random":
-        return None
+def seed(text: str) -> int | str:
+    """A whole number, or RANDOM, which is drawn when it is known for how many prompts."""
+    if text == RANDOM:
+        return RANDOM
     try:
         return int(text)
     except ValueError as error:
