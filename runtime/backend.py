@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import BundleError
+from .shortage import naming_shortage
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -71,7 +72,8 @@ def useful_threads(threads: int | None) -> int | None:
 def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.InferenceSession:
     """A session on "cpu" or "cuda". `threads` None takes one per physical core.
 
-    BundleError for a graph that does not load, BackendError where it would run on another device than was asked for.
+    BundleError for a graph that does not load, MemoryError for one that does not fit, BackendError where it would run on another device
+    than was asked for.
     """
     import onnxruntime as ort
 
@@ -85,7 +87,11 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
         options.intra_op_num_threads = threads
     providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))  # the CPU has what reads shapes, and what CUDA does not know
     try:
-        session = ort.InferenceSession(path, options, providers=providers)
+        with naming_shortage(f"while {path.name} was opened"):
+            # Without a GPU there is nothing to fall back from, but a try that fails is printed, and made once more.
+            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=int(device != "cpu"))
+    except MemoryError:
+        raise
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise BundleError(f"{path}: ONNX Runtime refuses this graph: {error}") from error
     if session.get_providers()[0] != providers[0]:  # it goes on without one that fails to start

@@ -34,6 +34,7 @@ from .noise import GivenNoise, NoiseSource, PhiloxNoise
 from .primes import prime_tokens, samples_at, tokenizer_of
 from .prompts import latents_of
 from .request import Request
+from .shortage import naming_shortage
 from .token_stages import TokenStages, is_guided
 from .windows import equal_parts
 
@@ -59,11 +60,17 @@ class Generation:
         items = [(seed, item) for seed in request.seeds for item in range(request.num_samples)]
         self._noise = GivenNoise(noise, len(items)) if noise is not None else PhiloxNoise(items)
         self._timings: dict[str, float] = {}
+        self._passed_on: list[Exception] = []  # what `progress` raised, which is the caller's own
 
     def run(self, single: bool) -> Any:
-        started = time.perf_counter()
-        request = self._request
         self.check_memory()
+        if self._model.driver is not None:  # a device has words of its own for its memory
+            return self._run(single)
+        with naming_shortage("while this request ran", max(self.memory().values()), self._passed_on):
+            return self._run(single)
+
+    def _run(self, single: bool) -> Any:
+        started, request = time.perf_counter(), self._request
         with self._timed("mulan"):
             latents = latents_of(request.prompts, self._model.embed_text, self._model.embed_audio)
             conditioning = self.conditioning(latents)
@@ -190,7 +197,11 @@ class Generation:
         if self._cancel is not None and self._cancel.is_set():
             raise GenerationCancelled(f"cancelled in stage {stage} after {done} of {total}.")
         if self._progress is not None:
-            self._progress(stage, done, total)
+            try:
+                self._progress(stage, done, total)
+            except Exception as error:
+                self._passed_on.append(error)
+                raise
 
     @contextmanager
     def _timed(self, stage: str):

@@ -21,7 +21,12 @@ _LOG = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 16  # windows of the fine stage in one batch: from eight on a row gains nothing by others beside it, and memory is theirs
 PREFILL_BYTES = 1 << 26  # of scores in one call of a graph's prefill: more rows at once gain nothing where each is as long as that
+_ITEM_BYTES = 1 << 13  # of lists and the heads of arrays
 POSITIONS_AT_ONCE = 64  # of a native prefill: with more the activations leave the nearer caches
+
+
+class OutOfMemory(MemoryError):
+    """A MemoryError whose message is a sentence for people."""
 
 
 def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, int, int]]:
@@ -73,11 +78,12 @@ def loop_bytes(decoder: Decoder, items: int, rows: int, prompt: int, capacity: i
 
 
 def token_bytes(manifest: Manifest, request: Request) -> int:
-    """Bytes of what stays from the first stage to the last: the tokens of every item, and the prompts of all fine windows."""
-    codec = manifest.codec
+    """Bytes of what stays from the first stage to the last: the tokens of every item with what Python takes for their arrays, the noise
+    that was drawn last, and the prompts of all fine windows."""
+    codec, noise = manifest.codec, 4 * STEPS_AHEAD * manifest.coarse.vocabulary
     kept = 8 * (request.semantic_steps + request.frames * codec.quantizers)
     prompts = 24 * request.frames * (manifest.fine.coarse_quantizers or 1) * codec.groups  # three numbers for each position
-    return request.items * (kept + prompts)
+    return request.items * (kept + prompts + noise + _ITEM_BYTES)
 
 
 def wave_bytes(manifest: Manifest, request: Request) -> int:
@@ -137,7 +143,7 @@ def check_memory(needed: dict[str, int], weights: int = 0) -> None:
     stage = max(needed, key=lambda name: needed[name], default="")
     if available is not None and stage and needed[stage] + weights > available:
         loaded = f" and {weights / 1e6:.1f} MB for the weights" if weights else ""
-        raise MemoryError(
+        raise OutOfMemory(
             f"the {stage} stage of this request needs {needed[stage] / 1e6:.1f} MB{loaded}, {available / 1e6:.1f} MB are free. "
             "Ask for fewer seconds, samples or prompts at once."
         )

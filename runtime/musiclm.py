@@ -35,6 +35,7 @@ from .primes import encoder_of, tokenizer_of
 from .prompts import Blend, Prompt, Sound, is_sound
 from .request import Request, make_request
 from .sampling import SamplingConfig
+from .shortage import naming_shortage
 from .step import Choice, choose_step, open_native, open_pool, open_weights
 from .tokenizer import ClipTokenizer
 from .windows import Window
@@ -238,7 +239,7 @@ class MusicLM:
                 return self.driver.run(graph, inputs)
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]
-        with self._there():
+        with self._there(), naming_shortage(f"while {graph} ran") if self.driver is None else nullcontext():
             return dict(zip(names, session.run(names, inputs), strict=True))
 
     def _embed_patches(self, spectrogram: Spectrogram, wave: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from ..kernels import decoder_step
 from ..kernels.decoder_step.sizes import Sizes
 from .backend import BackendError, available_processors
 from .bundle import BundleError, Decoder
+from .shortage import naming_shortage
 
 STEPS = ("auto", "native", "graph")
 _BITS = {"fp32": 32, "int8": 8, "int4": 4}
@@ -67,7 +68,8 @@ def open_native(folder: Path, decoder: Decoder, pool: decoder_step.Pool, path: s
     data = folder / f"{decoder.graph}.data"
     try:
         mapped, sizes, weights = open_weights(folder, decoder)
-        model = decoder_step.Model(pool, sizes, weights, path)
+        with naming_shortage(f"while the weights of {decoder.graph} were packed", data.stat().st_size):
+            model = decoder_step.Model(pool, sizes, weights, path)
     except ValueError as error:
         raise BundleError(f"{data}: {error}") from error
     if hasattr(mmap, "MADV_DONTNEED"):

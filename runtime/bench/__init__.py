@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.decoder_step import Pool
-from ..backend import BackendError, open_session
+from ..backend import BackendError, available_processors, open_session, useful_threads
 from ..bundle import STAGES, Bundle
 from ..step import choose_step, open_native, open_pool
 from .clips import time_clips
-from .record import Memory, Row, append, circumstances, processors, say
+from .record import Memory, Row, append, circumstances, say
 from .start import time_start
 from .steps import Form, begin, bytes_of_step, check_prefill, graph_weights, make_case, random_context, sizes, turn_about
 
@@ -42,7 +42,7 @@ def bench(
     the fine stage, the trained window by default; steps: timed in each case; repeats: of each clip and start.
     """
     bundle = Bundle.open(root)
-    threads = threads or processors()
+    threads = useful_threads(threads) or available_processors()
     guided = "" if cond_scale is None else f" --cond-scale {cond_scale:g}"
     window = "" if fine_window is None else f" --fine-window {fine_window}"
     options = f"--seconds {seconds:g}{guided}{window} --steps {steps} --repeats {repeats} --threads {threads}"
