@@ -24,8 +24,8 @@ from benchmarks.peers.static_cache import StaticCacheCoarse
 from benchmarks.peers.upstream import UpstreamCoarse
 from musiclm_deploy.kernels.decoder_step import Model, Pool
 from musiclm_deploy.kernels.quantized_product import PRECISIONS
-from musiclm_deploy.runtime.backend import open_session
-from musiclm_deploy.runtime.bench.record import Memory, Row, append, circumstances, processors, say
+from musiclm_deploy.runtime.backend import available_processors, open_session
+from musiclm_deploy.runtime.bench.record import Memory, Row, append, circumstances, say
 from musiclm_deploy.runtime.bench.steps import (
     Case,
     Form,
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--contexts", default="500", help="positions before the timed steps (default: 500)")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each form (default: 60)")
     parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(EVERY_FORM)} (default: all but upstream)")
-    parser.add_argument("--threads", type=int, default=processors(), help="of the CPU (default: one per core)")
+    parser.add_argument("--threads", type=int, default=available_processors(), help="of the CPU (default: one per core)")
     parser.add_argument("--json", type=Path, default=RESULTS / "steps.jsonl", help="where rows are appended (default: results/steps.jsonl)")
     options = parser.parse_args()
     check_appendable(options.json)

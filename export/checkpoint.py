@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from ..model.archive import HostileFile, check_archive, check_tensors
 from .errors import ExportError
+from .trained_tokens import Moments, moments_of
 
+TOKEN_TABLE = "text.token_emb.weight"  # of MuLaN: a row for each token
 _SMALL = 10**7  # numbers that a module may have more than its file: of which are missing, torch says more than a count
 # One tensor name that only this kind of checkpoint has.
 _MARKS = (
@@ -57,6 +59,7 @@ class Checkpoint:
     pickled_config: bytes | None = None  # SoundStream's own, still unread
     config_json: dict[str, Any] = field(default_factory=dict)  # of transformers
     sha256: str | None = None
+    moments: Moments | None = None  # of MuLaN's table of tokens, if a trainer saved its optimizer beside it
     _read: set[str] = field(default_factory=set)
 
     def array(self, name: str, *shape: int) -> np.ndarray:
@@ -176,7 +179,10 @@ def from_package(name: str, package: Any) -> Checkpoint:
     for prefix in ("module.", "ema_model.", "module.", "model."):
         inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         tensors = inside or tensors
-    return Checkpoint(name, tensors, version if isinstance(version, str) else None, config if isinstance(config, bytes) else None)
+    made = Checkpoint(name, tensors, version if isinstance(version, str) else None, config if isinstance(config, bytes) else None)
+    if (table := tensors.get(TOKEN_TABLE)) is not None:
+        made.moments = moments_of(package.get("optim"), tuple(table.shape))
+    return made
 
 
 def _config_beside(path: Path, option: str) -> dict[str, Any]:

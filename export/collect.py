@@ -94,7 +94,7 @@ def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Ca
     with part():
         if "mulan" in checkpoints:
             with naming(checkpoints["mulan"].name):
-                settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}))
+                settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}), checkpoints["mulan"].moments)
         elif "mulan" not in sources:
             raise MissingCheckpoint("missing checkpoint: --mulan (no quantizer file holds one).", "mulan")
     with part():

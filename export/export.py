@@ -27,8 +27,10 @@ from ..model.text_transformer import clip_merges_path
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step
 from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
+from ..runtime.words import pack_tokens
 from . import graph, trace
 from .calibration import sounds_in
+from .checkpoint import TOKEN_TABLE
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
@@ -40,6 +42,7 @@ from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
 from .tensorrt import record_form, write_form
 from .trace_cache import traces_in
+from .trained_tokens import trained_tokens
 from .transformers import STAGES
 
 _FATAL = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
@@ -161,6 +164,7 @@ def _write_stages(
     codec_hz = settings["codec"]["target_sample_hz"]
     with naming(checkpoints["mulan"].name):
         model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
+    trained, _ = trained_tokens(checkpoints["mulan"].state[TOKEN_TABLE], checkpoints["mulan"].moments)
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
     spectrogram = export_patches(model, folder / "mulan_audio.onnx") if kernels else None
@@ -189,6 +193,7 @@ def _write_stages(
             audio_heads=settings["mulan"]["audio.heads"],
             samples_per_patch=model.audio.samples_per_patch,
             spectrogram=spectrogram,
+            trained_tokens=None if trained is None else pack_tokens(trained),
         ),
         conditioner=conditioner,
         **decoders,

@@ -24,6 +24,7 @@ _EXAMPLES = """examples:
   musiclm generate bundle "brass band" --prime intro.wav -o on.wav --seconds 20
   musiclm generate bundle "brass band" -o - | aplay
   musiclm generate --again best.flac
+  musiclm generate bundle --prompts prompts.txt -o clip.wav --seed random
   musiclm inspect bundle
   musiclm bench bundle --seconds 10
   musiclm build bundle --compute-capability 89
@@ -55,11 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
-    for name, kind in (
-        ("bundle", Path),
-        ("text", str),
-    ):  # argparse gives up positionals that may be missing at the first option before them
-        if rest and not rest[0].startswith("-") and getattr(options, name, "") is None:
+    for name, kind in (("bundle", Path), ("text", str)):
+        # argparse gives up positionals that may be missing at the first option before them
+        if rest and (rest[0] == "-" or not rest[0].startswith("-")) and getattr(options, name, "") is None:
             setattr(options, name, kind(rest.pop(0)))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import BundleError
 from .install import install_command
 from .ort import import_onnxruntime
+from .shortage import naming_shortage
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+_LOG = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # device -> ONNX Runtime's name of what runs its graphs
 
@@ -47,10 +51,26 @@ def choose_device(device: str) -> str:
     return "cpu" if device == "auto" else device
 
 
+def available_processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def useful_threads(threads: int | None) -> int | None:
+    """`threads`, or as many as there are processors if it asks for more: those beyond wait for each other at every product of a step, and
+    64 of them on two processors take forty times as long."""
+    most = available_processors()
+    if threads is None or threads <= most:
+        return threads
+    _LOG.warning("threads=%d is more than the %d processors that this process may use: %d are used.", threads, most, most)
+    return most
+
+
 def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.InferenceSession:
     """A session on "cpu" or "cuda". `threads` None takes one per physical core.
 
-    BundleError for a graph that does not load, BackendError where it would run on another device than was asked for.
+    BundleError for a graph that does not load, MemoryError for one that does not fit, BackendError where it would run on another device
+    than was asked for.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -63,7 +83,11 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
         options.intra_op_num_threads = threads
     providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))  # the CPU has what reads shapes, and what CUDA does not know
     try:
-        session = ort.InferenceSession(path, options, providers=providers)
+        with naming_shortage(f"while {path.name} was opened"):
+            # Without a GPU there is nothing to fall back from, but a try that fails is printed, and made once more.
+            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=int(device != "cpu"))
+    except MemoryError:
+        raise
     except Exception as error:  # ONNX Runtime's own errors have no common base
         raise BundleError(f"{path}: ONNX Runtime refuses this graph: {error}") from error
     if session.get_providers()[0] != providers[0]:  # it goes on without one that fails to start

@@ -28,7 +28,7 @@ import hashlib
 import json
 import types
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -82,6 +82,7 @@ class Mulan:
     audio_heads: int  # of the audio transformer, and how long a wave is per patch: what its attention costs in memory
     samples_per_patch: float
     spectrogram: Spectrogram | None  # of bundles with kernels, where they have one for it
+    trained_tokens: str | None = None  # one bit per token, in base64: whether its captions had it (runtime/words.py); None: not known
 
 
 @dataclass(frozen=True)
@@ -241,11 +242,15 @@ def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:
 
 
 def parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
-    """`value` from JSON as `kind`, a type annotation; every difference is noted in `faults`."""
+    """`value` from JSON as `kind`, a type annotation; every difference is noted in `faults`.
+
+    A field whose default is None may be missing.
+    """
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
         hints, before = get_type_hints(kind), len(faults)
         faults += [f"{where}: unknown field {name!r}" for name in value if name not in hints]
-        faults += [f"{where}: the field {name!r} is missing" for name in hints if name not in value]
+        added = {field.name for field in fields(kind) if field.default is None}  # since the format's first bundles, which lack them
+        faults += [f"{where}: the field {name!r} is missing" for name in hints if name not in value and name not in added]
         parsed = {name: parse(hint, value[name], f"{where}: {name}", faults) for name, hint in hints.items() if name in value}
         counts = [name for name, hint in hints.items() if hint in (int, int | None) and parsed.get(name) is not None]
         faults += [f"{where}: {name}: expected at least 1, got {parsed[name]}" for name in counts if parsed[name] < 1]

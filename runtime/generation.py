@@ -16,7 +16,18 @@ import numpy as np
 
 from .bundle import STAGES
 from .codec import CHUNK_FRAMES, codec_chunks, decode_codes
-from .memory import check_memory, decode_bytes, decoder_bytes, encode_bytes, largest_runs, mulan_audio_bytes, wav2vec_bytes
+from .memory import (
+    check_memory,
+    decode_bytes,
+    decoder_bytes,
+    encode_bytes,
+    largest_runs,
+    loop_bytes,
+    mulan_audio_bytes,
+    token_bytes,
+    wav2vec_bytes,
+    wave_bytes,
+)
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
 from .primes import prime_tokens, samples_at, tokenizer_of
@@ -24,6 +35,7 @@ from .progress import Progress
 from .prompts import latents_of
 from .provenance import make_record
 from .request import Request
+from .shortage import naming_shortage
 from .token_stages import TokenStages, is_guided
 from .windows import equal_parts
 
@@ -48,14 +60,20 @@ class Generation:
         items = [(seed, item) for seed in request.seeds for item in range(request.num_samples)]
         self._noise = GivenNoise(noise, len(items)) if noise is not None else PhiloxNoise(items)
         self._timings: dict[str, float] = {}
+        self._passed_on: list[Exception] = []  # what `progress` raised, which is the caller's own
 
     def run(self, single: bool) -> Any:
-        started = time.perf_counter()
-        request = self._request
-        check_memory(self._memory())
+        self.check_memory()
+        if self._model.driver is not None:  # a device has words of its own for its memory
+            return self._run(single)
+        with naming_shortage("while this request ran", max(self.memory().values()), self._passed_on):
+            return self._run(single)
+
+    def _run(self, single: bool) -> Any:
+        started, request = time.perf_counter(), self._request
         with self._timed("mulan"):
             latents = latents_of(request.prompts, self._model.embed_text, self._model.embed_audio)
-            conditioning = self._conditioning(latents)
+            conditioning = self.conditioning(latents)
         heard: dict[int, Tokens] = {}
         if sounds := {id(prime): prime for prime in request.primes if prime}:
             with self._timed("prime"):
@@ -76,6 +94,10 @@ class Generation:
             timings[f"real_time_factor_{name}"] = taken * self._manifest.codec.sample_hz / sum(map(len, parts))
         return music[0] if single else music
 
+    def check_memory(self) -> None:
+        """MemoryError for a request that does not fit."""
+        check_memory(self.memory(), self._model.weights_to_load())
+
     def _music(self, prompt: int, candidates: list[Candidate], timings: dict[str, float]) -> Music:
         request = self._request
         own = candidates[prompt * request.num_samples : (prompt + 1) * request.num_samples]
@@ -93,7 +115,7 @@ class Generation:
             record,
         )
 
-    def _conditioning(self, latents: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    def conditioning(self, latents: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
         """stage -> outputs of its context graph, one row per prompt."""
         outputs = self._model.run(self._manifest.conditioner.graph, latent=latents)
         contexts = {}
@@ -104,7 +126,7 @@ class Generation:
                 contexts[stage] = self._model.run(graph, conditioning=outputs[f"conditioning.{namespace}"])
         return contexts
 
-    def _memory(self) -> dict[str, int]:
+    def memory(self) -> dict[str, int]:
         """What each stage will take at most beside the weights, in bytes. One stage's memory is free again when the next begins."""
         request, manifest = self._request, self._manifest
         needed = {}
@@ -112,18 +134,20 @@ class Generation:
         for stage, (rows, prompt, capacity) in largest_runs(manifest, request).items() if on_host else ():
             decoder = getattr(manifest, stage)
             prefix = manifest.conditioner.quantizers if decoder.conditioning == "prefix" else 0
-            rows *= 2 if is_guided(manifest, request, stage) else 1
+            items, rows = rows, rows * (2 if is_guided(manifest, request, stage) else 1)
             needed[stage] = decoder_bytes(decoder, rows, prompt + prefix, capacity + prefix, self._model.step.native)
+            needed[stage] += loop_bytes(decoder, items, rows, prompt, capacity, manifest.conditioner.quantizers)
         for prime in filter(None, request.primes):
             tokenizer, codec = tokenizer_of(manifest), manifest.codec
             hearing = wav2vec_bytes(tokenizer, 1, samples_at(prime.sound, tokenizer.sample_hz))
             needed["prime"] = max(hearing, encode_bytes(1, prime.frames * codec.samples_per_frame), needed.get("prime", 0))
         chunk = max(chunk.stop - chunk.start for chunk in codec_chunks(manifest.codec, request.frames, CHUNK_FRAMES))
-        needed["codec"] = 4 * request.items * request.samples + decode_bytes(chunk * manifest.codec.samples_per_frame)  # waves and one call
+        needed["codec"] = decode_bytes(chunk * manifest.codec.samples_per_frame)
         if request.num_samples > 1:
-            samples = math.ceil(min(request.samples, self._ranked_at_once) / manifest.codec.sample_hz * manifest.mulan.sample_hz)
+            samples = math.ceil(min(request.samples, self.ranked_at_once) / manifest.codec.sample_hz * manifest.mulan.sample_hz)
             needed["rank"] = mulan_audio_bytes(manifest.mulan, 1, samples)
-        return needed
+        tokens, waves = token_bytes(manifest, request), wave_bytes(manifest, request)
+        return {stage: size + tokens + (waves if stage in ("codec", "rank") else 0) for stage, size in needed.items()}
 
     def _waves(self, tokens: list[Tokens]) -> list[np.ndarray]:
         """float32 [t] of each item."""
@@ -155,14 +179,14 @@ class Generation:
                 _LOG.warning("candidate %d is too short for MuLaN (%d samples): it is not ranked.", index, len(wave))
                 scores.append(None)
             else:
-                parts = [self._model.embed_audio((wave[part], rate))[0] for part in equal_parts(len(wave), self._ranked_at_once)]
+                parts = [self._model.embed_audio((wave[part], rate))[0] for part in equal_parts(len(wave), self.ranked_at_once)]
                 latent = parts[0] if len(parts) == 1 else np.mean(parts, axis=0) / np.linalg.norm(np.mean(parts, axis=0))
                 scores.append(float(latent @ latents[index // request.num_samples]))
             self._report("rank", index + 1, len(waves))
         return scores
 
     @property
-    def _ranked_at_once(self) -> int:
+    def ranked_at_once(self) -> int:
         """Samples of a wave that MuLaN takes whole; parts are at least half as long, which must be enough for MuLaN."""
         codec, mulan = self._manifest.codec, self._manifest.mulan
         return max(
@@ -173,7 +197,11 @@ class Generation:
         if self._cancel is not None and self._cancel.is_set():
             raise GenerationCancelled(f"cancelled in stage {stage} after {done} of {total}.")
         if self._progress is not None:
-            self._progress(stage, done, total)
+            try:
+                self._progress(stage, done, total)
+            except Exception as error:
+                self._passed_on.append(error)
+                raise
 
     @contextmanager
     def _timed(self, stage: str):

@@ -6,10 +6,12 @@ In: the manifest's records and the sizes of a request. Out: bytes, and a MemoryE
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import Decoder, Manifest, Mulan, SemanticTokenizer
+from .noise import STEPS_AHEAD
 from .windows import semantic_with_prime
 
 if TYPE_CHECKING:
@@ -19,7 +21,12 @@ _LOG = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 16  # windows of the fine stage in one batch: from eight on a row gains nothing by others beside it, and memory is theirs
 PREFILL_BYTES = 1 << 26  # of scores in one call of a graph's prefill: more rows at once gain nothing where each is as long as that
+_ITEM_BYTES = 1 << 13  # of lists and the heads of arrays
 POSITIONS_AT_ONCE = 64  # of a native prefill: with more the activations leave the nearer caches
+
+
+class OutOfMemory(MemoryError):
+    """A MemoryError whose message is a sentence for people."""
 
 
 def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, int, int]]:
@@ -54,6 +61,35 @@ def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int, nativ
     if native:
         return cache_bytes(decoder, rows, capacity) + POSITIONS_AT_ONCE * _row_bytes(decoder, capacity)
     return cache_bytes(decoder, rows, capacity) + min(rows, prefill_rows(decoder, prompt)) * _scores_bytes(decoder, prompt)
+
+
+def loop_bytes(decoder: Decoder, items: int, rows: int, prompt: int, capacity: int, condition: int) -> int:
+    """Bytes that one stage takes beside caches and prefill: what each row is fed and told, its noise, logits and tokens.
+
+    items: rows that are sampled; rows: those and, with guidance, as many again; condition: conditioning tokens of a row.
+    """
+    steps, V = capacity - prompt, decoder.vocabulary
+    places = 8 * (6 * steps + 3 * prompt)  # three numbers for each position, and as many while they are computed
+    noise = 4 * V * 2 * STEPS_AHEAD  # a block of steps, and the next one while it is drawn
+    sampled = 4 * V * 8  # copies of the logits: guided, ordered, with noise
+    tokens = steps * 48  # as Python's own numbers in lists
+    told = decoder.depth * 2 * 4 * (condition + 1) * decoder.step.dim_head if decoder.conditioning == "cross_attention" else 0
+    return items * (places + noise + sampled + tokens) + rows * (told + 8 * capacity + 4 * V)
+
+
+def token_bytes(manifest: Manifest, request: Request) -> int:
+    """Bytes of what stays from the first stage to the last: the tokens of every item with what Python takes for their arrays, the noise
+    that was drawn last, and the prompts of all fine windows."""
+    codec, noise = manifest.codec, 4 * STEPS_AHEAD * manifest.coarse.vocabulary
+    kept = 8 * (request.semantic_steps + request.frames * codec.quantizers)
+    prompts = 24 * request.frames * (manifest.fine.coarse_quantizers or 1) * codec.groups  # three numbers for each position
+    return request.items * (kept + prompts + noise + _ITEM_BYTES)
+
+
+def wave_bytes(manifest: Manifest, request: Request) -> int:
+    """Bytes of every item's wave, and of its tokens once more as codes for the codec."""
+    codec = manifest.codec
+    return request.items * request.frames * (8 * codec.quantizers + 4 * codec.samples_per_frame)
 
 
 def cache_bytes(decoder: Decoder, rows: int, capacity: int) -> int:
@@ -100,25 +136,55 @@ def decode_bytes(samples: int) -> int:
     return 1000 * samples + (1 << 25)
 
 
-def check_memory(needed: dict[str, int]) -> None:
-    """State what the stages will take, and refuse before anything is computed what cannot fit."""
+def check_memory(needed: dict[str, int], weights: int = 0) -> None:
+    """State what the stages will take, and refuse before anything is computed what cannot fit. weights: bytes still to be loaded."""
     available = available_memory_bytes()
     _LOG.info("memory beside the weights: %s", ", ".join(f"{stage} {size / 1e6:.1f} MB" for stage, size in needed.items()))
     stage = max(needed, key=lambda name: needed[name], default="")
-    if available is not None and stage and needed[stage] > available:
-        raise MemoryError(
-            f"the {stage} stage of this request needs {needed[stage] / 1e6:.1f} MB, {available / 1e6:.1f} MB are free. "
+    if available is not None and stage and needed[stage] + weights > available:
+        loaded = f" and {weights / 1e6:.1f} MB for the weights" if weights else ""
+        raise OutOfMemory(
+            f"the {stage} stage of this request needs {needed[stage] / 1e6:.1f} MB{loaded}, {available / 1e6:.1f} MB are free. "
             "Ask for fewer seconds, samples or prompts at once."
         )
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that can be taken without swapping, or None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
+    """Memory that this process can take without swapping: the least of what is free, what its container allows and what `ulimit -v`
+    does. None where the system says none of them."""
+    found = [limit for limit in (_free_bytes(), _container_bytes(), _address_space_bytes()) if limit is not None]
+    return max(min(found), 0) if found else None
+
+
+def _free_bytes() -> int | None:
+    for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return None
+
+
+def _container_bytes() -> int | None:
+    """What is left of the control group's limit, version 2; what it could drop of files counts as free."""
+    most, taken = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
+    if not most.isdigit() or not taken.isdigit():
+        return None
+    files = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
+    return int(most) - int(taken) + int(files.get("inactive_file", 0))
+
+
+def _address_space_bytes() -> int | None:
+    """What is left of the limit that `ulimit -v` sets."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return None
+    most, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _read("/proc/self/statm").split()
+    return None if most == resource.RLIM_INFINITY or not pages else most - int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(path: str) -> str:
+    """What a file of the system says, nothing where there is none."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .audio import resample
-from .backend import choose_device, open_session
+from .backend import choose_device, open_session, useful_threads
 from .bundle import STAGES, Bundle, Decoder, Spectrogram
 from .device.arrays import on_host
 from .device.cuda import CudaDriver
@@ -26,6 +26,7 @@ from .device.patches import Patches
 from .engines.form import Form
 from .engines.model import EngineModel
 from .engines.run import EngineDriver
+from .estimate import Estimate, estimate, is_small
 from .generation import Generation
 from .memory import check_memory, encode_bytes, mulan_audio_bytes, wav2vec_bytes
 from .music import Tokens
@@ -33,22 +34,26 @@ from .noise import NoiseSource
 from .primes import encoder_of, tokenizer_of
 from .progress import Progress, progress_bars
 from .prompts import Blend, Prompt, Sound, is_sound
-from .request import make_request
+from .request import Request, make_request
 from .sampling import SamplingConfig
+from .shortage import naming_shortage
 from .step import Choice, choose_step, open_native, open_pool, open_weights
 from .tokenizer import ClipTokenizer
 from .windows import Window
+from .words import texts_of, unknown_words, unpack_tokens
 
 if TYPE_CHECKING:
     from ..kernels.decoder_step import Model
 
 _LOG = logging.getLogger(__name__)
+_NAMED = 12  # words of a warning
 
 
 def load(
     bundle: str | os.PathLike, device: str = "auto", *, threads: int | None = None, step: str = "auto", weights: str = "fp16"
 ) -> MusicLM:
-    """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default.
+    """Open and check a bundle. device: "auto", "cpu", "cuda" or "tensorrt"; threads: of the CPU, one per core by default, and
+    no more than there are processors, with a warning where more are asked for.
 
     step: "native" or "graph", what computes a token after the first on a CPU; "auto" is native where it was built.
     weights: "fp16", "bf16", "fp32", or "int8" of a bundle of 8 bits, in which "cuda" has the transformers' matrices; engines are as they
@@ -61,7 +66,7 @@ def load(
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
     if weights not in TYPES:
         raise ValueError(f"weights must be one of {', '.join(TYPES)}, got {weights!r}.")
-    opened, chosen = Bundle.open(Path(bundle)), choose_device(device)
+    opened, chosen, threads = Bundle.open(Path(bundle)), choose_device(device), useful_threads(threads)
     if chosen == "cuda":
         return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), CudaDriver(opened.root), weights)
     if chosen == "tensorrt":
@@ -79,6 +84,8 @@ class MusicLM:
         """driver: of the device that makes the tokens, the CPU without one; weights: their type there, one of TYPES."""
         self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
+        packed = bundle.manifest.mulan.trained_tokens
+        self._trained_tokens = None if packed is None else unpack_tokens(packed, len(self.tokenizer.vocabulary))
         self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.RLock()  # a report may close the model
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
@@ -133,18 +140,58 @@ class MusicLM:
         """
         if noise is not None and self.driver is not None:
             raise ValueError("noise= is for device='cpu': on a GPU noise is drawn where the tokens are, from the seed, the same as here.")
+        limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
+        request, single = self._request(text, audio, prime, include_prime, limits)
+        if unknown := self.unknown_words(texts_of(request.prompts)):
+            _LOG.warning("no caption that MuLaN was trained on had %s: what such words do to the music is chance.", _quoted(unknown))
+        with progress_bars() if progress is True else nullcontext(progress or None) as report:
+            return Generation(self, request, noise, report, cancel).run(single)
+
+    def estimate(
+        self,
+        text: Prompt | Sequence[Prompt] | None = None,
+        *,
+        audio: Sound | Sequence[Sound] | None = None,
+        prime: Sound | Sequence[Sound | None] | None = None,
+        include_prime: bool = True,
+        seconds: float | None = None,
+        seed: int | Sequence[int] = 0,
+        num_samples: int = 1,
+        stop: str = "exact",
+        compat: str | None = None,
+        max_semantic_tokens: int | None = None,
+        sampling: Mapping[str, SamplingConfig] | None = None,
+        tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None = None,
+        windows: Mapping[str, Window] | None = None,
+    ) -> Estimate | None:
+        """How long `generate` with these arguments will take, from a few steps of each stage that are timed now, and in how much memory.
+
+        None for a request of a few seconds, which is not worth it, and on a GPU. Raises what `generate` raises before it computes:
+        ValueError, and MemoryError for what does not fit.
+        """
+        limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
+        request, _ = self._request(text, audio, prime, include_prime, limits)
+        generation = Generation(self, request, None, None, None)
+        generation.check_memory()
+        return None if self.driver is not None or is_small(self, request) else estimate(self, generation, request)
+
+    def _request(self, text: Any, audio: Any, prime: Any, include_prime: bool, limits: tuple) -> tuple[Request, bool]:
+        """The request of these arguments, and whether it is of one prompt rather than a list."""
         text, audio, prime = (on_host(given, self.driver) for given in (text, audio, prime))
         like: Any = prime if text is None and audio is None else audio
-        limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
-        request = make_request(self.bundle.manifest, text, *limits, like, prime, include_prime)
-        single = isinstance(text, str | Blend) or is_sound(like)
-        bars = progress_bars() if progress is True else nullcontext(progress or None)
-        with bars as report:
-            return Generation(self, request, noise, report, cancel).run(single)
+        request = make_request(self.bundle.manifest, text, *limits, audio=like, prime=prime, include_prime=include_prime)
+        return request, isinstance(text, str | Blend) or is_sound(like)
 
     def __repr__(self) -> str:
         steps = "native" if self.step.native else self.step.reason
         return f"MusicLM({str(self.bundle.root)!r}, device {self.device!r}, steps {steps})"
+
+    def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
+        """The words of texts that the captions of MuLaN's training did not have, each once; empty if the bundle does not know them."""
+        if self._trained_tokens is None:
+            return []
+        texts = [texts] if isinstance(texts, str) else texts
+        return list(dict.fromkeys(word for text in texts for word in unknown_words(text, self.tokenizer, self._trained_tokens)))
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """MuLaN's latents of texts: float32 [B, dim_latent], of length 1."""
@@ -199,7 +246,7 @@ class MusicLM:
                 return self.driver.run(graph, inputs)
         session = self.session(graph)
         names = [output.name for output in session.get_outputs()]
-        with self._there():
+        with self._there(), naming_shortage(f"while {graph} ran") if self.driver is None else nullcontext():
             return dict(zip(names, session.run(names, inputs), strict=True))
 
     def _embed_patches(self, spectrogram: Spectrogram, wave: np.ndarray) -> np.ndarray:
@@ -243,6 +290,16 @@ class MusicLM:
                 self._native[stage] = open_native(self.bundle.root, self._decoder(stage), self._pool)
             return self._native[stage]
 
+    def weights_to_load(self) -> int:
+        """Bytes of the weights that a request uses and that were not loaded yet; those of a GPU are not the host's."""
+        if self.driver is not None:
+            return 0
+        manifest = self.bundle.manifest
+        with self._lock:
+            done = {*(self._sessions or ()), *(self._decoder(stage).graph for stage in self._native)}
+        graphs = {manifest.mulan.text, manifest.conditioner.graph, manifest.codec.decode, *(self._decoder(stage).graph for stage in STAGES)}
+        return sum(manifest.files[name].bytes for graph in graphs - done for name in (graph, f"{graph}.data") if name in manifest.files)
+
     @contextmanager
     def on_device(self, stage: str) -> Iterator[DeviceModel]:
         """A stage's weights on the device, uploaded when they are first asked for; for one request at a time, as there is one stream."""
@@ -274,6 +331,12 @@ class MusicLM:
 
     def _decoder(self, stage: str) -> Decoder:
         return getattr(self.bundle.manifest, stage)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """'a', 'b' and 7 others."""
+    named = ", ".join(repr(word if len(word) <= 40 else f"{word[:40]}...") for word in words[:_NAMED])
+    return named if len(words) <= _NAMED else f"{named} and {len(words) - _NAMED} others"
 
 
 def _wave_at(audio: tuple[np.ndarray, int], sample_hz: int, min_samples: int, who: str) -> np.ndarray:

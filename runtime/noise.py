@@ -20,7 +20,7 @@ _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _ROUNDS = 10
-_STEPS_AHEAD = 32  # one vectorized call serves this many steps: numpy's cost is per call
+STEPS_AHEAD = 32  # one vectorized call serves this many steps: numpy's cost is per call
 
 
 class NoiseSource(Protocol):
@@ -65,26 +65,26 @@ class PhiloxNoise:
     def rows(self, stage: str, items: np.ndarray, steps: np.ndarray, vocab: int) -> np.ndarray:
         """float32 [rows, vocab]: for row r the token number steps[r] of item items[r]."""
         rows = list(zip(items.tolist(), steps.tolist(), strict=True))
-        keys = [(stage, item, step // _STEPS_AHEAD, vocab) for item, step in rows]
+        keys = [(stage, item, step // STEPS_AHEAD, vocab) for item, step in rows]
         if any(key not in self._blocks for key in keys):
             # what this call does not need is dropped, so that the memory is that of the rows, however long the clip
             self._blocks = {key: self._blocks[key] if key in self._blocks else self._block(key) for key in keys}
         noise = np.empty((len(rows), vocab), np.float32)
         for row, (key, (_, step)) in enumerate(zip(keys, rows, strict=True)):
-            noise[row] = self._blocks[key][step % _STEPS_AHEAD]
+            noise[row] = self._blocks[key][step % STEPS_AHEAD]
         return noise
 
     def _block(self, key: tuple[str, int, int, int]) -> np.ndarray:
         stage, item, block, vocab = key
-        return self._gumbel(stage, block * _STEPS_AHEAD, *self.items[item], vocab)
+        return self._gumbel(stage, block * STEPS_AHEAD, *self.items[item], vocab)
 
     @staticmethod
     def _gumbel(stage: str, first: int, seed: int, item: int, vocab: int) -> np.ndarray:
-        counter = np.zeros((_STEPS_AHEAD, -(-vocab // 4), 4), np.uint32)
+        counter = np.zeros((STEPS_AHEAD, -(-vocab // 4), 4), np.uint32)
         counter[..., 0] = np.arange(counter.shape[1])
-        counter[..., 1] = np.arange(first, first + _STEPS_AHEAD)[:, None]
+        counter[..., 1] = np.arange(first, first + STEPS_AHEAD)[:, None]
         counter[..., 2], counter[..., 3] = STAGE_IDS[stage], item
-        bits = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(_STEPS_AHEAD, -1)[:, :vocab]
+        bits = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(STEPS_AHEAD, -1)[:, :vocab]
         uniform = ((bits >> np.uint32(8)) + 0.5) / 2**24
         return -np.log(-np.log(uniform, out=uniform), out=uniform).astype(np.float32)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,9 @@ import numpy as np
 
 from ..kernels import decoder_step
 from ..kernels.decoder_step.sizes import Sizes
-from .backend import BackendError
+from .backend import BackendError, available_processors
 from .bundle import BundleError, Decoder
+from .shortage import naming_shortage
 
 STEPS = ("auto", "native", "graph")
 _BITS = {"fp32": 32, "int8": 8, "int4": 4}
@@ -53,8 +53,7 @@ def choose_step(step: str, decoders: Sequence[Decoder] = ()) -> Choice:
 
 def open_pool(threads: int | None) -> decoder_step.Pool:
     """Threads for all native models of one loaded bundle; `threads` None takes one per processor that this process may use."""
-    if threads is None:
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = available_processors() if threads is None else threads
     try:
         return decoder_step.Pool(threads)
     except decoder_step.Unavailable as error:
@@ -69,7 +68,8 @@ def open_native(folder: Path, decoder: Decoder, pool: decoder_step.Pool, path: s
     data = folder / f"{decoder.graph}.data"
     try:
         mapped, sizes, weights = open_weights(folder, decoder)
-        model = decoder_step.Model(pool, sizes, weights, path)
+        with naming_shortage(f"while the weights of {decoder.graph} were packed", data.stat().st_size):
+            model = decoder_step.Model(pool, sizes, weights, path)
     except ValueError as error:
         raise BundleError(f"{data}: {error}") from error
     if hasattr(mmap, "MADV_DONTNEED"):

@@ -91,16 +91,21 @@ class ClipTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, perhaps none. Case, runs of white space and HTML entities do not matter."""
+        return [index for _, ids in self.encode_words(text) for index in ids]
+
+    def encode_words(self, text: str) -> list[tuple[str, list[int]]]:
+        """Each word, digit or run of other signs of a text, in small letters, with its token ids."""
         if not isinstance(text, str):
             raise ValueError(f"a text must be a string, got {type(text).__name__}")
-        ids = []
+        words = []
         # Upstream also trims and collapses white space; no piece holds any, so that changes nothing.
         for piece in _FIND_PIECES.findall(html.unescape(html.unescape(ftfy.fix_text(text))).lower()):
             if piece in SPECIAL_TOKENS:
-                ids.append(self.vocabulary[piece])
+                ids = [self.vocabulary[piece]]
             else:
-                ids += [token.id for token in self._bpe.tokenize("".join(_BYTE_ALPHABET[byte] for byte in piece.encode()))]
-        return ids
+                ids = [token.id for token in self._bpe.tokenize("".join(_BYTE_ALPHABET[byte] for byte in piece.encode()))]
+            words.append((piece, ids))
+        return words
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
         """B texts -> input_ids [B, n] int64, padded with 0 at the end, and attention_mask [B, n] int64, 1 = token.

@@ -12,7 +12,8 @@ import torch
 from benchmarks.bundle import SIZES, bundle, models
 from benchmarks.peers.upstream import compare_clips
 from benchmarks.steps import RESULTS
-from musiclm_deploy.runtime.bench.record import append, circumstances, processors, say
+from musiclm_deploy.runtime.backend import available_processors
+from musiclm_deploy.runtime.bench.record import append, circumstances, say
 from musiclm_deploy.runtime.outputs import check_appendable
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="readme")
     parser.add_argument("--seconds", type=float, default=2.0, help="of the clip (default: 2)")
-    parser.add_argument("--threads", type=int, default=processors(), help="of the CPU (default: one per core)")
+    parser.add_argument("--threads", type=int, default=available_processors(), help="of the CPU (default: one per core)")
     parser.add_argument("--json", type=Path, default=RESULTS / "clips.jsonl", help="where rows are appended (default: results/clips.jsonl)")
     options = parser.parse_args()
     check_appendable(options.json)

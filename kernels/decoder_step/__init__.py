@@ -26,6 +26,7 @@ LIBRARY = "libdecoder_step.so"  # on every system: only ctypes opens it
 MAX_STREAMS = 16  # kMaxStreams in kernels.h
 PATHS = ("portable", "AVX2", "AVX-VNNI", "AVX-512 VNNI")
 _STATUS = {1: "a row of the table of embeddings", 2: "a length", 3: "an output projection", 5: "a sequence or a number of rows"}
+_NO_MEMORY = 6
 
 
 class Unavailable(RuntimeError):
@@ -161,7 +162,7 @@ class Model:
         self.handle = self._library.ds_model_create(pool.handle, ctypes.byref(described), index, error, len(error))
         self._keep.clear()  # the structures; the arrays stay
         if not self.handle:
-            raise ValueError(f"the native step does not take these weights: {error.value.decode()}")
+            raise _refusal(error.value.decode(), "the native step does not take these weights: ")
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -215,6 +216,10 @@ class Model:
         return self._weights[name].ctypes.data if name in self._weights else None
 
 
+def _refusal(fault: str, before: str = "") -> Exception:
+    return MemoryError(fault) if fault.startswith("not enough memory") else ValueError(before + fault)
+
+
 class Run:
     """Steps on some sequences' caches: one position of each, or, for a prefill, many of one. All arrays are bound once and kept."""
 
@@ -261,7 +266,7 @@ class Run:
         error = ctypes.create_string_buffer(200)
         self.handle = self._library.ds_run_create(model.pool.handle, model.handle, ctypes.byref(buffers), error, len(error))
         if not self.handle:
-            raise ValueError(error.value.decode())
+            raise _refusal(error.value.decode())
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -270,9 +275,11 @@ class Run:
     def step(self, head: int | None, rows: int | None = None) -> None:
         """Compute what the arrays hold now for the first `rows` rows, all by default, and the logits of an output projection, if any.
 
-        ValueError when a number points outside its table; nothing is written then.
+        ValueError when a number points outside its table, MemoryError without memory to begin; nothing is written then.
         """
         status = self._library.ds_step(self.handle, self._rows if rows is None else rows, -1 if head is None else head)
+        if status == _NO_MEMORY:
+            raise MemoryError("not enough memory for the threads of a step")
         if status:
             raise ValueError(f"the native step was given {_STATUS[status]} that does not exist")
 

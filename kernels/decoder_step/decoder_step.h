@@ -87,7 +87,7 @@ typedef struct {
   float *logits;                      /* [rows, vocabulary] */
 } ds_buffers;
 
-enum { DS_OK = 0, DS_BAD_ROW = 1, DS_BAD_LENGTH = 2, DS_BAD_HEAD = 3, DS_BAD_FORM = 4, DS_BAD_COUNT = 5 };
+enum { DS_OK = 0, DS_BAD_ROW = 1, DS_BAD_LENGTH = 2, DS_BAD_HEAD = 3, DS_BAD_FORM = 4, DS_BAD_COUNT = 5, DS_NO_MEMORY = 6 };
 enum { DS_NO_HEAD = -1 };
 
 /* Which forms of the code this processor runs: bit 0 portable, 1 AVX2, 2 AVX-VNNI, 3 AVX-512 VNNI. */
@@ -115,7 +115,8 @@ ds_run *ds_run_create(ds_pool *, const ds_model *, const ds_buffers *, char *err
 void ds_run_free(ds_run *);
 
 /* One step of the first `rows` rows: reads their numbers and the key coordinates, appends to the caches, writes the logits, but with
- * DS_NO_HEAD. Checked before anything is written; a status but DS_OK says what was out of range. */
+ * DS_NO_HEAD. Checked before anything is written; a status but DS_OK says what was out of range,
+ * or that there is no memory to begin. */
 int ds_step(ds_run *, int rows, int head);
 
 #ifdef __cplusplus

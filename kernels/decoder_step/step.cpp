@@ -372,7 +372,11 @@ int ds_step(ds_run* run, int rows, int head) {
     if (length < 1 || length > buffers.capacity) return DS_BAD_LENGTH;
     if (b && sequence == buffers.sequence_ids[b - 1] && length != buffers.lengths[b - 1] + 1) return DS_BAD_LENGTH;
   }
-  run->run(rows, head);
+  try {
+    run->run(rows, head);
+  } catch (const std::bad_alloc&) {
+    return DS_NO_MEMORY;
+  }
   return DS_OK;
 }
 

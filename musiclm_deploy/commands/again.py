@@ -18,7 +18,7 @@ _SAID = {
     **{
         name: f"--{name.replace('_', '-')}"
         for name in (
-            *("audio_weight", "without_prime", "seconds", "seed", "num_samples", "stop", "compat", "max_semantic_tokens"),
+            *("prompts", "audio_weight", "without_prime", "seconds", "seed", "num_samples", "stop", "compat", "max_semantic_tokens"),
             *("temperature", "filter_thres", "cond_scale", "window"),
         )
     },
@@ -65,7 +65,7 @@ class Again:
         return self.file.with_stem(f"{self.file.stem}-again")
 
     def request(self, options: argparse.Namespace) -> dict[str, Any]:
-        """Arguments of `MusicLM.generate`. ValueError for what cannot be repeated."""
+        """Arguments of `MusicLM.generate`, text and seed as lists of one. ValueError for what cannot be repeated."""
         from ..runtime.audio import load_audio
         from ..runtime.music import load_tokens
         from ..runtime.provenance import generate_arguments
@@ -74,9 +74,10 @@ class Again:
         prime = None if options.prime is None else load_audio(options.prime)
         tokens = None if options.tokens is None else load_tokens(options.tokens)
         try:
-            return generate_arguments(self.record, sounds, prime, tokens)
+            arguments = generate_arguments(self.record, sounds, prime, tokens)
         except ValueError as error:
             raise ValueError(f"--again {self.file}: {error}") from error
+        return arguments | {"text": [arguments["text"]], "seed": [arguments["seed"]]}
 
     def bundle(self, options: argparse.Namespace) -> Path:
         """The bundle that was given, or the one of the record if it is still where it was, seen from here."""

@@ -10,7 +10,10 @@ from typing import Any
 
 from .again import Again, add_again_options
 from .output import Outputs, add_output_options
-from .values import stage_value, stage_window
+from .prompts import Listed, batches_of, read_prompts, read_text, seeds_of
+from .values import RANDOM, seed, stage_value, stage_window
+
+_WORTH_SAYING_S = 30.0  # of work, before it begins
 
 
 def add_options(commands: Any) -> None:
@@ -18,7 +21,10 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "bundle", type=Path, metavar="BUNDLE", nargs="?", help="the directory that export_all.py made; with --again by default the same"
     )
-    parser.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like; - reads it from standard input")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="in place of TEXT, a prompt a line, or JSON lines with text and seed; - is standard input"
+    )
     parser.add_argument("--audio", type=Path, metavar="FILE", help="a sound that it should be like, in place of TEXT or beside it")
     parser.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
     parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like")
@@ -26,7 +32,7 @@ def add_options(commands: Any) -> None:
     add_output_options(parser)
     add_again_options(parser)
     parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: what inspect says)")
-    parser.add_argument("--seed", type=int, metavar="N", help="of the noise: the same seed gives the same music (default: 0)")
+    parser.add_argument("--seed", type=seed, metavar="N", help="of the noise: the same seed gives the same music; or random (default: 0)")
     parser.add_argument("--num-samples", type=int, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)")
     parser.add_argument("--stop", choices=["exact", "eos"], help="exact length, or end where the model ends (default: exact)")
     parser.add_argument("--compat", choices=["upstream"], help="reproduce audiolm-pytorch token for token")
@@ -64,47 +70,52 @@ def run(options: argparse.Namespace) -> int:
     from ..runtime.progress import progress_bars
 
     again = Again.of(options)
-    if again is None and options.bundle is None:
-        options.wrong_usage("the following arguments are required: BUNDLE")
+    if again is None:
+        _check_usage(options)
     bundle = options.bundle if again is None else again.bundle(options)
     request = _request(options) if again is None else again.request(options)
-    outputs = Outputs.of(options, request["num_samples"] if request["tokens"] is None else len(request["tokens"]), again)
-    outputs.check()
+    candidates = request["num_samples"] if request["tokens"] is None else len(request["tokens"])
+    outputs = Outputs.of_each(options, len(request["seed"]), candidates, again)
+    for output in outputs:
+        output.check()
     placement = {"device": options.device, "weights": options.weights or "fp16"} if again is None else again.placement(options)
-    with load(bundle, threads=options.threads, **placement) as model, progress_bars(True) as progress:
+    with load(bundle, threads=options.threads, **placement) as model:
         if again is None:
             request["sampling"] = _sampling(options, model.bundle.manifest)
         else:
             again.check_bundle(model.bundle)
-        outputs.check_sound(model.bundle.manifest.codec.sample_hz, request["seconds"])
-        music = model.generate(**request, progress=progress)
-    files = outputs.write(music, None if again is None else again.record["candidate"])
-    hz = outputs.mastering.sample_rate or music.sample_rate
-    seconds = len(music.audio) / music.sample_rate
-    if options.json:
-        scores = [candidate.score for candidate in music.candidates]
-        facts = {"seconds": seconds, "sample_rate": hz, "seed": music.seed, "best": music.best, "scores": scores}
-        facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
-        print(json.dumps({"files": files, **facts}), file=outputs.report)
-    else:
-        spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in music.stage_seconds.items())
-        print(f"{', '.join(files)}: {seconds:g} s at {hz} Hz", file=outputs.report)
-        print(f"{music.timings['total']:.2f} s ({spent}), {music.speed}", file=outputs.report)
-    return 0 if again is None else again.compare(music, sys.stderr if options.json else outputs.report)
+        outputs[0].check_sound(model.bundle.manifest.codec.sample_hz, request["seconds"])
+        parts, seconds, takes = batches_of(request, model.estimate)
+        if seconds >= _WORTH_SAYING_S or len(parts) > 1:
+            print(f"this will take {takes}.", file=sys.stderr)
+        waiting = iter(outputs)
+        for part in parts:
+            with progress_bars(True) as progress:
+                made = model.generate(**part, progress=progress)
+            made = made if isinstance(made, list) else [made]
+            for music in made:
+                _write(options, music, next(waiting), again)
+            if not options.json:
+                spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in made[0].stage_seconds.items())
+                print(f"{made[0].timings['total']:.2f} s ({spent}), {made[0].speed}", file=outputs[0].report)
+    return 0 if again is None else again.compare(made[0], sys.stderr if options.json else outputs[0].report)
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `MusicLM.generate`, but for the sampling, which needs the bundle."""
+    """Arguments of `MusicLM.generate`, text and seed as lists, but for the sampling, which needs the bundle."""
     from ..runtime.audio import load_audio
     from ..runtime.music import load_tokens
     from ..runtime.windows import Window
 
+    listed = [Listed(read_text(options.text))] if options.prompts is None else read_prompts(options.prompts)
+    sound = None if options.audio is None else load_audio(options.audio)
+    prompts = [_prompt(options, item.text, sound) for item in listed]
     return {
-        "text": _prompt(options),
+        "text": None if prompts == [None] else prompts,
         "prime": None if options.prime is None else load_audio(options.prime),
         "include_prime": not options.without_prime,
         "seconds": options.seconds,
-        "seed": 0 if options.seed is None else options.seed,
+        "seed": seeds_of(listed, 0 if options.seed is None else options.seed),
         "num_samples": 1 if options.num_samples is None else options.num_samples,
         "stop": options.stop or "exact",
         "compat": options.compat,
@@ -114,24 +125,49 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _prompt(options: argparse.Namespace) -> Any:
-    """A text, a sound, or both blended; None with a prime alone."""
-    from ..runtime.audio import load_audio
-    from ..runtime.prompts import Blend
+def _write(options: argparse.Namespace, music: Any, output: Outputs, again: Again | None) -> None:
+    """Write one prompt's files, and say so."""
+    files = output.write(music, None if again is None else again.record["candidate"])
+    hz, seconds = output.mastering.sample_rate or music.sample_rate, len(music.audio) / music.sample_rate
+    if options.json:
+        scores = [candidate.score for candidate in music.candidates]
+        facts = {"seconds": seconds, "sample_rate": hz, "seed": music.seed, "best": music.best, "scores": scores}
+        facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
+        print(json.dumps({"files": files, "prompt": music.prompt, **facts}), file=output.report)
+    else:
+        seed = "" if options.seed != RANDOM and options.prompts is None else f", seed {music.seed}"
+        which = "" if options.prompts is None else f": {music.prompt}"
+        print(f"{', '.join(files)}: {seconds:g} s at {hz} Hz{seed}{which}", file=output.report)
 
-    weight = 0.5 if options.audio_weight is None else options.audio_weight
-    if options.text is None and options.audio is None and options.prime is None:
+
+def _check_usage(options: argparse.Namespace) -> None:
+    """End with status 2 where options do not go together."""
+    if options.bundle is None:
+        options.wrong_usage("the following arguments are required: BUNDLE")
+    given = [name for name in ("text", "prompts", "audio", "prime") if getattr(options, name) is not None]
+    if not given:
         options.wrong_usage(
-            "say what the music should be like: TEXT, --audio FILE or both, or give a sound to go on from with --prime FILE"
+            "say what the music should be like: TEXT, --prompts FILE, --audio FILE, or give a sound to go on from with --prime FILE"
         )
+    if options.prompts is not None and options.text is not None:
+        options.wrong_usage("TEXT and --prompts are both what the music should be like: leave one out")
+    if options.prompts is not None and options.tokens is not None:
+        options.wrong_usage("--tokens goes on from the tokens of one prompt: give TEXT in place of --prompts")
     if options.without_prime and options.prime is None:
         options.wrong_usage("--without-prime leaves out the sound of --prime, and there is none")
-    if options.audio_weight is not None and (options.text is None or options.audio is None or not 0 <= weight <= 1):
+    worded = options.text is not None or options.prompts is not None
+    if options.audio_weight is not None and (not worded or options.audio is None or not 0 <= options.audio_weight <= 1):
         options.wrong_usage("--audio-weight is the share of --audio beside TEXT, from 0 to 1")
-    if options.audio is None:
-        return options.text
-    sound = load_audio(options.audio)
-    return Blend([(sound, 1.0)] if options.text is None else [(options.text, 1 - weight), (sound, weight)])
+
+
+def _prompt(options: argparse.Namespace, text: str | None, sound: Any) -> Any:
+    """A text, a sound, or both blended; None with a prime alone."""
+    from ..runtime.prompts import Blend
+
+    if sound is None:
+        return text
+    weight = 0.5 if options.audio_weight is None else options.audio_weight
+    return Blend([(sound, 1.0)] if text is None else [(text, 1 - weight), (sound, weight)])
 
 
 def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .again import Again
 
 STDOUT = "standard output"
+_STDOUTS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +33,11 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
 
 
+def numbered(path: Path, index: int) -> Path:
+    """Return the name of the file of prompt or candidate `index`, which counts from 0: out.wav is out-1.wav, out-2.wav and so on."""
+    return path.with_stem(f"{path.stem}-{index + 1}")
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What one piece of music is written to."""
@@ -42,17 +48,27 @@ class Outputs:
     mastering: Mastering
 
     @classmethod
-    def of(cls, options: argparse.Namespace, candidates: int, again: Again | None) -> Outputs:
+    def of_each(cls, options: argparse.Namespace, prompts: int, candidates: int, again: Again | None) -> list[Outputs]:
+        """Return the outputs of every prompt; those of --prompts are numbered."""
+        if options.prompts is None:
+            return [cls._of(options, options.out, options.save_tokens, candidates, again)]
+        out = options.out or Path("out.wav")
+        if str(out) in _STDOUTS:
+            raise ValueError("-o - writes one sound, and --prompts makes several. Give -o FILE, which becomes FILE-1, FILE-2 and so on.")
+        names = [(numbered(out, index), options.save_tokens and numbered(options.save_tokens, index)) for index in range(prompts)]
+        return [cls._of(options, *pair, candidates, again) for pair in names]
+
+    @classmethod
+    def _of(cls, options: argparse.Namespace, out: Path | None, tokens: Path | None, candidates: int, again: Again | None) -> Outputs:
         from ..runtime.mastering import Mastering
         from ..runtime.request import MOST_ITEMS
 
-        path = options.out or (Path("out.wav") if again is None else again.out)
-        out = None if str(path) in ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1") else path
-        numbered = [path.with_stem(f"{path.stem}-{index + 1}") for index in range(min(candidates, MOST_ITEMS))] if options.all else []
+        path = out or (Path("out.wav") if again is None else again.out)
+        every = [numbered(path, index) for index in range(min(candidates, MOST_ITEMS))] if options.all else []
         record = {} if again is None else again.record
         rate = record.get("sample_rate") if options.sample_rate is None else options.sample_rate
         loudness = record.get("normalize") if options.normalize is None else options.normalize
-        return cls(out, numbered, options.save_tokens, Mastering(rate, loudness))
+        return cls(None if str(path) in _STDOUTS else path, every, tokens, Mastering(rate, loudness))
 
     def check(self) -> None:
         """Raise ValueError or OSError for whatever is known to be impossible, and leave everything as it is."""

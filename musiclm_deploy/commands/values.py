@@ -8,11 +8,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+RANDOM = "random"
+
 
 def count(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d{0,5}", text):
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def seed(text: str) -> int | str:
+    """A whole number, or RANDOM, which is drawn when it is known for how many prompts."""
+    if text == RANDOM:
+        return RANDOM
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a whole number, or random, got {text!r}") from error
 
 
 def stage_value(text: str) -> tuple[str, float]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...kernels.decoder_step import Pool
-from ..backend import BackendError, open_session
+from ..backend import BackendError, available_processors, open_session, useful_threads
 from ..bundle import STAGES, Bundle
 from ..outputs import check_appendable
 from ..step import choose_step, open_native, open_pool
 from .clips import time_clips
-from .record import Memory, Row, append, circumstances, processors, say
+from .record import Memory, Row, append, circumstances, say
 from .start import time_start
 from .steps import Form, begin, bytes_of_step, check_prefill, graph_weights, make_case, random_context, sizes, turn_about
 
@@ -45,7 +45,7 @@ def bench(
     if json is not None:
         check_appendable(json)
     bundle = Bundle.open(root)
-    threads = threads or processors()
+    threads = useful_threads(threads) or available_processors()
     guided = "" if cond_scale is None else f" --cond-scale {cond_scale:g}"
     window = "" if fine_window is None else f" --fine-window {fine_window}"
     options = f"--seconds {seconds:g}{guided}{window} --steps {steps} --repeats {repeats} --threads {threads}"

@@ -118,11 +118,6 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def say(text: str) -> None:
     """Progress, for people: on standard error, where it does not mix with results."""
     print(text, file=sys.stderr, flush=True)
