@@ -18,9 +18,9 @@ from benchmarks.bundle import SIZES
 from demo.checkpoints import TINY, build_models, save_checkpoints
 from musiclm_deploy import cli
 from musiclm_deploy.export.codec import export_codec
-from musiclm_deploy.export.collect import collect
+from musiclm_deploy.export.collect import collect, conditioner_tables
 from musiclm_deploy.export.mixed_precision import save_mixed
-from musiclm_deploy.export.mulan import build_mulan, export_mulan_audio, export_mulan_text
+from musiclm_deploy.export.mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
 from musiclm_deploy.runtime.backend import BackendError
 from musiclm_deploy.runtime.bundle import Bundle, BundleError
 from musiclm_deploy.runtime.engines import build as building
@@ -91,12 +91,14 @@ def test_mulan_and_the_codec_of_real_sizes_are_built(depth: int, tiny_bundle: Pa
     """Fault: a graph beyond what TensorRT takes. Upstream's README sizes, in 16 bits, for the sizes of calls that the runtime asks for; for
     transformers see tests/test_tensorrt.py."""
     readme = SIZES["readme"]
-    preset = replace(TINY, codec_arguments=readme.codec_arguments, tower_arguments=readme.tower_arguments | {"depth": depth})
+    small = {name: getattr(TINY, name) for name in ("dim", "depth", "heads", "dim_head")}  # of the transformers, which are not built here
+    preset = replace(readme, tower_arguments=readme.tower_arguments | {"depth": depth}, **small)
     collected, manifest = collect(save_checkpoints(build_models(preset), tmp_path), {}), Bundle.open(tiny_bundle).manifest
     mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)
     codec = export_codec(collected.settings["codec"], collected.checkpoints["codec"].state, tmp_path)
     export_mulan_text(mulan, tmp_path / manifest.mulan.text)
     export_mulan_audio(mulan, tmp_path / manifest.mulan.audio)
+    export_conditioner(conditioner_tables(collected), tmp_path / manifest.conditioner.graph)
     sizes = {"max_tokens": collected.settings["mulan"]["text.max_seq_len"], "min_samples": mulan.audio.min_samples}
     manifest = replace(manifest, codec=codec, mulan=replace(manifest.mulan, sample_hz=codec.sample_hz, **sizes))
     profiles = profiles_of(manifest, Form("fp16", {}, 128, {}), Limits())
@@ -104,7 +106,8 @@ def test_mulan_and_the_codec_of_real_sizes_are_built(depth: int, tiny_bundle: Pa
     graphs = {name: tmp_path / "fp16" / name for name in (manifest.mulan.text, manifest.mulan.audio, codec.decode)}
     for name, path in graphs.items():
         save_mixed(tmp_path / name, path, "fp16")
-    for name, path in (graphs | {str(codec.encode): tmp_path / str(codec.encode)}).items():  # codes are made in float32
+    graphs |= {name: tmp_path / name for name in (str(codec.encode), manifest.conditioner.graph)}  # codes are made in float32
+    for name, path in graphs.items():
         weights = path.with_name(f"{name}.data").stat().st_size
         for capability in (86, 89, 120):
             with heard(capability) as said:
