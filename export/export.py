@@ -24,10 +24,9 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..model.text_transformer import clip_merges_path
-from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step
+from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
 from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
-from ..runtime.words import pack_tokens
 from . import graph, trace
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE

@@ -24,6 +24,8 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 import types
@@ -32,6 +34,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 FORMAT = 5  # rises when the layout changes
 MANIFEST = "musiclm.json"
@@ -82,7 +86,7 @@ class Mulan:
     audio_heads: int  # of the audio transformer, and how long a wave is per patch: what its attention costs in memory
     samples_per_patch: float
     spectrogram: Spectrogram | None  # of bundles with kernels, where they have one for it
-    trained_tokens: str | None = None  # one bit per token, in base64: whether its captions had it (runtime/words.py); None: not known
+    trained_tokens: str | None = None  # one bit per token, in base64 (`pack_tokens`): whether its captions had it; None: not known
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,22 @@ class Bundle:
 
     def path(self, name: str) -> Path:
         return self.root / name
+
+
+def pack_tokens(trained: np.ndarray) -> str:
+    """bool [V] -> base64 of one bit per token, the first in the highest place: what `Mulan.trained_tokens` holds."""
+    return base64.b64encode(np.packbits(trained).tobytes()).decode("ascii")
+
+
+def unpack_tokens(packed: str, tokens: int) -> np.ndarray:
+    """The bool [V] that `pack_tokens` was given, of so many tokens. BundleError if the bits are of another number."""
+    try:
+        data = np.frombuffer(base64.b64decode(packed, validate=True), np.uint8)
+    except (binascii.Error, ValueError) as error:
+        raise BundleError(f"mulan: trained_tokens is not base64: {error}") from error
+    if len(data) != -(-tokens // 8):
+        raise BundleError(f"mulan: trained_tokens has {len(data)} bytes, expected {-(-tokens // 8)}: a bit for each of {tokens} tokens")
+    return np.unpackbits(data, count=tokens).astype(bool)
 
 
 def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .audio import resample
 from .backend import choose_device, open_session, useful_threads
-from .bundle import STAGES, Bundle, Decoder, Spectrogram
+from .bundle import STAGES, Bundle, Decoder, Spectrogram, unpack_tokens
 from .device.arrays import on_host
 from .device.cuda import CudaDriver
 from .device.driver import Driver, Engines
@@ -40,7 +40,7 @@ from .shortage import naming_shortage
 from .step import Choice, choose_step, open_native, open_pool, open_weights
 from .tokenizer import ClipTokenizer
 from .windows import Window
-from .words import texts_of, unknown_words, unpack_tokens
+from .words import texts_of, unknown_words
 
 if TYPE_CHECKING:
     from ..kernels.decoder_step import Model

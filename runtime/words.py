@@ -5,31 +5,12 @@ In: the manifest's bits, a tokenizer, prompts. Out: words. How the export tells 
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .bundle import BundleError
 from .prompts import Prompt
 from .tokenizer import ClipTokenizer
-
-
-def pack_tokens(trained: np.ndarray) -> str:
-    """bool [V] -> base64 of one bit per token, the first in the highest place: what `Mulan.trained_tokens` holds."""
-    return base64.b64encode(np.packbits(trained).tobytes()).decode("ascii")
-
-
-def unpack_tokens(packed: str, tokens: int) -> np.ndarray:
-    """The bool [V] that `pack_tokens` was given, of so many tokens. BundleError if the bits are of another number."""
-    try:
-        data = np.frombuffer(base64.b64decode(packed, validate=True), np.uint8)
-    except (binascii.Error, ValueError) as error:
-        raise BundleError(f"mulan: trained_tokens is not base64: {error}") from error
-    if len(data) != -(-tokens // 8):
-        raise BundleError(f"mulan: trained_tokens has {len(data)} bytes, expected {-(-tokens // 8)}: a bit for each of {tokens} tokens")
-    return np.unpackbits(data, count=tokens).astype(bool)
 
 
 def unknown_words(text: str, tokenizer: ClipTokenizer, trained: np.ndarray) -> list[str]:

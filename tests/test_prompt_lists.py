@@ -165,6 +165,11 @@ def test_batches():
         batches_of(request, lambda **_: (_ for _ in ()).throw(MemoryError("never")))
 
 
+def same_samples(one: str | Path, other: str | Path) -> bool:
+    """Whether two sound files hold the same samples; their records may differ."""
+    return np.array_equal(soundfile.read(one, dtype="int16")[0], soundfile.read(other, dtype="int16")[0])
+
+
 def test_a_list(run, tiny_bundle, tmp_path):
     """Each prompt has its files, its line and its object, and sounds as it does alone with its seed."""
     Path("p.jsonl").write_text('{"text": "calm piano", "seed": 5}\n{"text": "brass band"}\n')
@@ -178,9 +183,9 @@ def test_a_list(run, tiny_bundle, tmp_path):
     with soundfile.SoundFile("a-1.wav") as file:
         assert json.loads(file.comment)["prompt"] == "calm piano"
     assert run("generate", tiny_bundle, "brass band", *options)[0] == 0
-    assert Path("a.wav").read_bytes() == Path("a-2.wav").read_bytes()
+    assert same_samples("a.wav", "a-2.wav")
     again = run("generate", tiny_bundle, "brass band", "--tokens", "t-2.npz", "--seed", 9, "--seconds", 0.1, "-o", "b.wav")
-    assert again[0] == 0 and Path("b.wav").read_bytes() == Path("a-2.wav").read_bytes()
+    assert again[0] == 0 and same_samples("b.wav", "a-2.wav")
     status, out, _ = run("generate", tiny_bundle, "--prompts", "p.jsonl", *options)
     assert out.startswith("a-1.wav: 0.1 s at 16000 Hz, seed 5: calm piano\na-2.wav: 0.1 s at 16000 Hz, seed 9: brass band\n")
 
@@ -194,5 +199,5 @@ def test_a_random_seed(run, pipe, tiny_bundle):
     wide = dict.fromkeys(("semantic", "coarse", "fine"), md.SamplingConfig(filter_thres=0.2))
     with md.load(tiny_bundle, device="cpu") as model:
         expected = model.generate("calm piano", seconds=0.1, seed=drawn, sampling=wide).save("b.wav")
-    assert expected.read_bytes() == Path("out.wav").read_bytes()
+    assert same_samples(expected, "out.wav")
     assert np.isfinite(soundfile.read("out.wav")[0]).all()

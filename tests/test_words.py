@@ -18,10 +18,10 @@ from musiclm_deploy.export.mulan import split_quantizer_state
 from musiclm_deploy.export.trained_tokens import moments_of, trained_tokens
 from musiclm_deploy.model import TextTransformer
 from musiclm_deploy.model.text_transformer import clip_merges_path
-from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, BundleError
+from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, BundleError, pack_tokens, unpack_tokens
 from musiclm_deploy.runtime.prompts import Blend
 from musiclm_deploy.runtime.tokenizer import ClipTokenizer
-from musiclm_deploy.runtime.words import pack_tokens, texts_of, unknown_words, unpack_tokens
+from musiclm_deploy.runtime.words import texts_of, unknown_words
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint" / "quantizer.pt"
 TOKENS, SEEN = 600, 40  # of the made towers: captions have the first 40

@@ -147,7 +147,8 @@ def _check_usage(options: argparse.Namespace) -> None:
     given = [name for name in ("text", "prompts", "audio", "prime") if getattr(options, name) is not None]
     if not given:
         options.wrong_usage(
-            "say what the music should be like: TEXT, --prompts FILE, --audio FILE, or give a sound to go on from with --prime FILE"
+            "say what the music should be like: TEXT, --audio FILE or both, a list of texts with --prompts FILE, "
+            "or give a sound to go on from with --prime FILE"
         )
     if options.prompts is not None and options.text is not None:
         options.wrong_usage("TEXT and --prompts are both what the music should be like: leave one out")
