@@ -12,7 +12,9 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import RawIOBase
 from pathlib import Path
+from typing import BinaryIO
 
 _REASONS = {
     errno.ENOSPC: "no space is left on its disk. Free some, or write to another disk.",
@@ -82,14 +84,24 @@ def append_output(path: Path, text: str) -> None:
     with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
-            before, rest = os.fstat(file.fileno()).st_size, memoryview(text.encode())
+            before = os.fstat(file.fileno()).st_size
             try:
-                while rest:
-                    rest = rest[file.write(rest) :]
+                write_all(file, text.encode())
             except OSError:
                 if not is_stream(path):
                     file.truncate(before)
                 raise
+
+
+def write_all(stream: BinaryIO | RawIOBase, data: bytes | memoryview) -> None:
+    """Write all of the bytes, or raise OSError.
+
+    A stream without a buffer, such as standard output under PYTHONUNBUFFERED, may take a part in one call, and says why only in the next.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) or 0 :]
+    stream.flush()
 
 
 def is_stream(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from musiclm_deploy.runtime.outputs import append_output, check_appendable, check_output, write_output
+from musiclm_deploy.runtime.outputs import append_output, check_appendable, check_output, write_all, write_output
 
 NOBODY = 65534
 DATA = b"new" * 1000
@@ -198,3 +198,14 @@ def test_rows_are_added_below_new_folders(tmp_path: Path) -> None:
         check_appendable(path / "below a file")
     with pytest.raises(IsADirectoryError, match="it is a directory"):
         check_appendable(path.parent)
+
+
+def test_a_stream_without_a_buffer_gets_all_of_it() -> None:
+    """Fault: a reader goes away in the middle, the system takes a part of the bytes, and the rest is lost without an error."""
+    reading, writing = os.pipe()
+    reader = threading.Thread(target=lambda: (os.read(reading, 100), os.close(reading)))
+    with os.fdopen(writing, "wb", buffering=0) as stream:
+        reader.start()
+        with pytest.raises(BrokenPipeError):
+            write_all(stream, bytes(1 << 20))
+    reader.join()

@@ -103,7 +103,7 @@ class Outputs:
 
         Returns the names, the sound first.
         """
-        from ..runtime.outputs import named_errors
+        from ..runtime.outputs import named_errors, write_all
 
         wanted = vars(self.mastering)
         if self.tokens:
@@ -111,8 +111,7 @@ class Outputs:
         if self.out is None:
             made = music.encode(".wav", candidate, **wanted)
             with named_errors(STDOUT):
-                sys.stdout.buffer.write(made)
-                sys.stdout.buffer.flush()
+                write_all(sys.stdout.buffer, made)
         else:
             music.save(self.out, candidate, **wanted)
         for index, name in enumerate(self.numbered):
