@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/python demo/demo.py
 
 test: setup
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check

@@ -67,7 +67,7 @@ def useful_threads(threads: int | None) -> int | None:
 
 
 def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.InferenceSession:
-    """A session on "cpu" or "cuda". `threads` None takes one per physical core.
+    """A session on "cpu" or "cuda". `threads` None takes one per physical core, or one per processor where this process may not use all.
 
     BundleError for a graph that does not load, MemoryError for one that does not fit, BackendError where it would run on another device
     than was asked for.
@@ -79,6 +79,8 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
     # the call itself, and saves nothing later that the arena has not saved.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    if threads is None and available_processors() < (os.cpu_count() or 1):
+        threads = available_processors()  # ONNX Runtime counts those of the machine
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))  # the CPU has what reads shapes, and what CUDA does not know

@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads, no network, kernels interpreted, and one tiny MusicLM that went through the real export."""
+"""Shared by all tests: few threads, no network, kernels interpreted, and one tiny MusicLM that went through the real export."""
 
 import gc
 import os
@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the other cores are the other processes'
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # some tests import ONNX Runtime themselves
 if "MUSICLM_KERNELS_ON" not in os.environ:  # of benchmarks/gpu: a GPU that kernels are to be launched on
@@ -198,7 +201,7 @@ def music(tiny_bundle):
     """The tiny bundle, loaded on the CPU."""
     import musiclm_deploy as md
 
-    with md.load(tiny_bundle, device="cpu") as model:
+    with md.load(tiny_bundle, device="cpu", threads=1) as model:
         yield model
 
 
