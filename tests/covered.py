@@ -253,6 +253,7 @@ def _mel_kmeans() -> Section:
 def _mulan() -> Section:
     rows = [
         *covered("test_mulan_export.py::test_settings_rebuild_the_model", "audio_transformer", "text_transformer", "dim_latent"),
+        *covered("test_words.py::test_the_demo", "trained_tokens: those that its captions had, where the file shows it"),
         *covered("test_mulan.py::test_state_dicts_load_both_ways", "sigmoid_contrastive_loss: of training, but it has a tensor"),
         *covered(
             "test_mulan.py::test_state_dicts_load_both_ways",
