@@ -230,7 +230,7 @@ class _Conditioner(nn.Module):
 
     def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
         found = [nearest_codes(latent, books) for books in self.codebooks]
-        codes = [found[i] for i in self.search]
+        codes = [found[i].clone() for i in self.search]  # an output each, of its own name
         rows = [code + torch.arange(code.shape[1]) * self.codebooks[i].shape[1] for code, i in zip(codes, self.search, strict=True)]
         return *codes, *(F.embedding(row, table) for row, table in zip(rows, self.tables, strict=True))
 

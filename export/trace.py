@@ -11,6 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor
 from torch import Tensor, nn
 from torch.onnx import ONNXProgram
 
@@ -63,6 +64,7 @@ def _skeleton(
         log.setLevel(level)
     assert program is not None
     graph = program.model.graph
+    assert [output.name for output in graph.outputs] == outputs, "a tensor that is returned twice has one name: clone it"
     for node in graph:
         node.metadata_props.clear()  # stack traces with the paths of this machine
     for name, weight in list(graph.initializers.items()):
@@ -79,7 +81,7 @@ def _put_in_weights(skeleton: ir.Model, module: nn.Module, inputs: list[str]) ->
     graph = skeleton.graph
     for weight in graph.inputs[len(inputs) :]:
         assert weight.name in tensors, f"{weight.name} is neither a parameter nor a buffer of {type(module).__name__}"
-        weight.const_value = ir.tensor(tensors[weight.name].detach().contiguous().numpy(), name=weight.name)
+        weight.const_value = TorchTensor(tensors[weight.name].detach(), weight.name)
         graph.inputs.remove(weight)
         graph.initializers.add(weight)
 

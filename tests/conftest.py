@@ -201,7 +201,7 @@ def music(tiny_bundle):
     """The tiny bundle, loaded on the CPU."""
     import musiclm_deploy as md
 
-    with md.load(tiny_bundle, device="cpu", threads=1) as model:
+    with md.load(tiny_bundle, device="cpu") as model:
         yield model
 
 

@@ -203,7 +203,9 @@ def test_without_what_it_takes(static_bundle: Path, tiny_bundle: Path, capsys, m
         with pytest.raises(BackendError, match="no NVIDIA GPU can be used here"):
             md.load(static_bundle, device="tensorrt")
     monkeypatch.setattr(library, "import_module", lambda name: (_ for _ in ()).throw(ImportError(f"No module named {name!r}")))
-    with pytest.raises(BackendError, match=r"No module named 'tensorrt'; No module named 'tensorrt_rtx_libs'\. Install one: pip install"):
+    with pytest.raises(
+        BackendError, match=r"No module named 'tensorrt'; No module named 'tensorrt_rtx_libs'\. Install one: for TensorRT pip"
+    ):
         library.find_library()
 
 

@@ -54,7 +54,7 @@ def test_every_setting_has_its_value_and_source() -> None:
         **{"spec_pad": 9, "spec_center": False, "spec_pad_mode": "reflect", "accept_spec": False, "accept_spec_time_first": True},
         **{"text.dim": 24, "text.depth": 4, "text.dim_head": 64, "text.heads": 2, "text.ff_mult": 4},
         **{"text.num_tokens": TOKENS, "text.max_seq_len": 9, "dim_latent": 18, "sample_hz": 24000},
-        **{"sigmoid_contrastive_loss": False, "hierarchical_contrastive_loss_layers": 3},
+        **{"sigmoid_contrastive_loss": False, "hierarchical_contrastive_loss_layers": 3, "trained_tokens": None},
     }
     sources = {name: setting.source for name, setting in settings.items()}
     assert sources["spec_power"] == sources["sample_hz"] == "override"

@@ -177,7 +177,7 @@ def test_waves_are_checked(mel_kmeans: MelKmeans, wave: Tensor, message: str) ->
 def test_fit_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bare ModuleNotFoundError, whose package has another name than its module."""
     monkeypatch.setitem(__import__("sys").modules, "sklearn.cluster", None)
-    with pytest.raises(ImportError, match=r"musiclm-deploy\[train\]"):
+    with pytest.raises(ImportError, match=r"needs scikit-learn: pip install '\.\[train\]'"):
         MelKmeans(**SMALL).fit([noise(8000)])
 
 

@@ -314,16 +314,20 @@ def test_four_times_the_length_takes_the_same_memory(short, monkeypatch) -> None
 def test_memory_states_the_windows(music, monkeypatch) -> None:
     """Fault: a minute refused as if it were one window, or a wave that fills the memory unannounced."""
     stated: list[dict[str, int]] = []
-    monkeypatch.setattr(generation, "check_memory", lambda needed: stated.append(needed) or memory.check_memory({"codec": 1 << 60}))
+    monkeypatch.setattr(generation, "check_memory", lambda needed, _: stated.append(needed) or memory.check_memory({"codec": 1 << 60}))
     for seconds in (10.24, 61.44, 614.4):
         with pytest.raises(MemoryError, match="the codec stage of this request needs"):
             music.generate("x", seconds=seconds, num_samples=2)
     one, six, sixty = stated
-    assert sixty["coarse"] == six["coarse"] and six["coarse"] <= 5 * one["coarse"]  # a prime makes the prefill longer
-    assert sixty["fine"] <= six["fine"] * 1.4 and six["fine"] <= 6 * one["fine"]  # 12 windows at once, then 16
-    assert sixty["rank"] == six["rank"] == one["rank"]
-    waves = 4 * 2 * round(61.44 * music.bundle.manifest.codec.sample_hz)  # of both candidates; a call of the decoder grows no more
-    assert sixty["codec"] - six["codec"] == 9 * waves and six["codec"] > waves + memory.decode_bytes(CHUNK_FRAMES * 320)
+    kept = sixty["semantic"] - six["semantic"]  # tokens of the whole clip, which every stage holds
+    codec = music.bundle.manifest.codec
+    waves = (
+        2 * round(61.44 * codec.sample_hz) * (4 + 8 * codec.quantizers / codec.samples_per_frame)
+    )  # of both candidates, with their codes
+    assert sixty["coarse"] - six["coarse"] == kept and six["coarse"] <= 5 * one["coarse"]  # a prime makes the prefill longer
+    assert sixty["fine"] - kept <= six["fine"] * 1.4 and six["fine"] <= 6 * one["fine"]  # 12 windows at once, then 16
+    assert sixty["rank"] - six["rank"] == sixty["codec"] - six["codec"] == kept + 9 * waves and 0 < kept < waves
+    assert six["codec"] > waves + memory.decode_bytes(CHUNK_FRAMES * 320)  # a call of the decoder grows no more
 
 
 def test_progress_counts_over_all_windows(short) -> None:

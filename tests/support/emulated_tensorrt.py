@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,7 +88,7 @@ class EmulatedTensorRT:
                 log.log(log.Severity.ERROR, "The engine plan file is not compatible with this version.")
                 return None
             told = json.loads(data)
-            return EmulatedEngine(self.cuda, open_session(told["graph"], 2), told["profiles"], self.portable)
+            return EmulatedEngine(self.cuda, open_session(Path(told["graph"]), 2), told["profiles"], self.portable)
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
