@@ -86,7 +86,7 @@ class MusicLM:
         self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
         packed = bundle.manifest.mulan.trained_tokens
         self._trained_tokens = None if packed is None else unpack_tokens(packed, len(self.tokenizer.vocabulary))
-        self._threads, self._lock, self._device_lock = threads, threading.Lock(), threading.RLock()  # a report may close the model
+        self.threads, self._lock, self._device_lock = threads, threading.Lock(), threading.RLock()  # a report may close the model
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}
         self._on_device: dict[str, DeviceModel] = {}
@@ -276,7 +276,7 @@ class MusicLM:
                 raise RuntimeError("this MusicLM is closed.")
             if graph not in self._sessions:
                 with self._there():
-                    self._sessions[graph] = open_session(self.bundle.path(graph), self._threads, self.device)
+                    self._sessions[graph] = open_session(self.bundle.path(graph), self.threads, self.device)
             return self._sessions[graph]
 
     def transformer(self, stage: str) -> Any:

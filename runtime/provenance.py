@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
+from .backend import available_processors
 from .bundle import STAGES, Sampling
 from .music import Tokens, audio_sha256
 from .ort import import_onnxruntime
@@ -54,6 +55,8 @@ def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) 
         "bundle_sha256": model.bundle.sha256,
         "device": model.device,
         "step": model.device if not on_host else f"native, {model.step.reason}" if model.step.native else "graph",
+        "threads": model.threads,  # how many compute a sum decides its last bit
+        "processors": available_processors(),
         "precision": {stage: getattr(manifest, stage).step.precision if on_host else model.weights for stage in STAGES},
         "versions": {
             "musiclm-deploy": __version__,

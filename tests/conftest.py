@@ -22,6 +22,12 @@ from support.shared import FOLDER, shared
 
 TRACE_CACHE = "MUSICLM_TRACE_CACHE"  # of the environment, as in export/trace_cache.py, which imports torch
 
+# The files that take longest, which begin first, so that no process is left with one of them at the end.
+LONGEST = (
+    *("test_traced", "test_cli", "test_kernels_compile", "test_engines_build", "test_batches", "test_demo_training", "test_export"),
+    *("test_training_docs", "test_bench", "test_tokens", "test_demo", "test_tensorrt", "test_device", "test_tensorrt_export"),
+)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder that the processes of this run share; what is traced in one of them is traced in no other."""
@@ -37,6 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With --dist loadgroup, as in `make test`, a file's tests run in one process, since they share fixtures."""
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

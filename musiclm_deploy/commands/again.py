@@ -95,7 +95,8 @@ class Again:
         """Arguments of `md.load` that compute as the file was computed, where the options do not say otherwise."""
         device = self.record["device"] if options.device == "auto" else options.device
         weights = options.weights or (self.record["precision"]["semantic"] if device == "cuda" == self.record["device"] else "fp16")
-        return {"device": device, "weights": weights, "step": "graph" if self.record["step"] == "graph" else "auto"}
+        threads = self.record.get("threads") if options.threads is None else options.threads
+        return {"device": device, "weights": weights, "threads": threads, "step": "graph" if self.record["step"] == "graph" else "auto"}
 
     def check_bundle(self, bundle: Bundle) -> None:
         made_by = self.record["bundle_sha256"]
@@ -116,7 +117,7 @@ class Again:
             print(f"other samples than in {self.file}, which another bundle made", file=report)
             return 0
         then, now = ({**made, **made["versions"]} for made in (self.record, music.settings))
-        names = ("device", "step", "precision", *now["versions"])
+        names = ("device", "step", "threads", "processors", "precision", *now["versions"])
         changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in names if then.get(name) != now[name]]
         why = "; ".join(changed) or "nothing that its record says has changed, so the processor may round otherwise"
         print(f"musiclm: other samples than in {self.file}: {why}.", file=sys.stderr)

@@ -78,8 +78,12 @@ def run(options: argparse.Namespace) -> int:
     outputs = Outputs.of_each(options, len(request["seed"]), candidates, again)
     for output in outputs:
         output.check()
-    placement = {"device": options.device, "weights": options.weights or "fp16"} if again is None else again.placement(options)
-    with load(bundle, threads=options.threads, **placement) as model:
+    placement = (
+        {"device": options.device, "weights": options.weights or "fp16", "threads": options.threads}
+        if again is None
+        else again.placement(options)
+    )
+    with load(bundle, **placement) as model:
         if again is None:
             request["sampling"] = _sampling(options, model.bundle.manifest)
         else:
