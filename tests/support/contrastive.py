@@ -1,4 +1,4 @@
-"""MuLaN's losses and their parameters, in upstream's form and ours, and what makes two training steps the same."""
+"""MuLaN's losses and their parameters, in upstream's form and ours, and the comparison of two training steps."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def assert_equal(actual: Tensor | None, expected: Tensor | None, name: str, atol
 
 
 def assert_same_step(theirs: Any, mine: Any, batch: int = 4, seed: int = 0) -> None:
-    """Equal losses, and equal gradients of every parameter, of the same random state."""
+    """Assert equal losses, and equal gradients of every parameter, from the same random state."""
     losses = []
     for model in (theirs, mine):
         model.zero_grad()
