@@ -86,9 +86,11 @@ def instant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 
-    monkeypatch.setattr(exporting, "_write_stages", write)
+    monkeypatch.setattr(exporting, "write_stages", write)
     errors = Bundle.open(tiny_bundle).manifest.errors
-    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": errors, "quality": {}, "narrow": {}, "fake_quantized": {}})
+    monkeypatch.setattr(
+        exporting, "validate_in_new_process", lambda *_: {"errors": errors, "quality": {}, "narrow": {}, "fake_quantized": {}}
+    )
 
 
 def test_the_export_page(folder: Path, instant: None, tiny_models: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

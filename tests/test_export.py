@@ -44,7 +44,7 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             return manifest
 
-        monkeypatch.setattr(exporting, "_write_stages", stages)
+        monkeypatch.setattr(exporting, "write_stages", stages)
 
     write(lambda folder: None)
     return write
@@ -52,7 +52,9 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
 
 @pytest.fixture
 def unvalidated(monkeypatch) -> None:
-    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": {"fine": 1e-7}, "quality": {}, "narrow": {}, "fake_quantized": {}})
+    monkeypatch.setattr(
+        exporting, "validate_in_new_process", lambda *_: {"errors": {"fine": 1e-7}, "quality": {}, "narrow": {}, "fake_quantized": {}}
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
