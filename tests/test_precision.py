@@ -275,7 +275,7 @@ def test_measured_on_sounds(at_once, sounds: Path, tmp_path: Path, monkeypatch) 
     [
         ("fp32", "sounds", "every stage is fp32: give a precision too"),
         ("int8", "nowhere", "nowhere is not a directory"),
-        ("int8", "empty", "empty has no sounds (.wav, .flac, .ogg)"),
+        ("int8", "empty", "empty has no sounds (.wav, .flac, .ogg, .opus, .mp3)"),
         ("int8", "broken", "b.wav: not a sound file that can be read"),
         ("int8", "short", "short.wav: a prime must last at least"),
     ],
