@@ -80,9 +80,9 @@ def trained_tokens(table: Tensor, moments: Moments | None = None) -> tuple[np.nd
             idle[:] = False
     untrained = zero | drawn | idle
     if untrained.all() or (drawn.any() and not moved.any()):
-        return None, "cannot be told: every row is as it was drawn, so the tower was not trained"
+        return None, "cannot be known: every row is as it was drawn, so the tower was not trained"
     if not untrained.any():
-        return None, "cannot be told: no row is zero or as torch draws them on a CPU; all may be trained"
+        return None, "cannot be known: no row is zero or as torch draws them on a CPU; all may be trained"
     marks = {"zero": zero, "as drawn": drawn & ~zero, "without moments": idle & ~drawn}
     return ~untrained, "text.token_emb: the other rows are " + ", ".join(
         f"{mark} ({np.count_nonzero(rows)})" for mark, rows in marks.items() if rows.any()
@@ -98,7 +98,7 @@ def _evidence(table: Tensor) -> np.ndarray:
 
 
 def _evidence_of_angles(rows: np.ndarray) -> np.ndarray:
-    """Return, for float64 [n, dim], [n]: the log of how much likelier the angles' distances from multiples of 2^-24 are in a drawn row.
+    """Return float64 [n] for rows [n, dim]: the log of how much likelier the angles' distances from multiples of 2^-24 are in a drawn row.
 
     Float32 rounds an angle of t turns by about t units of 2^-24; chance puts it anywhere between two multiples.
     """

@@ -114,7 +114,7 @@ def test_an_optimizer_of_another_kind(optimizer):
 def test_nothing_can_be_told(table):
     """An untrained tower, or one without marks, would name every word, or words that it knows."""
     mask, told = trained_tokens(table)
-    assert mask is None and told.startswith("cannot be told: ")
+    assert mask is None and told.startswith("cannot be known: ")
 
 
 def test_the_demo(clip):
