@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bundle import STAGES, Decoder
+from .bundle import Decoder
 from .codec import CHUNK_FRAMES, codec_chunks
 from .decoder import DecoderRun
 from .loop import decode
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_STEPS, _ENOUGH_S = 4 * STEPS_AHEAD + 1, 0.4  # a stage is timed for so many steps, or for so long and a whole block of noise
 _PREFILLED = 1024  # positions that the timed prompts have together
 _CHEAP_STEP_S, _BYTES_PER_S = 5e-5, 2e10  # a fast machine's seconds for a row's step, and bytes of weights that it reads in a second
+_CHEAP_CODEC = 0.01  # its seconds per second of audio
 _SMALL_S = 3.0  # on that machine
 
 
@@ -59,11 +60,13 @@ class Estimate:
 
 
 def is_small(model: MusicLM, request: Request) -> bool:
-    """Return whether a fast machine makes the tokens in a few seconds, so that timing steps first would take too large a share."""
-    steps = token_steps(model, request)
-    files, rows = model.bundle.manifest.files, min(request.items, ROWS_AT_ONCE)
-    weights = {stage: files[f"{decoder.graph}.data"].bytes for stage in STAGES if (decoder := getattr(model.bundle.manifest, stage))}
-    return sum(count * (_CHEAP_STEP_S + weights[stage] / _BYTES_PER_S / rows) for stage, count in steps.items()) < _SMALL_S
+    """Return whether a fast machine makes tokens and waves in a few seconds, so that timing steps first would take too large a share."""
+    manifest, rows = model.bundle.manifest, min(request.items, ROWS_AT_ONCE)
+    seconds = _CHEAP_CODEC * request.items * request.samples / manifest.codec.sample_hz
+    for stage, count in token_steps(model, request).items():
+        weights = manifest.files[f"{getattr(manifest, stage).graph}.data"].bytes
+        seconds += count * (_CHEAP_STEP_S + weights / _BYTES_PER_S / rows)
+    return seconds < _SMALL_S
 
 
 def token_steps(model: MusicLM, request: Request) -> dict[str, int]:
