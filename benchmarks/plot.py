@@ -128,7 +128,7 @@ def _lines(axis: Any, rows: Sequence[Row], x: str, error_bars: bool = False) -> 
 
 
 def _finish(axis: Any, at: Sequence[float], values: Sequence[float], ends: Sequence[tuple[float, str, str]]) -> None:
-    """Logarithmic axes with plain numbers, and each line's name right of the panel, as near to its last point as its neighbours allow."""
+    """Give logarithmic axes plain numbers, and write each line's name right of the panel, as near to its last point as neighbours allow."""
     axis.set(xscale="log", yscale="log")
     axis.set_xticks(list(at), [f"{one:g}" for one in at])
     axis.xaxis.minorticks_off()
@@ -147,7 +147,7 @@ def _finish(axis: Any, at: Sequence[float], values: Sequence[float], ends: Seque
 
 
 def _tick(axis: Any, values: Sequence[float]) -> None:
-    """Ticks at 1, 2 and 5 of every power of ten in the range, as plain numbers."""
+    """Put ticks at 1, 2 and 5 times every power of ten in the range, as plain numbers."""
     if not values:
         return
     powers = range(int(np.floor(np.log10(min(values)))), int(np.ceil(np.log10(max(values)))) + 1)

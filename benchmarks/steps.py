@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--contexts", default="500", help="positions before the timed steps (default: 500)")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each form (default: 60)")
     parser.add_argument("--forms", default=",".join(FORMS), help=f"of {', '.join(EVERY_FORM)} (default: all but upstream)")
-    parser.add_argument("--threads", type=int, default=available_processors(), help="of the CPU (default: one per core)")
+    parser.add_argument("--threads", type=int, default=available_processors(), help="CPU threads (default: one per core)")
     parser.add_argument("--json", type=Path, default=RESULTS / "steps.jsonl", help="where rows are appended (default: results/steps.jsonl)")
     options = parser.parse_args()
     check_appendable(options.json)

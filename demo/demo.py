@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def shown(path: Path) -> str:
-    """The path as it is typed in the checkout's root."""
+    """Return the path as it is typed in the checkout's root."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 

@@ -1,4 +1,4 @@
-"""What fewer bits cost the demo's checkpoint, measured by its export: the tables of docs/export.md and docs/gpu.md.
+"""The tables of losses in docs/export.md and docs/gpu.md: the precision that fewer bits cost the demo's checkpoint, measured by its export.
 
     python -m demo.losses            # exports the checkpoint four times, some minutes, and writes both tables
     python -m demo.losses --check    # status 1 if the pages have other numbers than these exports measure
@@ -29,7 +29,7 @@ _POINTS, _FACTOR = 1.5, 1.5  # how far a share in percent, and a divergence, may
 
 
 def measure(precision: str, target: str) -> Mapping[str, Any]:
-    """Export the checkpoint in a precision; return stage -> what its manifest says that the precision costs."""
+    """Export the checkpoint in a precision; return the loss of each stage as the manifest has it."""
     names = ("semantic", "coarse", "fine", "codec", "quantizer")
     files: dict[str, Any] = {name: CHECKPOINT / f"{name}.pt" for name in names}
     config = json.loads((CHECKPOINT / "config.json").read_text(encoding="utf-8"))

@@ -30,11 +30,11 @@ PROMPTS = {
 }
 SECONDS = 8.0  # two windows
 _WINDOW, _DECIBELS = 1024, 70.0
-_SAME = 0.98  # least correlation of a wave with what Vorbis makes of it: 0.9957 at worst, and near 0 between two performances
+_SAME = 0.98  # least correlation of a wave with its Vorbis file: the worst of them has 0.9957, and two performances have about 0
 
 
 def name_of(hashes: Iterable[str]) -> str:
-    """Return twelve digits that name a checkpoint by the SHA-256 of its files, whatever was made of them, when and by which versions."""
+    """Return twelve digits that name a checkpoint by the SHA-256 of its files, whichever bundle was made of them."""
     return hashlib.sha256("".join(sorted(set(hashes))).encode()).hexdigest()[:12]
 
 
@@ -76,7 +76,7 @@ def show(bundle: Path, folder: Path, seed: int = 0) -> None:
 
 
 def differences(bundle: Path, folder: Path, seed: int = 0) -> list[str]:
-    """Return what in the folder is not what `show` would write there now, the pictures aside."""
+    """Return a line for each file in the folder that `show` would write otherwise now. Pictures are not compared."""
     found = []
     with md.load(bundle, device="cpu") as model:
         checkpoint = name_of(source["sha256"] for source in model.bundle.manifest.sources.values())

@@ -24,7 +24,7 @@ from ..model.archive import HostileFile, check_archive, check_tensors
 from .errors import ExportError
 from .trained_tokens import Moments, moments_of
 
-TOKEN_TABLE = "text.token_emb.weight"  # of MuLaN: a row for each token
+TOKEN_TABLE = "text.token_emb.weight"  # MuLaN's, with a row for each token
 _SMALL = 10**7  # numbers that a module may have more than its file: of which are missing, torch says more than a count
 # One tensor name that only this kind of checkpoint has.
 _MARKS = (
@@ -59,7 +59,7 @@ class Checkpoint:
     pickled_config: bytes | None = None  # SoundStream's own, still unread
     config_json: dict[str, Any] = field(default_factory=dict)  # of transformers
     sha256: str | None = None
-    moments: Moments | None = None  # of MuLaN's table of tokens, if a trainer saved its optimizer beside it
+    moments: Moments | None = None  # for MuLaN's table of tokens, if a trainer saved its optimizer too
     _read: set[str] = field(default_factory=set)
 
     def array(self, name: str, *shape: int) -> np.ndarray:

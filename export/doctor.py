@@ -1,4 +1,4 @@
-"""`musiclm doctor`: what any files are, and what the export would say of them, without exporting.
+"""`musiclm doctor`: a report on any files, with the refusals and warnings that an export of them would give.
 
 In: paths, in any order and of any kind, and overrides. Out: a `Report`, as text or as plain data. Bundles alone are examined here, without
 torch, where a bundle is only played; `examination.py` examines everything else.
@@ -16,7 +16,7 @@ from typing import Any
 from ..runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
 from ..runtime.install import install_command
 
-USELESS = "nothing that can be used"  # what is said of a file that is refused
+USELESS = "nothing that can be used"  # `FileReport.what` of a file that is refused
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Report:
 def diagnose(paths: Iterable[str | os.PathLike], config: Mapping[str, Any] | None = None) -> Report:
     """Examine checkpoints, folders and bundles. config: overrides, as for `export_checkpoints`. Raises nothing for what is in a file.
 
-    ImportError, which says what to install, if torch is not installed and anything is not a bundle.
+    Raises ImportError, which says what to install, if torch is missing and one of the paths is not a bundle.
     """
     paths = [Path(path) for path in paths]
     if paths and not config and all(map(is_bundle, paths)):

@@ -1,7 +1,7 @@
-"""What the export would say of checkpoints, without exporting: what each one is, what it tells, what is missing, what does not fit.
+"""The examination of checkpoints, without exporting them: their kinds and settings, missing files, and whatever does not fit.
 
-Its refusals are raised by the functions that the export calls, so the words are the same; all are gathered where the export stops at the
-first. It traces no graph and measures no error against PyTorch. `doctor.py` has the report and the bundles.
+Refusals are raised by the functions that the export calls, so their words are the same; the export stops at the first refusal, this module
+gathers all of them. No graph is traced and no error is measured against PyTorch. `doctor.py` has the report, and examines bundles.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def examine(paths: Iterable[Path], config: Mapping[str, Any]) -> Report:
 
 
 def _examine(path: Path) -> FileReport:
-    """What one path holds; ExportError or BundleError if it is nothing known, or cannot be read."""
+    """Report what one path holds. Raises ExportError or BundleError if the content is unknown or cannot be read."""
     if is_bundle(path):
         return describe_bundle(path)
     if os.path.isdir(path) and (path / "config.json").is_file() and b'"hubert"' in (path / "config.json").read_bytes():
@@ -97,7 +97,7 @@ def _non_finite(checkpoint: Checkpoint) -> list[str]:
 
 
 def _assign(files: list[FileReport], faults: list[str]) -> dict[str, Path]:
-    """The export's sources; of two files of one kind the first, and a fault."""
+    """Return the export's sources. For two files of one kind, take the first and note a fault."""
     taken: dict[str, FileReport] = {}
     quantizers = [file for file in files if file.kind == "quantizer"]
     stages = [file.namespaces[0] for file in quantizers if len(file.namespaces) == 1]
@@ -114,7 +114,7 @@ def _assign(files: list[FileReport], faults: list[str]) -> dict[str, Path]:
 
 
 def _missing(sources: Mapping[str, Path], collected: Collected, refused: Iterable[ExportError]) -> list[str]:
-    """Options of the export that are neither served by a file nor superfluous."""
+    """Return the export's options that no file serves and that are not superfluous."""
     served = {name.partition(".")[0] for name in sources} | ({"mulan"} & collected.checkpoints.keys())
     if all(stage in collected.settings for stage in STAGES) and not collected.conditioned:
         served.add("quantizer")
@@ -123,7 +123,7 @@ def _missing(sources: Mapping[str, Path], collected: Collected, refused: Iterabl
 
 
 def _refused_by_builders(collected: Collected) -> list[str]:
-    """What the later steps of the export refuse, which look at every tensor: missing, unknown, misshapen or not finite."""
+    """Return the refusals of the export's later steps, which look at every tensor: missing, unknown, misshapen or not finite."""
     checkpoints, settings = collected.checkpoints, collected.settings
     codec, semantic = settings.get("codec"), settings.get("semantic")
     groups = codec["rq_groups"] if codec else 1

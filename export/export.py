@@ -104,14 +104,14 @@ def export_checkpoints(
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, traces_in(trace_cache), _aside(out) as folder:
-        manifest = _write_stages(sources, dict(config or {}), folder, bar, quiet, bool(kernels))
+        manifest = write_stages(sources, dict(config or {}), folder, bar, quiet, bool(kernels))
         if engines is None:
             candidates = _write_narrow(sources, dict(config or {}), asked, folder)
         else:
             _step(bar, "tensorrt")
             candidates = write_form(collect(sources, config or {}), manifest, folder, engines)
         _step(bar, "validate")
-        measured = _validate(folder, sources, dict(config or {}), candidates, sounds)
+        measured = validate_in_new_process(folder, sources, dict(config or {}), candidates, sounds)
         chosen = choose(asked, measured["narrow"], force)
         if candidates and not quiet:
             bar.write("\n".join(f"{stage}: {item}" for stage, item in chosen.items()), file=sys.stderr)
@@ -144,10 +144,10 @@ def _calibration(folder: Path, asked: Mapping[str, str], sources: Mapping[str, P
     return sounds_in(folder)
 
 
-def _write_stages(
+def write_stages(
     sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool, kernels: bool
 ) -> Manifest:
-    """Every graph in fp32, the tokenizer and a manifest without measurements. kernels: whether a kernel is to make MuLaN's patches."""
+    """Write every graph in fp32, the tokenizer and a manifest without measurements. kernels: whether a kernel makes MuLaN's patches."""
     _step(bar, "read", first=True)
     collected = collect(sources, overrides)
     if not quiet:
@@ -255,7 +255,7 @@ def _export_conditioner(collected: Collected, folder: Path) -> Conditioner:
     return Conditioner("conditioner.onnx", last["rq_num_quantizers"], last["codebook_size"], dims)
 
 
-def _validate(
+def validate_in_new_process(
     folder: Path, sources: Mapping[str, Path], overrides: Mapping[str, Any], candidates: Mapping[str, Any], sounds: list[Path]
 ) -> dict[str, Any]:
     """Run `export.validate` in a process of its own: what it loads is what a user would load, from disk and from scratch."""

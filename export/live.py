@@ -54,14 +54,14 @@ def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str,
         else:  # audiolm-pytorch's EncodecWrapper
             torch.save(_state(codec), paths["codec"])
         torch.save(_state(quantizer), paths["quantizer"])
-        told = _save_wav2vec(audio_lm.semantic.wav2vec, Path(folder), paths)
+        told = save_wav2vec(audio_lm.semantic.wav2vec, Path(folder), paths)
         if told:
             overrides["wav2vec"] = told | overrides.get("wav2vec", {})
         return export_checkpoints(**paths, out=out, config=overrides, **options)  # type: ignore[arg-type]
 
 
-def _save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str, Any]:
-    """Write the files of a semantic tokenizer into `folder` and add them to `paths`. What they do not tell."""
+def save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str, Any]:
+    """Write the files of a semantic tokenizer into `folder` and add them to `paths`. Return the settings that these files lack."""
     if isinstance(wav2vec, MelKmeans):
         paths["semantic_features"] = folder / "semantic_features.pt"
         wav2vec.save(paths["semantic_features"])

@@ -30,7 +30,7 @@ _UPSTREAM = "default of musiclm-pytorch 0.2.8; leaves no trace in the file"
 def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], moments: Moments | None = None) -> Settings:
     """Settings of the MuLaN in `state`. `sample_hz`, the rate of the waves it was trained on, is None, the codec's,
     unless overridden or held by a checkpoint with mel filters. `trained_tokens` counts the tokens that its captions had, None if that
-    cannot be told; moments: of the optimizer, if the file holds them."""
+    cannot be known; moments: the optimizer's, if the file holds them."""
     settings = Settings("mulan", overrides)
     (audio_patch,), (window,) = _shape(state, "audio.to_patch_tokens.1.weight", 1), _shape(state, "audio.spec.window", 1)
     _infer_tower(settings, "audio", state)
@@ -72,8 +72,8 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
     _infer_tower(settings, "text", state)
     for name, tensor in (("num_tokens", TOKEN_TABLE), ("max_seq_len", "text.pos_emb.weight")):
         settings.infer(f"text.{name}", _shape(state, tensor, 2)[0], f"{tensor} [{len(state[tensor])}, ...]")
-    trained, told = trained_tokens(state[TOKEN_TABLE], moments)
-    settings.infer("trained_tokens", None if trained is None else int(trained.sum()), told)
+    trained, reason = trained_tokens(state[TOKEN_TABLE], moments)
+    settings.infer("trained_tokens", None if trained is None else int(trained.sum()), reason)
     (dim_latent,) = _shape(state, "audio_to_latents.bias", 1)
     settings.infer("dim_latent", dim_latent, f"audio_to_latents.bias [{dim_latent}]")
     sigmoid, layers = "contrast.bias" in state, state.get("audio_layers_indices")

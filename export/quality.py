@@ -106,7 +106,9 @@ def measure(
             plan = plan_coarse(manifest.coarse, tokens["semantic"], frames, coarse_columns, end_allowed=False)
         else:
             plan = plan_fine(manifest.fine, [row.reshape(frames, coarse_columns) for row in tokens["coarse"]], fine_columns, None)
-        fed, found[stage] = _stage(model, plan, conditioning.get(f"conditioning.{stage}"), candidates.get(stage, {}), given.get(stage))
+        fed, found[stage] = measure_stage(
+            model, plan, conditioning.get(f"conditioning.{stage}"), candidates.get(stage, {}), given.get(stage)
+        )
         tokens[stage] = given.get(stage, fed)
         if not any(later in candidates for later in STAGES[STAGES.index(stage) + 1 :]):
             break
@@ -125,10 +127,10 @@ def _given(calibration: Calibration, manifest: Manifest, in_time: slice) -> dict
     return given
 
 
-def _stage(
+def measure_stage(
     model: MusicLM, plan: Plan, conditioning: np.ndarray | None, candidates: Mapping[str, Mapping[str, Any]], given: list[np.ndarray] | None
 ) -> tuple[list[np.ndarray], dict[str, dict[str, float]]]:
-    """The tokens that were fed, int64 [n] per row, those that are given or the fp32 model's own, and what was measured on the way."""
+    """Return the tokens that were fed, int64 [n] per row, either given or the fp32 model's own, and each candidate's losses on them."""
     decoder, sampling, rows = plan.decoder, plan.decoder.sampling, len(plan.prompts)
     guided = decoder.guidance and sampling.cond_scale != 1
     context: dict[str, np.ndarray] = {}

@@ -1,7 +1,7 @@
-"""Traces that are kept: the ONNX graphs of modules, without weights, so that an export of the same settings need not trace again.
+"""A cache of traces: ONNX graphs of modules without weights, so that an export of the same settings need not trace again.
 
-In: a module, the example that it is traced with, a folder that the caller names (nothing is kept without one). Out: a key, and the graph
-that was kept under it. A key covers all that a trace depends on but the weights: the modules' classes and settings, the shapes of weights
+In: a module, the example that it is traced with, a folder that the caller names (without one nothing is kept). Out: a key, and the graph
+kept under it. A key covers everything a trace depends on except the weights: the modules' classes and settings, the shapes of weights
 and of the example, dynamic dimensions, opset, our own source, and the versions of Python and of every package whose modules are traced.
 """
 
@@ -23,7 +23,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-VARIABLE = "MUSICLM_TRACE_CACHE"  # of the environment: the folder, where the caller names none
+VARIABLE = "MUSICLM_TRACE_CACHE"  # environment variable that names the folder if the caller does not
 
 _LOG = logging.getLogger(__name__)
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
@@ -32,7 +32,7 @@ _PRIVATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"
 
 @contextmanager
 def traces_in(folder: str | os.PathLike | None) -> Iterator[None]:
-    """Keep the traces made within this context in `folder`, made if it is missing. None leaves it to the environment."""
+    """Keep the traces made within this context in `folder`, which is made if it is missing. None leaves the choice to the environment."""
     token = _folder.set(None if folder is None else Path(folder))
     try:
         yield
@@ -41,7 +41,7 @@ def traces_in(folder: str | os.PathLike | None) -> Iterator[None]:
 
 
 def key_of(module: nn.Module, example: tuple[Tensor, ...], layout: Any) -> str:
-    """Return the name of a trace: a hash of all that it depends on. TypeError for a module that holds what cannot be compared."""
+    """Return the name of a trace: a hash of all that it depends on. Raises TypeError if the module holds a value without a stable text."""
     parts = [f"{name}: {_class_of(part)} {_settings_of(name, part)}" for name, part in module.named_modules()]
     tensors = [f"{name} {list(one.shape)} {one.dtype}" for name, one in (*module.named_parameters(), *module.named_buffers())]
     examples = [f"{list(one.shape)} {one.dtype}" for one in example]
@@ -118,7 +118,7 @@ def _version(package: str) -> str:
 
 @cache
 def _own_source() -> str:
-    """Return the hash of what turns files into modules and graphs."""
+    """Return the hash of the source that turns checkpoints into modules and graphs."""
     root = Path(__file__).resolve().parent.parent
     digest = sha256()
     for path in sorted((*(root / "model").rglob("*.py"), *(root / "export").glob("*.py"))):

@@ -1,11 +1,11 @@
-"""Which tokens MuLaN's text tower was trained on: a row of its table of embeddings that no caption reached is still as it was drawn.
+"""The tokens that MuLaN's text tower was trained on: a row of its embedding table that no caption reached is still as it was drawn.
 
-In: the table, and the optimizer's moments if the checkpoint has them. Out: one bool per token, or None where nothing can be told, and in
-words how it was told.
+In: the table, and the optimizer's moments if the checkpoint has them. Out: one bool per token, or None if the table shows nothing, and the
+reason in words.
 
-A token without a caption has no gradient, and Adam leaves its row as it is. The row's size does not give that away: in the demo's
-checkpoint, 32 wide, the trained rows have root mean squares of 0.72 to 1.38, which is what fresh normal draws have. So neither norms nor
-a spread are looked at, but three marks that training leaves or removes for certain:
+A token without a caption has no gradient, and Adam leaves its row as it is. The row's size does not show that: in the demo's
+checkpoint, 32 wide, the trained rows have root mean squares of 0.72 to 1.38, like fresh normal draws. So neither norms nor
+spreads are used, but three marks that training leaves or removes for certain:
 
 - **Zeros.** The row was emptied, as the demo's training empties those that no caption has.
 - **Draws.** torch draws normal numbers on a CPU in blocks of 16: radius and angle of number i and number i + 8 come from two uniform
@@ -17,7 +17,7 @@ a spread are looked at, but three marks that training leaves or removes for cert
   only in a run so short that the moments of an early gradient cannot have faded to zero, and only if the rows are normally distributed
   together: those of a pretrained tower are not, and the captions of its first training left no moments.
 
-If all rows bear such a mark the tower was not trained at all, and if none does all may be trained: both say nothing of a word.
+If all rows have such a mark, the tower was not trained at all; if none has one, all rows may be trained. Neither tells words apart.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ import torch
 from torch import Tensor
 
 _BLOCK = 16  # numbers that torch draws together
-_LEAST_WIDTH = 128  # of a row that has enough angles to tell
-_MOST_TURN = 0.15  # of a turn: float32 has larger angles too coarsely
-_LEAST_SPREAD = 0.004  # of the rounding of an angle, in units of 2^-24
+_LEAST_WIDTH = 128  # narrower rows have too few angles
+_MOST_TURN = 0.15  # turns; float32 rounds larger angles too coarsely
+_LEAST_SPREAD = 0.004  # standard deviation of an angle's rounding, in units of 2^-24
 _LEAST_EVIDENCE = 10.0  # nats
-_FADED = 1e-30  # what a second moment may have shrunk to before it cannot be told from zero
+_FADED = 1e-30  # share to which a second moment may shrink in a run before it might be zero
 _AT_ONCE = 4096  # rows
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What an optimizer kept of one tensor."""
+    """An optimizer's second moments of one tensor."""
 
-    second: Tensor  # of the tensor's shape
+    second: Tensor  # in the tensor's shape
     steps: float
-    beta: float  # by which a moment shrinks in a step
+    beta: float  # factor by which a moment shrinks in a step
 
 
 def moments_of(optimizer: Any, shape: tuple[int, ...]) -> Moments | None:
-    """The moments of the tensor of this shape in an optimizer's state dict; None where there are none, or of several tensors."""
+    """Return the moments of the tensor with this shape from an optimizer's state dict; None if no tensor has it, or several have."""
     if not isinstance(optimizer, Mapping) or not isinstance(optimizer.get("state"), Mapping):
         return None
     found = [kept for kept in optimizer["state"].values() if isinstance(kept, Mapping) and _has(kept.get("exp_avg_sq"), shape)]
@@ -68,7 +68,7 @@ def _has(tensor: Any, shape: tuple[int, ...]) -> bool:
 
 
 def trained_tokens(table: Tensor, moments: Moments | None = None) -> tuple[np.ndarray | None, str]:
-    """table: [V, dim] -> (bool [V], or None where nothing can be told; how it was told, or why not)."""
+    """Find the trained rows of a table [V, dim]. Returns (bool [V], or None if the table shows nothing; the reason in words)."""
     zero = (table == 0).all(dim=1).numpy()
     evidence = _evidence(table)
     drawn, moved = evidence > _LEAST_EVIDENCE, (evidence < -_LEAST_EVIDENCE) & ~zero  # and those in between are taken for trained
@@ -80,9 +80,9 @@ def trained_tokens(table: Tensor, moments: Moments | None = None) -> tuple[np.nd
             idle[:] = False
     untrained = zero | drawn | idle
     if untrained.all() or (drawn.any() and not moved.any()):
-        return None, "cannot be told: every row is as it was drawn, so the tower was not trained"
+        return None, "cannot be known: every row is as it was drawn, so the tower was not trained"
     if not untrained.any():
-        return None, "cannot be told: no row is zero or as torch draws them on a CPU; all may be trained"
+        return None, "cannot be known: no row is zero or as torch draws them on a CPU; all may be trained"
     marks = {"zero": zero, "as drawn": drawn & ~zero, "without moments": idle & ~drawn}
     return ~untrained, "text.token_emb: the other rows are " + ", ".join(
         f"{mark} ({np.count_nonzero(rows)})" for mark, rows in marks.items() if rows.any()
@@ -90,7 +90,7 @@ def trained_tokens(table: Tensor, moments: Moments | None = None) -> tuple[np.nd
 
 
 def _evidence(table: Tensor) -> np.ndarray:
-    """float64 [V]: log of how much likelier each row is as torch drew it in float32 than moved by a step; 0 where that does not show."""
+    """Return float64 [V]: the log of how much likelier each row is as torch drew it than moved by a step; 0 if a table cannot show it."""
     V, width = table.shape
     if table.dtype != torch.float32 or width % _BLOCK or width < _LEAST_WIDTH:
         return np.zeros(V)
@@ -98,7 +98,7 @@ def _evidence(table: Tensor) -> np.ndarray:
 
 
 def _evidence_of_angles(rows: np.ndarray) -> np.ndarray:
-    """float64 [n, dim] -> [n]: log of how much likelier the angles' distances from multiples of 2^-24 are in a row that was only drawn.
+    """Return float64 [n] for rows [n, dim]: the log of how much likelier the angles' distances from multiples of 2^-24 are in a drawn row.
 
     Float32 rounds an angle of t turns by about t units of 2^-24; chance puts it anywhere between two multiples.
     """
@@ -114,8 +114,8 @@ def _evidence_of_angles(rows: np.ndarray) -> np.ndarray:
 
 
 def _is_normal(rows: Tensor) -> bool:
-    """Whether the numbers of all rows together have the mean and the kurtosis of one normal distribution, within five standard errors."""
+    """Return whether the numbers of all rows together have a normal distribution's mean and kurtosis, within five standard errors."""
     x = rows.double().flatten()
     x = x / x.square().mean().sqrt()
-    errors = (x.mean(), 1), (x.pow(4).mean() - 3, 24)  # and the variance of one draw of each
+    errors = (x.mean(), 1), (x.pow(4).mean() - 3, 24)  # each with the variance of one draw
     return all(error.abs() < 5 * math.sqrt(variance / len(x)) for error, variance in errors)

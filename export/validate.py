@@ -59,7 +59,7 @@ def validate(
         quality: dict[str, dict[str, float]] = {}
         errors = _mulan(model, collected, quality) | _codec(model, collected, quality)
         if model.bundle.manifest.wav2vec is not None:
-            errors["wav2vec"] = _semantic_tokens(model, collected)
+            errors["wav2vec"] = tokenizer_error(model, collected)
         for stage in STAGES:
             errors[stage] = _transformer(stage, model, collected)
         narrow = measure(model, candidates, of_sounds(model, sounds) if sounds else of_texts(model)) if candidates else {}
@@ -160,7 +160,8 @@ def _excess(codes: Tensor, latents: Tensor, upstream: UpstreamCodec) -> float:
     return excess
 
 
-def _semantic_tokens(model: MusicLM, collected: Collected) -> float:
+def tokenizer_error(model: MusicLM, collected: Collected) -> float:
+    """Return by how much farther than PyTorch's nearest centre the chosen centres are at most, as a share of its distance."""
     tokenizer = build_tokenizer(collected.checkpoints["wav2vec"], collected.settings["wav2vec"])
     errors = []
     for rows, samples in ((3, tokenizer.min_samples), (1, 7 * tokenizer.downsample_factor + tokenizer.min_samples + 131)):

@@ -84,9 +84,9 @@ def compile_steps(
 
 @contextmanager
 def _cache(parent: Path) -> Iterator[None]:
-    """Let Triton cache what it compiles in a folder below `parent` that is gone afterwards: an export writes nothing below the home folder.
+    """Let Triton cache its results in a folder below `parent` that is removed afterwards: an export writes nothing below the home folder.
 
-    TRITON_CACHE_DIR or TRITON_HOME, where the user has set one, names the folder instead, and what is in it stays.
+    If the user has set TRITON_CACHE_DIR or TRITON_HOME, Triton uses that folder, and its content stays.
     """
     if {"TRITON_CACHE_DIR", "TRITON_HOME"} & os.environ.keys():
         yield

@@ -11,21 +11,21 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Lowpass:
-    """The filter of a resampling: a sinc under a window."""
+    """The filter of a resampling: a windowed sinc."""
 
-    zero_crossings: int  # of the sinc, on each side
-    rolloff: float  # where it cuts off, as a share of the lower rate's Nyquist frequency
-    kaiser_beta: float | None = None  # of a Kaiser window; None is a Hann window
-
-
-# torchaudio's defaults: models hear in use what they heard in training. A tone at 0.8 of the Nyquist frequency has an image 28 dB below it.
-TRAINED = Lowpass(6, 0.99)
-# The "kaiser_best" of resampy, for sounds that people hear: the same image is more than 100 dB below.
-HEARD = Lowpass(64, 0.9475937167399596, 14.769656459379492)
+    zero_crossings: int  # on each side of the sinc
+    rolloff: float  # cutoff frequency, as a share of the lower rate's Nyquist frequency
+    kaiser_beta: float | None = None  # shape of the Kaiser window; None takes a Hann window
 
 
-def resample(wave: np.ndarray, from_hz: int, to_hz: int, lowpass: Lowpass = TRAINED) -> np.ndarray:
-    """Windowed-sinc resampling (Smith, "Digital Audio Resampling"), as `torchaudio.functional.resample` does it.
+# torchaudio's defaults, with which models are trained. A tone at 0.8 of the Nyquist frequency leaves an image 28 dB below it.
+FOR_MODELS = Lowpass(6, 0.99)
+# resampy's "kaiser_best". The same tone leaves an image more than 100 dB below it.
+FOR_LISTENERS = Lowpass(64, 0.9475937167399596, 14.769656459379492)
+
+
+def resample(wave: np.ndarray, from_hz: int, to_hz: int, lowpass: Lowpass = FOR_MODELS) -> np.ndarray:
+    """Resample by a windowed sinc (Smith, "Digital Audio Resampling"), as `torchaudio.functional.resample` does.
 
     wave float32 [..., t] -> float32 [..., ceil(t * to_hz / from_hz)].
     """

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # device -> ONNX Runtime's name of what runs its graphs
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}  # device -> ONNX Runtime's provider
 
 
 class BackendError(RuntimeError):
@@ -52,13 +52,15 @@ def choose_device(device: str) -> str:
 
 
 def available_processors() -> int:
-    """Processors that this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def useful_threads(threads: int | None) -> int | None:
-    """`threads`, or as many as there are processors if it asks for more: those beyond wait for each other at every product of a step, and
-    64 of them on two processors take forty times as long."""
+    """Return `threads`, or the number of processors, with a warning, if `threads` is larger.
+
+    Threads beyond the processors wait for each other at every product of a step: 64 threads on two processors take forty times as long.
+    """
     most = available_processors()
     if threads is None or threads <= most:
         return threads
@@ -67,10 +69,10 @@ def useful_threads(threads: int | None) -> int | None:
 
 
 def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.InferenceSession:
-    """A session on "cpu" or "cuda". `threads` None takes one per physical core, or one per processor where this process may not use all.
+    """Open a session on "cpu" or "cuda". `threads` None takes one per physical core, or one per processor if this process may not use all.
 
-    BundleError for a graph that does not load, MemoryError for one that does not fit, BackendError where it would run on another device
-    than was asked for.
+    Raises BundleError for a graph that does not load, MemoryError for one that does not fit, and BackendError if it would run on another
+    device than was asked for.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -80,13 +82,13 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     if threads is None and available_processors() < (os.cpu_count() or 1):
-        threads = available_processors()  # ONNX Runtime counts those of the machine
+        threads = available_processors()  # ONNX Runtime would count all of the machine's
     if threads is not None:
         options.intra_op_num_threads = threads
     providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS["cpu"]]))  # the CPU has what reads shapes, and what CUDA does not know
     try:
         with naming_shortage(f"while {path.name} was opened"):
-            # Without a GPU there is nothing to fall back from, but a try that fails is printed, and made once more.
+            # On a CPU there is no other provider to fall back to; ONNX Runtime would print the failure and only try the same again.
             session = ort.InferenceSession(path, options, providers=providers, enable_fallback=int(device != "cpu"))
     except MemoryError:
         raise

@@ -86,7 +86,7 @@ class Mulan:
     audio_heads: int  # of the audio transformer, and how long a wave is per patch: what its attention costs in memory
     samples_per_patch: float
     spectrogram: Spectrogram | None  # of bundles with kernels, where they have one for it
-    trained_tokens: str | None = None  # one bit per token, in base64 (`pack_tokens`): whether its captions had it; None: not known
+    trained_tokens: str | None = None  # a bit per token (`pack_tokens`): whether a caption had it; None if not known
 
 
 @dataclass(frozen=True)
@@ -231,12 +231,12 @@ class Bundle:
 
 
 def pack_tokens(trained: np.ndarray) -> str:
-    """bool [V] -> base64 of one bit per token, the first in the highest place: what `Mulan.trained_tokens` holds."""
+    """Pack bool [V] for `Mulan.trained_tokens`: base64 of one bit per token, the first token in the highest bit of the first byte."""
     return base64.b64encode(np.packbits(trained).tobytes()).decode("ascii")
 
 
 def unpack_tokens(packed: str, tokens: int) -> np.ndarray:
-    """The bool [V] that `pack_tokens` was given, of so many tokens. BundleError if the bits are of another number."""
+    """Return the bool [V] that `pack_tokens` packed. tokens: V. Raises BundleError if there are bits for another number of tokens."""
     try:
         data = np.frombuffer(base64.b64decode(packed, validate=True), np.uint8)
     except (binascii.Error, ValueError) as error:
@@ -262,14 +262,14 @@ def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:
 
 
 def parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
-    """`value` from JSON as `kind`, a type annotation; every difference is noted in `faults`.
+    """Return `value` from JSON as `kind`, a type annotation; every difference is noted in `faults`.
 
     A field whose default is None may be missing.
     """
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
         hints, before = get_type_hints(kind), len(faults)
         faults += [f"{where}: unknown field {name!r}" for name in value if name not in hints]
-        added = {field.name for field in fields(kind) if field.default is None}  # since the format's first bundles, which lack them
+        added = {field.name for field in fields(kind) if field.default is None}  # later than the format's first bundles
         faults += [f"{where}: the field {name!r} is missing" for name in hints if name not in value and name not in added]
         parsed = {name: parse(hint, value[name], f"{where}: {name}", faults) for name, hint in hints.items() if name in value}
         counts = [name for name, hint in hints.items() if hint in (int, int | None) and parsed.get(name) is not None]

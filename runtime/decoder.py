@@ -75,7 +75,7 @@ class DecoderRun:
             before = Positions(np.zeros(C, np.int64), np.zeros(C, np.int64), np.full(C, PREFIX_KEY))
             prompts = [Positions.join(before, prompt) if row < conditioned else prompt for row, prompt in enumerate(prompts)]
         # rows that differ are computed at the front of the caches, then copied to where they belong
-        distinct, place_of = _distinct(prompts, self._conditions)
+        distinct, place_of = distinct_prompts(prompts, self._conditions)
         for place, row in enumerate(distinct):
             n = len(prompts[row].rows)
             self._advance(place, n)
@@ -240,8 +240,8 @@ class DecoderRun:
         self._session.run_with_iobinding(binding)
 
 
-def _distinct(prompts: list[Positions], conditions: np.ndarray) -> tuple[list[int], list[int]]:
-    """The first row of each prompt under each condition, and for every row its place among them."""
+def distinct_prompts(prompts: list[Positions], conditions: np.ndarray) -> tuple[list[int], list[int]]:
+    """Return the first row of each prompt under each condition, and for every row its place among them."""
     places: dict[tuple[int, bytes], int] = {}
     distinct, place_of = [], []
     for row, (prompt, condition) in enumerate(zip(prompts, conditions.tolist(), strict=True)):

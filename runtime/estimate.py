@@ -1,9 +1,9 @@
-"""How long a request will take, and in how much memory, before it runs: a few steps of each stage are timed, and multiplied.
+"""Estimates of the time and memory that a request takes, made before it runs.
 
-In: a loaded model, a checked request. Out: an `Estimate`. What is timed is what will run: the model's own steps with as many rows as the
-request has (up to ROWS), half way through the stage's largest window, with sampling and noise; one call of the codec, one of MuLaN. The
-time of a step grows with its position, so half way is its mean over a window, and beyond ROWS a further row costs what the ones before
-cost. It takes as long as some forty steps and some prefills of one row.
+In: a loaded model, a checked request. Out: an `Estimate`. The model's own steps are timed, with sampling and noise, for as many rows as the
+request has (up to ROWS_AT_ONCE) and half way through the stage's largest window; then one call of the codec and one of MuLaN. These times
+are multiplied. A step's time grows with its position, so the time half way is the mean over a window. Beyond ROWS_AT_ONCE each further row
+costs as much as those before. An estimate takes as long as some forty steps and some prefills of one row.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bundle import STAGES, Decoder
+from .bundle import Decoder
 from .codec import CHUNK_FRAMES, codec_chunks
 from .decoder import DecoderRun
 from .loop import decode
-from .memory import largest_runs
+from .memory import ROWS_AT_ONCE, largest_runs
 from .noise import STEPS_AHEAD, PhiloxNoise
 from .request import Request
 from .stages import Plan, Positions
@@ -31,22 +31,23 @@ if TYPE_CHECKING:
     from .generation import Generation
     from .musiclm import MusicLM
 
-ROWS = 16  # timed at once: from eight on a row gains nothing by others beside it
-_MOST_STEPS, _ENOUGH_S = 4 * STEPS_AHEAD + 1, 0.4  # timed of a stage: so many, or for so long but a block of noise at least
-_PREFILLED = 1024  # positions of the prompts that are timed
-_CHEAP_STEP_S, _BYTES_PER_S = 5e-5, 2e10  # of a row, and of weights: a machine faster than any, to see which requests are small
+_MOST_STEPS, _ENOUGH_S = 4 * STEPS_AHEAD + 1, 0.4  # a stage is timed for so many steps, or for so long and a whole block of noise
+_PREFILLED = 1024  # positions that the timed prompts have together
+_CHEAP_STEP_S, _BYTES_PER_S = 5e-5, 2e10  # a fast machine's seconds for a row's step, and bytes of weights that it reads in a second
+_CHEAP_CODEC = 0.01  # its seconds per second of audio
+_SMALL_S = 3.0  # on that machine
 
 
 class _EnoughTimed(Exception):
-    """Ends the loop that is timed."""
+    """Raised to end a loop when enough of its steps are timed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a request will take."""
+    """The time and memory that a request will take."""
 
     seconds: dict[str, float]  # by stage
-    bytes: int  # of the stage that takes most, beside the weights
+    bytes: int  # the most that any stage takes beside the weights
 
     @property
     def total(self) -> float:
@@ -59,15 +60,17 @@ class Estimate:
 
 
 def is_small(model: MusicLM, request: Request) -> bool:
-    """Whether the request takes a few seconds at most on a slow machine; it need not be timed."""
-    steps = token_steps(model, request)
-    files, rows = model.bundle.manifest.files, min(request.items, ROWS)
-    weights = {stage: files[f"{decoder.graph}.data"].bytes for stage in STAGES if (decoder := getattr(model.bundle.manifest, stage))}
-    return sum(count * (_CHEAP_STEP_S + weights[stage] / _BYTES_PER_S / rows) for stage, count in steps.items()) < 3
+    """Return whether a fast machine makes tokens and waves in a few seconds, so that timing steps first would take too large a share."""
+    manifest, rows = model.bundle.manifest, min(request.items, ROWS_AT_ONCE)
+    seconds = _CHEAP_CODEC * request.items * request.samples / manifest.codec.sample_hz
+    for stage, count in token_steps(model, request).items():
+        weights = manifest.files[f"{getattr(manifest, stage).graph}.data"].bytes
+        seconds += count * (_CHEAP_STEP_S + weights / _BYTES_PER_S / rows)
+    return seconds < _SMALL_S
 
 
 def token_steps(model: MusicLM, request: Request) -> dict[str, int]:
-    """Tokens that each stage which will run makes for all items together."""
+    """Return how many tokens each stage that will run makes, for all items together."""
     manifest, clip = model.bundle.manifest, request.clip
     known = sum(prime.frames if prime else 0 for prime in request.primes) * request.num_samples
     coarse, fine = (manifest.coarse.coarse_quantizers or 1), (manifest.fine.fine_quantizers or 1)
@@ -85,7 +88,7 @@ def estimate(model: MusicLM, generation: Generation, request: Request) -> Estima
     windows = {"semantic": len(clip.semantic), "coarse": len(clip.coarse), "fine": -(-request.frames // clip.fine_length)}
     for stage, (_, prompt, capacity) in largest_runs(manifest, request).items():
         decoder = getattr(manifest, stage)
-        rows = min(request.items * (windows["fine"] if stage == "fine" else 1), ROWS)
+        rows = min(request.items * (windows["fine"] if stage == "fine" else 1), ROWS_AT_ONCE)
         guided = is_guided(manifest, request, stage)
         step, position = _time_steps(model, decoder, stage, conditioning.get(stage, {}), rows, (prompt + capacity) // 2, guided, request)
         prefills = request.items * windows[stage]
@@ -108,7 +111,7 @@ def _time_steps(
     guided: bool,
     request: Request,
 ) -> tuple[float, float]:
-    """(seconds of a step of all rows at this position, seconds of a prefill for each position of one prompt)."""
+    """Return (seconds of a step of all rows at this position, seconds of a prefill for each position of one prompt)."""
     first = max(position - STEPS_AHEAD // 2, 1)
     prompt = Positions(np.zeros(first, np.int64), np.arange(first), np.arange(first))
     plan = Plan(stage, decoder, [prompt] * rows, np.zeros(rows, np.int64), np.full(rows, _MOST_STEPS), None, 1, False)
@@ -157,7 +160,7 @@ def _time_rank(model: MusicLM, request: Request, at_once: int) -> float:
 
 
 def _time(call: Callable[[], object]) -> float:
-    """Seconds of the second call: the first one opens the graph."""
+    """Return the seconds of a second call, since the first one opens the graph."""
     call()
     started = time.perf_counter()
     call()

@@ -60,11 +60,11 @@ class Generation:
         items = [(seed, item) for seed in request.seeds for item in range(request.num_samples)]
         self._noise = GivenNoise(noise, len(items)) if noise is not None else PhiloxNoise(items)
         self._timings: dict[str, float] = {}
-        self._passed_on: list[Exception] = []  # what `progress` raised, which is the caller's own
+        self._passed_on: list[Exception] = []  # errors of the caller's `progress`, raised as they are
 
     def run(self, single: bool) -> Any:
         self.check_memory()
-        if self._model.driver is not None:  # a device has words of its own for its memory
+        if self._model.driver is not None:  # a device's driver reports its own shortage
             return self._run(single)
         with naming_shortage("while this request ran", max(self.memory().values()), self._passed_on):
             return self._run(single)
@@ -95,7 +95,7 @@ class Generation:
         return music[0] if single else music
 
     def check_memory(self) -> None:
-        """MemoryError for a request that does not fit."""
+        """Raise MemoryError for a request that does not fit."""
         check_memory(self.memory(), self._model.weights_to_load())
 
     def _music(self, prompt: int, candidates: list[Candidate], timings: dict[str, float]) -> Music:
@@ -116,7 +116,7 @@ class Generation:
         )
 
     def conditioning(self, latents: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        """stage -> outputs of its context graph, one row per prompt."""
+        """Return the outputs of each stage's context graph, one row per prompt."""
         outputs = self._model.run(self._manifest.conditioner.graph, latent=latents)
         contexts = {}
         for stage in STAGES:
@@ -127,7 +127,7 @@ class Generation:
         return contexts
 
     def memory(self) -> dict[str, int]:
-        """What each stage will take at most beside the weights, in bytes. One stage's memory is free again when the next begins."""
+        """Return the bytes that each stage takes at most beside the weights. One stage's memory is free again when the next begins."""
         request, manifest = self._request, self._manifest
         needed = {}
         on_host = self._model.driver is None  # a device says itself what it takes, when a stage begins

@@ -1,4 +1,4 @@
-"""What to install for an extra: a command that runs nothing but this project's code and the packages that it names.
+"""The command that installs an extra, for messages: it runs nothing but this project's code and the packages that it names.
 
 The project is on no package index. So no message may say `pip install` and the project's bare name: whoever registers that name there
 would run code on the machines of our users.
@@ -16,7 +16,7 @@ _ROOT = Path(__file__).resolve().parents[1]  # the checkout, or the installed pa
 
 
 def install_command(*extras: str) -> str:
-    """Return what to type for these extras of setup.py: in a checkout `pip install '.[gpu]'` and where, elsewhere pip and the packages.
+    """Return the command for these extras of setup.py: in a checkout `pip install '.[gpu]'` and its folder, elsewhere pip and the packages.
 
     ValueError for an extra that setup.py does not have.
     """

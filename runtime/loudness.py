@@ -10,16 +10,16 @@ import math
 
 import numpy as np
 
-_PARTS = 10  # of a second: a block has four, and the next block begins one later
-_BLOCK = 4
-_ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0  # LUFS; LU below the mean of what passes the first
+_PARTS = 10  # in a second
+_BLOCK = 4  # parts; the next block begins one part later
+_ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0  # in LUFS; in LU, from the mean of the blocks that pass the first gate
 _OFFSET = -0.691  # so that the gain of the K-weighting at 997 Hz cancels
 _PARTS_AT_ONCE = 100
 LEAST_HZ = 4000  # the K-weighting begins to rise at 1.7 kHz, which must lie below the Nyquist frequency
 
 
 def loudness(wave: np.ndarray, hz: int) -> float:
-    """Integrated loudness of float32 [t] in LUFS; -inf for silence.
+    """Return the integrated loudness of float32 [t] in LUFS; -inf for silence.
 
     A wave shorter than a block of 400 ms is measured as one block, without gates. Raises ValueError below 4000 Hz.
     """
@@ -42,7 +42,7 @@ def loudness(wave: np.ndarray, hz: int) -> float:
 
 
 def k_weighted(wave: np.ndarray, hz: int) -> np.ndarray:
-    """[t] -> float64 [t] through both filters of the K-weighting."""
+    """Apply both filters of the K-weighting: [t] -> float64 [t]."""
     size = len(wave) + hz // 4
     z = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)
     response = np.ones_like(z)
@@ -52,7 +52,7 @@ def k_weighted(wave: np.ndarray, hz: int) -> np.ndarray:
 
 
 def k_weighting(hz: int) -> list[tuple[list[float], list[float]]]:
-    """Coefficients (b, a) of the two second-order filters at any rate: the high shelf for the head, then the high-pass.
+    """Return the coefficients (b, a) of the two second-order filters at any rate: the high shelf for the head, then the high-pass.
 
     BS.1770 gives them for 48 kHz only. They are bilinear transforms of analogue filters, whose frequencies and qualities follow from those
     numbers (as in libebur128, `ebur128_init_filter`).
@@ -68,7 +68,7 @@ def k_weighting(hz: int) -> list[tuple[list[float], list[float]]]:
 
 
 def _energies(wave: np.ndarray, hz: int, edges: np.ndarray) -> np.ndarray:
-    """Sums of squares between the edges, of the weighted wave; what sounded before the first is still heard."""
+    """Return the weighted wave's sums of squares between the edges. The filters begin a quarter of a second before the first edge."""
     first, before = edges[0], min(edges[0], hz // 4)
     weighted = k_weighted(wave[first - before : edges[-1]], hz)[before:]
     return np.add.reduceat(np.square(weighted), edges[:-1] - first)

@@ -1,4 +1,4 @@
-"""What is done to a wave before it becomes a file: its rate, its loudness.
+"""The sample rate and the loudness that a wave is given before it is written.
 
 In: float32 [t] at the codec's rate. Out: the same sound at the rate and loudness that were asked for.
 """
@@ -13,17 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import HEARD, resample
+from .audio import FOR_LISTENERS, resample
 from .loudness import LEAST_HZ, loudness
 
 _LOG = logging.getLogger(__name__)
 _MOST_HZ = 384_000
-_LEAST_LUFS = -70.0  # what BS.1770 takes for silence
+_LEAST_LUFS = -70.0  # BS.1770 leaves quieter blocks out
 
 
 @dataclass(frozen=True)
 class Mastering:
-    """What was asked for; ValueError for what makes no sense."""
+    """The rate and loudness that were asked for. Raises ValueError for values that no file can have."""
 
     sample_rate: int | None = None  # in Hz, by default the codec's
     normalize: float | None = None  # integrated loudness in LUFS (ITU-R BS.1770), by default as generated
@@ -39,12 +39,12 @@ class Mastering:
             )
 
     def apply(self, path: Path, wave: np.ndarray, hz: int) -> tuple[np.ndarray, int]:
-        """float32 [t] at `hz` -> float32 [t'] and its rate. path: what messages call it.
+        """Convert float32 [t] at `hz`; return float32 [t'] and its rate. path: the file's name in messages.
 
-        Where the gain for the loudness would lift the peak above full scale, the gain is smaller, and a warning says how loud the clip is.
+        If the gain for the loudness would lift the peak above full scale, a smaller gain is used, and a warning says how loud the clip is.
         """
         if self.sample_rate is not None:
-            wave, hz = resample(wave, hz, int(self.sample_rate), HEARD), int(self.sample_rate)
+            wave, hz = resample(wave, hz, int(self.sample_rate), FOR_LISTENERS), int(self.sample_rate)
         if self.normalize is None:
             return wave, hz
         before, peak = loudness(wave, hz), float(np.abs(wave).max(initial=0))

@@ -21,12 +21,12 @@ _LOG = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 16  # windows of the fine stage in one batch: from eight on a row gains nothing by others beside it, and memory is theirs
 PREFILL_BYTES = 1 << 26  # of scores in one call of a graph's prefill: more rows at once gain nothing where each is as long as that
-_ITEM_BYTES = 1 << 13  # of lists and the heads of arrays
+_ITEM_BYTES = 1 << 13  # of an item's lists and array headers
 POSITIONS_AT_ONCE = 64  # of a native prefill: with more the activations leave the nearer caches
 
 
 class OutOfMemory(MemoryError):
-    """A MemoryError whose message is a sentence for people."""
+    """A MemoryError whose message says what was needed and what to do."""
 
 
 def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, int, int]]:
@@ -64,7 +64,7 @@ def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int, nativ
 
 
 def loop_bytes(decoder: Decoder, items: int, rows: int, prompt: int, capacity: int, condition: int) -> int:
-    """Bytes that one stage takes beside caches and prefill: what each row is fed and told, its noise, logits and tokens.
+    """Return the bytes that one stage takes beside caches and prefill: each row's positions, conditioning, noise, logits and tokens.
 
     items: rows that are sampled; rows: those and, with guidance, as many again; condition: conditioning tokens of a row.
     """
@@ -73,13 +73,13 @@ def loop_bytes(decoder: Decoder, items: int, rows: int, prompt: int, capacity: i
     noise = 4 * V * 2 * STEPS_AHEAD  # a block of steps, and the next one while it is drawn
     sampled = 4 * V * 8  # copies of the logits: guided, ordered, with noise
     tokens = steps * 48  # as Python's own numbers in lists
-    told = decoder.depth * 2 * 4 * (condition + 1) * decoder.step.dim_head if decoder.conditioning == "cross_attention" else 0
-    return items * (places + noise + sampled + tokens) + rows * (told + 8 * capacity + 4 * V)
+    context = decoder.depth * 2 * 4 * (condition + 1) * decoder.step.dim_head if decoder.conditioning == "cross_attention" else 0
+    return items * (places + noise + sampled + tokens) + rows * (context + 8 * capacity + 4 * V)
 
 
 def token_bytes(manifest: Manifest, request: Request) -> int:
-    """Bytes of what stays from the first stage to the last: the tokens of every item with what Python takes for their arrays, the noise
-    that was drawn last, and the prompts of all fine windows."""
+    """Return the bytes that stay taken from the first stage to the last: every item's tokens with Python's overhead for their arrays, the
+    noise that was drawn last, and the prompts of all fine windows."""
     codec, noise = manifest.codec, 4 * STEPS_AHEAD * manifest.coarse.vocabulary
     kept = 8 * (request.semantic_steps + request.frames * codec.quantizers)
     prompts = 24 * request.frames * (manifest.fine.coarse_quantizers or 1) * codec.groups  # three numbers for each position
@@ -87,7 +87,7 @@ def token_bytes(manifest: Manifest, request: Request) -> int:
 
 
 def wave_bytes(manifest: Manifest, request: Request) -> int:
-    """Bytes of every item's wave, and of its tokens once more as codes for the codec."""
+    """Return the bytes of every item's wave, and of its tokens once more as codes for the codec."""
     codec = manifest.codec
     return request.items * request.frames * (8 * codec.quantizers + 4 * codec.samples_per_frame)
 
@@ -137,7 +137,7 @@ def decode_bytes(samples: int) -> int:
 
 
 def check_memory(needed: dict[str, int], weights: int = 0) -> None:
-    """State what the stages will take, and refuse before anything is computed what cannot fit. weights: bytes still to be loaded."""
+    """Log what the stages will take, and raise OutOfMemory if one cannot fit. weights: bytes still to be loaded."""
     available = available_memory_bytes()
     _LOG.info("memory beside the weights: %s", ", ".join(f"{stage} {size / 1e6:.1f} MB" for stage, size in needed.items()))
     stage = max(needed, key=lambda name: needed[name], default="")
@@ -150,8 +150,10 @@ def check_memory(needed: dict[str, int], weights: int = 0) -> None:
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that this process can take without swapping: the least of what is free, what its container allows and what `ulimit -v`
-    does. None where the system says none of them."""
+    """Return the bytes that this process can take without swapping: the least of the free memory, its container's limit and `ulimit -v`.
+
+    None if the system tells none of them.
+    """
     found = [limit for limit in (_free_bytes(), _container_bytes(), _address_space_bytes()) if limit is not None]
     return max(min(found), 0) if found else None
 
@@ -164,7 +166,7 @@ def _free_bytes() -> int | None:
 
 
 def _container_bytes() -> int | None:
-    """What is left of the control group's limit, version 2; what it could drop of files counts as free."""
+    """Return the rest of the control group's limit (version 2). File caches, which the system can drop, count as free."""
     most, taken = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     if not most.isdigit() or not taken.isdigit():
         return None
@@ -173,7 +175,7 @@ def _container_bytes() -> int | None:
 
 
 def _address_space_bytes() -> int | None:
-    """What is left of the limit that `ulimit -v` sets."""
+    """Return the rest of the limit that `ulimit -v` sets, None without one."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
@@ -183,7 +185,7 @@ def _address_space_bytes() -> int | None:
 
 
 def _read(path: str) -> str:
-    """What a file of the system says, nothing where there is none."""
+    """Return the text of a file of the system, "" if there is none."""
     try:
         return Path(path).read_text()
     except OSError:

@@ -17,9 +17,8 @@ from .player import player
 from .sound_files import encode, format_of
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
-
-_OF_REQUEST = ("total", "real_time_factor_made", "real_time_factor_kept")  # the timings that are of no single stage
-_SHOWN = 60  # characters of a prompt in a line
+_WHOLE_REQUEST = ("total", "real_time_factor_made", "real_time_factor_kept")  # timings that belong to no single stage
+_SHOWN = 60  # most characters of a prompt that a repr shows
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,12 @@ class Music:
 
     @property
     def stage_seconds(self) -> dict[str, float]:
-        """Of `timings`, the seconds of each stage alone."""
-        return {name: taken for name, taken in self.timings.items() if name not in _OF_REQUEST}
+        """The part of `timings` that has the seconds of each stage."""
+        return {name: taken for name, taken in self.timings.items() if name not in _WHOLE_REQUEST}
 
     @property
     def speed(self) -> str:
-        """The real-time factors in words: seconds taken per second of audio, below 1 is faster than it plays."""
+        """The real-time factors in words. A factor is the seconds taken per second of audio; below 1 is faster than the clip plays."""
         made, kept = self.timings["real_time_factor_made"], self.timings["real_time_factor_kept"]
         both = f"{made:.2f} of all audio made, {kept:.2f} of the audio kept"
         return f"real-time factor {f'{kept:.2f}' if len(self.candidates) == 1 else both}"
@@ -101,7 +100,7 @@ class Music:
         """Return a player of the best candidate, with which a notebook shows the object."""
         seconds, best = len(self.audio) / self.sample_rate, self.candidates[self.best]
         choice = "" if best.score is None else f", best of {len(self.candidates)}"
-        return player(self.audio, self.sample_rate, f"{self.prompt} ({seconds:g} s, seed {self.seed}{choice})")
+        return player(self.encode(".wav"), f"{self.prompt} ({seconds:g} s, seed {self.seed}{choice})")
 
     def save(
         self, path: str | Path, candidate: int | None = None, *, sample_rate: int | None = None, normalize: float | None = None
@@ -136,7 +135,7 @@ class Music:
 
 
 def audio_sha256(wave: np.ndarray) -> str:
-    """SHA-256 of samples as little-endian float32."""
+    """Return the SHA-256 of samples as little-endian float32."""
     return hashlib.sha256(np.ascontiguousarray(wave, "<f4").tobytes()).hexdigest()
 
 

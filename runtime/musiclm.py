@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from ..kernels.decoder_step import Model
 
 _LOG = logging.getLogger(__name__)
-_NAMED = 12  # words of a warning
+_NAMED = 12  # most words that a warning names
 
 
 def load(
@@ -115,7 +115,7 @@ class MusicLM:
         progress: Progress | bool | None = None,
         cancel: threading.Event | None = None,
     ) -> Any:
-        """Music for a prompt, or a list of `Music` for a list of prompts, all in one batch.
+        """Generate music for a prompt: a `Music`; or for a list of prompts, all in one batch: a list of `Music`.
 
         text: what it should be like, or a `Blend` of texts and sounds. audio: in place of a text, (wave float32 [t], rate in Hz) of what
             it should sound like to MuLaN; the music does not begin with it.
@@ -164,10 +164,10 @@ class MusicLM:
         tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None = None,
         windows: Mapping[str, Window] | None = None,
     ) -> Estimate | None:
-        """How long `generate` with these arguments will take, from a few steps of each stage that are timed now, and in how much memory.
+        """Estimate how long `generate` with these arguments will take and in how much memory, by timing a few steps of each stage.
 
-        None for a request of a few seconds, which is not worth it, and on a GPU. Raises what `generate` raises before it computes:
-        ValueError, and MemoryError for what does not fit.
+        Returns None for a request of a few seconds, which would not be worth the timing, and on a GPU. Raises what `generate` raises before
+        it computes: ValueError, and MemoryError for what does not fit.
         """
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
         request, _ = self._request(text, audio, prime, include_prime, limits)
@@ -176,7 +176,7 @@ class MusicLM:
         return None if self.driver is not None or is_small(self, request) else estimate(self, generation, request)
 
     def _request(self, text: Any, audio: Any, prime: Any, include_prime: bool, limits: tuple) -> tuple[Request, bool]:
-        """The request of these arguments, and whether it is of one prompt rather than a list."""
+        """Return the request that these arguments make, and whether it has a single prompt rather than a list."""
         text, audio, prime = (on_host(given, self.driver) for given in (text, audio, prime))
         like: Any = prime if text is None and audio is None else audio
         request = make_request(self.bundle.manifest, text, *limits, audio=like, prime=prime, include_prime=include_prime)
@@ -187,7 +187,7 @@ class MusicLM:
         return f"MusicLM({str(self.bundle.root)!r}, device {self.device!r}, steps {steps})"
 
     def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
-        """The words of texts that the captions of MuLaN's training did not have, each once; empty if the bundle does not know them."""
+        """Return the words of texts that no caption of MuLaN's training had, each once. Empty if the bundle does not know them."""
         if self._trained_tokens is None:
             return []
         texts = [texts] if isinstance(texts, str) else texts
@@ -291,7 +291,7 @@ class MusicLM:
             return self._native[stage]
 
     def weights_to_load(self) -> int:
-        """Bytes of the weights that a request uses and that were not loaded yet; those of a GPU are not the host's."""
+        """Return the bytes of the weights that a request uses and that are not loaded yet; 0 on a GPU, whose memory is not the host's."""
         if self.driver is not None:
             return 0
         manifest = self.bundle.manifest
@@ -334,7 +334,7 @@ class MusicLM:
 
 
 def _quoted(words: Sequence[str]) -> str:
-    """'a', 'b' and 7 others."""
+    """Quote words for a message: 'a', 'b' and 7 others."""
     named = ", ".join(repr(word if len(word) <= 40 else f"{word[:40]}...") for word in words[:_NAMED])
     return named if len(words) <= _NAMED else f"{named} and {len(words) - _NAMED} others"
 

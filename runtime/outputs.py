@@ -39,22 +39,18 @@ def check_output(path: Path) -> None:
         target = _target(path)
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(f"cannot write {path}: the file is write-protected. Give another name, or change its permissions.")
-        handle, probe = _beside(target)  # the only test that also sees full file systems, immutable folders and lists of access rights
-        os.close(handle)
-        os.unlink(probe)
+        _probe(target)
 
 
 def check_appendable(path: Path) -> None:
-    """Raise OSError for a path that cannot be opened to append to it, its folders made where they are missing. Changes nothing."""
+    """Raise OSError for a path to which `append_output` could add nothing. Changes nothing."""
     with named_errors(path):
         if path.exists():
             if not is_stream(path) and not os.access(_target(path), os.W_OK):
                 raise PermissionError(errno.EACCES, "")
             return
         folder = next(above for above in _target(path, missing_folders=True).parents if above.exists())
-        handle, probe = _beside(folder / "probe")
-        os.close(handle)
-        os.unlink(probe)
+        _probe(folder / "probe")
 
 
 def write_output(path: Path, data: bytes | memoryview) -> None:
@@ -68,7 +64,7 @@ def write_output(path: Path, data: bytes | memoryview) -> None:
                 stream.write(data)
             return
         target = _target(path)
-        handle, aside = _beside(target)
+        handle, aside = _make_aside(target)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -96,7 +92,7 @@ def append_output(path: Path, text: str) -> None:
 def write_all(stream: BinaryIO | RawIOBase, data: bytes | memoryview) -> None:
     """Write all of the bytes, or raise OSError.
 
-    A stream without a buffer, such as standard output under PYTHONUNBUFFERED, may take a part in one call, and says why only in the next.
+    A stream without a buffer, such as standard output under PYTHONUNBUFFERED, may take only a part in one call, and fail in the next.
     """
     rest = memoryview(data)
     while rest:
@@ -105,7 +101,7 @@ def write_all(stream: BinaryIO | RawIOBase, data: bytes | memoryview) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether the path, its links followed, is a named pipe or a character device."""
+    """Return whether the path, its links followed, is a named pipe or a character device."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -114,7 +110,7 @@ def is_stream(path: Path) -> bool:
 
 
 def _target(path: Path, missing_folders: bool = False) -> Path:
-    """The file that the path leads to, through any symbolic links: one that is there, or a new one in a folder that is."""
+    """Return the file that the path leads to, through any symbolic links: an existing one, or a new one in an existing folder."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f"cannot write {path}: it is a directory.")
@@ -126,9 +122,16 @@ def _target(path: Path, missing_folders: bool = False) -> Path:
     return target
 
 
-def _beside(target: Path) -> tuple[int, str]:
-    """A new empty file in the target's folder: its descriptor and name."""
+def _make_aside(target: Path) -> tuple[int, str]:
+    """Make an empty file in the target's folder; return its descriptor and name."""
     return tempfile.mkstemp(prefix=".partial.", dir=target.parent)
+
+
+def _probe(target: Path) -> None:
+    """Make and remove a file in the target's folder: the only test that also finds full disks, immutable folders and access lists."""
+    handle, probe = _make_aside(target)
+    os.close(handle)
+    os.unlink(probe)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How a piece of music was made: the record that its file carries, and the request that the record repeats.
+"""The record of how a piece of music was made, which its file carries, and the request that repeats it.
 
 In: a checked request and the model that runs it; later a file. Out: the record, a dict of JSON's types (docs/sound_files.md lists its
 fields), and arguments of `MusicLM.generate`. Sounds and tokens that a request was given are not in the record, only their hashes.
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from .musiclm import MusicLM
     from .request import Request
 
-VERSION = 1  # of the record; raised when a field changes its meaning or goes
-VERSION_FIELD = "musiclm_deploy"  # names the record as ours, too
+VERSION = 1  # rises when a field of the record changes its meaning or goes
+VERSION_FIELD = "musiclm_deploy"  # the name also marks a record as ours
 
 
 def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) -> dict[str, Any]:
-    """The record of one prompt of a request. own_noise: whether the caller gave the noise, which cannot be repeated."""
+    """Return the record of one prompt of a request. own_noise: whether the caller gave the noise, which cannot be repeated."""
     manifest, asked, prime = model.bundle.manifest, request.prompts[prompt], request.primes[prompt]
     on_host = model.driver is None
     return {
@@ -70,10 +70,10 @@ def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) 
 def generate_arguments(
     record: Mapping[str, Any], sounds: Sequence[Sound] = (), prime: Sound | None = None, tokens: Sequence[Tokens] | None = None
 ) -> dict[str, Any]:
-    """Arguments of `MusicLM.generate` that repeat a record.
+    """Return the arguments of `MusicLM.generate` that repeat a record.
 
-    sounds, prime, tokens: what the request was given besides words, once more; sounds of the prompt in any order. Raises ValueError for one
-    that is missing, that is not the same, or that the request did not have, and for a record that cannot be repeated.
+    sounds, prime, tokens: those of the request, given again; the prompt's sounds in any order. Raises ValueError if one is missing, is not
+    the same, or was not in the request, and for a record that cannot be repeated.
     """
     if record["own_noise"]:
         raise ValueError("it was made with the caller's own noise (noise= in Python), which is not in the file: it cannot be repeated.")
@@ -90,10 +90,12 @@ def generate_arguments(
 
 
 def sound_record(sound: Sound) -> dict[str, Any]:
+    """Return the length, rate and hash by which a record names a sound."""
     return {"samples": len(sound[0]), "hz": int(sound[1]), "sha256": audio_sha256(np.asarray(sound[0]))}
 
 
 def tokens_record(tokens: Sequence[Tokens]) -> dict[str, Any]:
+    """Return the number of candidates and the hash by which a record names tokens."""
     digest = hashlib.sha256()
     for item in tokens:
         for array in (item.semantic, item.coarse, item.fine):
@@ -103,7 +105,7 @@ def tokens_record(tokens: Sequence[Tokens]) -> dict[str, Any]:
 
 
 def _folder(root: Path) -> str:
-    """The bundle's path as it was given, below the folder where the request was made, or its name: files are passed on."""
+    """Return the bundle's path if it was given as one below the current folder, else its name alone: files are passed on to others."""
     return root.resolve().name if root.is_absolute() or ".." in root.parts else root.as_posix()
 
 
@@ -126,7 +128,7 @@ def _part(part: str | Sound, weight: float) -> dict[str, Any]:
 
 
 def _prompt(record: Mapping[str, Any], sounds: Sequence[Sound], asked: bool) -> Prompt:
-    """The prompt, with its sounds put back by their hashes. asked: whether sounds were given for it."""
+    """Return the prompt, with its sounds put back by their hashes. asked: whether sounds were given for it."""
     parts = record["parts"] or [{"text": record["prompt"], "weight": 1.0}]
     expected = [part["sound"] for part in parts if "sound" in part]
     given = {sound_record(sound)["sha256"]: sound for sound in sounds}
@@ -145,7 +147,7 @@ def _prompt(record: Mapping[str, Any], sounds: Sequence[Sound], asked: bool) -> 
 
 
 def shown(sound: Mapping[str, Any] | None) -> str:
-    """A given sound, or given tokens, in words."""
+    """Describe the record of a sound, or of tokens, in words."""
     if sound is None:
         return "none"
     if "hz" in sound:

@@ -1,4 +1,4 @@
-"""The record in a sound file: read, checked, and in words.
+"""The record in a sound file: reading it, checking it, and describing it in words.
 
 In: a file of any program. Out: a record that `runtime.provenance` can repeat, or a ValueError that says why there is none.
 """
@@ -20,7 +20,7 @@ from .request import MOST_ITEMS
 from .sampling import SamplingConfig
 from .windows import Window
 
-_MOST_LIST_BYTES = 1 << 20  # of a RIFF list, far above any comment of ours
+_MOST_LIST_BYTES = 1 << 20  # longer RIFF lists are skipped; our comments are far shorter
 _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("prompt", "stop", "bundle", "bundle_sha256", "device", "step", "audio_sha256"), str),
     **dict.fromkeys(("seed", "num_samples", "candidate", "best", "sample_rate"), int),
@@ -38,7 +38,7 @@ _FIELDS: dict[str, Any] = {
 
 
 def read_record(path: str | os.PathLike) -> dict[str, Any]:
-    """The record of a sound file. Raises ValueError for a file that has none, with the reason as far as it can be known."""
+    """Read the record of a sound file. Raises ValueError for a file that has none, with the reason as far as it can be known."""
     import soundfile
 
     path = Path(path)
@@ -71,7 +71,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def describe_record(path: Path, record: Mapping[str, Any]) -> str:
-    """Lines of text, each ended."""
+    """Describe a file's record in lines, each ended by a newline."""
     loudness = "" if record["normalize"] is None else f", normalized to {record['normalize']:g} LUFS"
     lines = [f"{path}: {record['seconds']:g} s asked for, at {record['sample_rate']} Hz{loudness}"]
     for part in record["parts"] or [{"text": record["prompt"], "weight": 1.0}]:
@@ -104,7 +104,7 @@ def describe_record(path: Path, record: Mapping[str, Any]) -> str:
 
 
 def _given(record: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """The options of what is not in the file, and whether the request had it."""
+    """Return the options that give what the file does not hold, and for each whether the request had it."""
     sounds = {part["sound"]["sha256"] for part in record["parts"] or () if "sound" in part}
     prime = record["prime"]
     return [
@@ -115,12 +115,12 @@ def _given(record: Mapping[str, Any]) -> list[tuple[str, bool]]:
 
 
 def _printable(line: str) -> str:
-    """Without what a terminal would obey: a file may come from a stranger."""
+    """Replace characters that a terminal would obey: a file may come from a stranger."""
     return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _check_inside(record: dict[str, Any]) -> None:
-    """Raise an error of whatever kind for what is wrong within the fields that `generate_arguments` and `describe_record` read."""
+    """Raise an error, of any kind, if a field that `generate_arguments` or `describe_record` reads is wrong inside."""
     for made, stages in ((SamplingConfig, record["sampling"]), (Window, record["windows"])):
         for values in stages.values():
             made(**values)
@@ -135,7 +135,7 @@ def _check_inside(record: dict[str, Any]) -> None:
 
 
 def _wav_comment(file: BinaryIO) -> str | None:
-    """The comment of a wav, whole: libsndfile reads the first 2 kB only. None for another kind of file."""
+    """Return the whole comment of a wav, of which libsndfile reads the first 2 kB only; None for another kind of file."""
     if file.read(12)[:4] != b"RIFF":
         return None
     while len(header := file.read(8)) == 8:

@@ -39,8 +39,8 @@ class Request:
     tokens: list[Tokens] | None  # to go on from, one per candidate of the one prompt
     primes: list[Prime | None]  # one per prompt
     include_prime: bool  # in the wave
-    max_semantic_tokens: int | None  # as asked
-    windows: Mapping[str, Window]  # as asked
+    max_semantic_tokens: int | None  # as given
+    windows: Mapping[str, Window]  # as given
 
     @property
     def semantic_steps(self) -> int:
@@ -213,7 +213,7 @@ def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict
             raise ValueError(
                 f"cond_scale has no effect on the {stage} stage: audiolm-pytorch trains it without a null condition. Leave it out."
             )
-        # numpy's float32 would be another share of the vocabulary than the number that the record of the request has
+        # Python's numbers: a float32 of numpy's would not come back from the record's JSON as the same threshold
         chosen = {name: float(value) for name, value in vars(config).items() if value is not None}
         resolved[stage] = replace(decoder.sampling, **chosen)
     return resolved

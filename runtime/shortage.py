@@ -1,7 +1,7 @@
-"""Memory that runs out inside another library, as one sentence: ONNX Runtime, numpy and C++ each have words of their own for it.
+"""One sentence for memory that runs out inside another library: ONNX Runtime, numpy and C++ each report it in other words.
 
-In: an exception. Out: a MemoryError that says what was being done, what is free and what to do. What a request takes is known before it
-runs (`runtime.memory`); this is for what others took meanwhile, and for what could not be known.
+In: an exception. Out: a MemoryError that says what was being done, how much is free and what to do. A request's memory is checked before it
+runs (`runtime.memory`); this module is for memory that other programs took meanwhile, and for needs that could not be known.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ _SIGNS = (
     "failed to allocate",
     "unable to allocate",
     "not enough memory",
-    "pthread_create failed",  # a thread's stack is what it had no room for
+    "pthread_create failed",  # no room for a thread's stack
     "can't start new thread",
     "out of memory",
 )
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an exception says, in whoever's words, that memory ran out."""
+    """Return whether an exception says, in any library's words, that memory ran out."""
     return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _SIGNS)
 
 
 @contextmanager
 def naming_shortage(what: str, needed: int | None = None, passed_on: Sequence[Exception] = ()) -> Iterator[None]:
-    """Turn a shortage of memory inside of the block into an OutOfMemory. what: is being done; needed: bytes that it takes, if known;
-    passed_on: exceptions that stay as they are."""
+    """Turn a shortage of memory inside the block into an OutOfMemory.
+
+    what: the work, in words that follow "memory ran out"; needed: bytes that it takes, if known; passed_on: exceptions to raise unchanged.
+    """
     try:
         yield
     except OutOfMemory:

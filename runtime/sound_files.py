@@ -1,4 +1,4 @@
-"""Sounds in files: which formats there are, what each can take, and a wave as the bytes of one.
+"""The formats of sound files: the rates and lengths that each can hold, and encoding a wave in one.
 
 In: float32 [t] in [-1, 1], a rate in Hz, a comment. Out: a file's bytes. Where they are written is in `runtime.outputs`.
 """
@@ -19,7 +19,7 @@ from .outputs import is_stream
 _LOG = logging.getLogger(__name__)
 _BLOCK = 1 << 14  # samples: libsndfile's Vorbis encoder keeps what one call writes on the stack, and minutes at once overflow it
 _MOST_WAV_BYTES = (1 << 32) - (1 << 16)  # its length is a number of 32 bits; the rest is for the header and the comment
-_MOST_COMMENT_BYTES = 30_000  # libsndfile leaves a longer comment out of a wav without a word, and writes opus that nobody reads
+_MOST_COMMENT_BYTES = 30_000  # with a longer comment libsndfile writes a wav without it, and opus that no reader opens
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Format:
     subtype: str
     takes: Callable[[int], bool]  # whether it can have this rate, in Hz
     rates: str  # the same in words
-    ascii_only: bool = False  # of its comments
+    ascii_only: bool = False  # whether comments must be ASCII
 
 
 def _listed(*rates_hz: int) -> tuple[Callable[[int], bool], str]:
@@ -53,7 +53,7 @@ FORMATS = {
 
 
 def format_of(path: Path) -> Format:
-    """The format that a path's suffix names. A pipe or a device without a suffix takes wav. Raises ValueError for another suffix."""
+    """Return the format that a path's suffix names, WAV for a pipe or a device without a suffix. Raises ValueError for another suffix."""
     suffix = path.suffix.lower()
     if not suffix and is_stream(path):
         suffix = ".wav"
@@ -64,7 +64,7 @@ def format_of(path: Path) -> Format:
 
 
 def check_sound(path: Path, form: Format, sample_hz: int, samples: int) -> None:
-    """Raise ValueError for a rate that the format does not have, a length that it cannot hold, or a libsndfile that is without it."""
+    """Raise ValueError for a rate or a length that the format cannot hold, or if this libsndfile does not have the format."""
     import soundfile
 
     kind = form.subtype if form.subtype == "OPUS" else form.name
@@ -82,10 +82,10 @@ def check_sound(path: Path, form: Format, sample_hz: int, samples: int) -> None:
 
 
 def encode(path: Path, form: Format, audio: np.ndarray, sample_hz: int, comment: str) -> memoryview:
-    """float32 [t] as the bytes of a file. path: what messages call it.
+    """Encode float32 [t] as the bytes of a file. path: the file's name in messages.
 
-    A peak beyond 1 scales the whole clip down, with a warning: nothing clips silently. So does a comment that the format cannot hold: it is
-    left out.
+    A peak beyond 1 scales the whole clip down, with a warning: nothing clips silently. A comment longer than a file can hold is left out,
+    also with a warning.
     """
     import soundfile
 

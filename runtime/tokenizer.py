@@ -90,11 +90,11 @@ class ClipTokenizer:
         Path(path).write_text(tokenizer.to_str(), encoding="utf-8")  # its own `save` has no type of error for a full disk
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, perhaps none. Case, runs of white space and HTML entities do not matter."""
+        """Return the token ids of a text, perhaps none. Case, runs of white space and HTML entities do not matter."""
         return [index for _, ids in self.encode_words(text) for index in ids]
 
     def encode_words(self, text: str) -> list[tuple[str, list[int]]]:
-        """Each word, digit or run of other signs of a text, in small letters, with its token ids."""
+        """Return each word, digit or run of other signs of a text, in lower case, with its token ids."""
         if not isinstance(text, str):
             raise ValueError(f"a text must be a string, got {type(text).__name__}")
         words = []

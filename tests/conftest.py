@@ -4,7 +4,7 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ if "MUSICLM_KERNELS_ON" not in os.environ:  # of benchmarks/gpu: a GPU that kern
 import pytest
 from support.shared import FOLDER, shared
 
-TRACE_CACHE = "MUSICLM_TRACE_CACHE"  # of the environment, as in export/trace_cache.py, which imports torch
+TRACE_CACHE = "MUSICLM_TRACE_CACHE"  # the variable of export/trace_cache.py, whose import would take seconds for torch
 
 # The files that take longest, which begin first, so that no process is left with one of them at the end.
 LONGEST = (
@@ -210,6 +210,34 @@ def music(tiny_bundle):
 
     with md.load(tiny_bundle, device="cpu") as model:
         yield model
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """`run("inspect", ...)`, the command line in an empty folder, gives the exit status, standard output and standard error."""
+    from musiclm_deploy import cli
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:  # argparse
+            status = error.code if isinstance(error.code, int) else 1
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def never_loads(monkeypatch) -> None:
+    """A test with this fixture fails if a model is loaded: arguments that can be refused at once must not cost that."""
+    from musiclm_deploy.runtime import musiclm
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(musiclm, "load", load)
 
 
 @pytest.fixture(scope="session")

@@ -5,11 +5,10 @@ In: every Python file of the project, parsed and never imported. Dynamic imports
 
 import ast
 import re
-from pathlib import Path
 
 import pytest
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "musiclm_deploy"
 
 # What a folder may import of ours, besides itself and the version; the front door, musiclm_deploy/, may import all of it.

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from musiclm_deploy.model.upstream import load_upstream
-from musiclm_deploy.runtime.audio import HEARD, resample
+from musiclm_deploy.runtime.audio import FOR_LISTENERS, resample
 
 load_upstream()
 import torchaudio  # noqa: E402 (imports only after load_upstream)
@@ -82,9 +82,9 @@ def test_what_people_hear_is_resampled_without_images(rates: tuple[int, int]) ->
     """
     wave, best = noise(2, 331), {"lowpass_filter_width": 64, "rolloff": 0.9475937167399596, "beta": 14.769656459379492}
     exact = torchaudio.functional.resample(torch.from_numpy(wave).double(), *rates, resampling_method="sinc_interp_kaiser", **best).numpy()
-    np.testing.assert_allclose(resample(wave, *rates, HEARD), exact, rtol=0, atol=FP32)
+    np.testing.assert_allclose(resample(wave, *rates, FOR_LISTENERS), exact, rtol=0, atol=FP32)
     hz = 0.4 * min(rates)
-    out = resample(sine(rates[0] * 6 // 5, rates[0], hz), *rates, HEARD)[2000 : 2000 + rates[1]]  # whole periods
+    out = resample(sine(rates[0] * 6 // 5, rates[0], hz), *rates, FOR_LISTENERS)[2000 : 2000 + rates[1]]  # whole periods
     levels, at = np.abs(np.fft.rfft(out * np.blackman(len(out)))), round(hz)
     level_db = 20 * np.log10(levels / (0.5 * np.blackman(len(out)).sum() / 2))
     assert abs(level_db[at - 3 : at + 4].max()) < 0.1

@@ -36,7 +36,7 @@ def _noted(prefill: Callable[..., None], seen: list[int]) -> Callable[..., None]
 
 
 def alone(prompts: list[Positions], conditions: np.ndarray) -> tuple[list[int], list[int]]:
-    """In place of `decoder._distinct`: every row for itself."""
+    """In place of `decoder.distinct_prompts`: every row for itself."""
     return list(range(len(prompts))), list(range(len(prompts)))
 
 
@@ -61,7 +61,7 @@ def test_candidates_share_their_prefix(step: str, tiny_bundle, prefilled, monkey
         assert semantic == 2, "one start token under two conditions"
         assert 6 < coarse <= 12 and fine == 6 and told_fine == 3, "what the candidates drew is theirs"
         assert told_coarse == 2, "one prompt with its condition, and without"
-        monkeypatch.setattr(decoder, "_distinct", alone)
+        monkeypatch.setattr(decoder, "distinct_prompts", alone)
         each, rows = both()
         assert rows == [6, 12, 6, 6, 3]
         for one, other in zip(tokens, each, strict=True):

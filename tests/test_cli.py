@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from support.clips import WIDE, same_samples
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
@@ -20,38 +20,7 @@ from musiclm_deploy.runtime.bundle import MANIFEST, Bundle
 from musiclm_deploy.runtime.step import choose_step
 
 COMMAND = [sys.executable, "-m", "musiclm_deploy.cli"]
-WIDE = ["--filter-thres", "0.2"]  # of the tiny vocabularies the default leaves a single entry: nothing would be drawn
 EXPORT = ["export", "--semantic", "s.pt", "--coarse", "c.pt", "--fine", "f.pt", "--codec", "k.pt", "--out", "bundle"]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path) -> Callable[..., tuple[int, str, str]]:
-    """`run("inspect", ...)` in an empty folder gives the exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as error:  # argparse
-            status = error.code if isinstance(error.code, int) else 1
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def never_loads(monkeypatch) -> None:
-    """What is refused on sight must not cost the loading of a model."""
-
-    def load(*_: object, **__: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(musiclm, "load", load)
-
-
-def same_samples(one: str, other: str) -> bool:
-    """Whether two files sound the same; what they say of how they were made may differ."""
-    return np.array_equal(soundfile.read(one)[0], soundfile.read(other)[0])
 
 
 # --- generate

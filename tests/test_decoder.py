@@ -156,7 +156,7 @@ def test_a_step_costs_what_its_context_is_long(tmp_path: Path) -> None:
     taken = np.zeros(4100)
     for step in range(len(taken)):
         position = plan.place(step, np.array([step % 19]))
-        started = time.thread_time()  # what else runs on the machine does not count; one thread computes
+        started = time.thread_time()  # other load on the machine does not count; one thread computes
         run.step(position, 0)
         taken[step] = time.thread_time() - started
     short, long = taken[950:1050].min(), taken[4000:4100].min()

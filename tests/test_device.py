@@ -39,7 +39,10 @@ from musiclm_deploy.runtime.sampling import SamplingConfig
 from musiclm_deploy.runtime.stages import plan_semantic
 from musiclm_deploy.runtime.step import Choice, open_weights
 
-ON = [references.compute, pytest.param(interpret, marks=pytest.mark.nightly)]  # what computes kernels: at once for a grid, or as they are
+ON = [
+    references.compute,
+    pytest.param(interpret, marks=pytest.mark.nightly),
+]  # a grid at once, or program by program
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +93,7 @@ def test_it_stops_when_all_rows_have_ended(stages) -> None:
 
 
 def on_host(bundle: Path, compute: Compute = references.compute) -> MusicLM:
-    """A bundle whose tokens are made on a device in the host's memory; its graphs run on the CPU."""
+    """Load a bundle whose tokens are made on a device in the host's memory; its graphs run on the CPU."""
     return MusicLM(Bundle.open(bundle), "cpu", 1, Choice(False, "on a device"), HostDriver(compute=compute))
 
 

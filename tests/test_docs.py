@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from support.pages import ROOT, shortened
+from support import ROOT
+from support.pages import shortened
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
@@ -85,9 +86,11 @@ def instant(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         return manifest
 
-    monkeypatch.setattr(exporting, "_write_stages", write)
+    monkeypatch.setattr(exporting, "write_stages", write)
     errors = Bundle.open(tiny_bundle).manifest.errors
-    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": errors, "quality": {}, "narrow": {}, "fake_quantized": {}})
+    monkeypatch.setattr(
+        exporting, "validate_in_new_process", lambda *_: {"errors": errors, "quality": {}, "narrow": {}, "fake_quantized": {}}
+    )
 
 
 def test_the_export_page(folder: Path, instant: None, tiny_models: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -125,7 +128,7 @@ def test_the_export_page_lists_all_options(capsys: Any) -> None:
     text = page("export.md")
     with pytest.raises(SystemExit):
         cli.main(["export", "--help"])
-    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--verbose"}  # of every command
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help", "--verbose"}  # every command has these two
     assert len(options) > 10 and not [option for option in options if f"| `{option}" not in text and f", `{option}`" not in text]
     for stage, allowed in TOLERANCES.items():
         row = re.search(rf"^\|[^|]*`{stage}`[^|]*\|[^|]*\|[^|]*\| ([^|]*) \|", text, re.MULTILINE)

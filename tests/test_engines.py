@@ -51,7 +51,7 @@ CASES = [
     ("one stream, before 2.4, one layer, 64", "semantic", False, True),
     ("no value residual, before 2.2, five heads of 7", "fine", False, False),
 ]
-INTERPRETED = CASES[2]  # which has every kernel that is launched beside engines; the others in the nightly tests
+INTERPRETED = CASES[2]  # it launches every kernel that runs beside engines; the other cases are nightly tests
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_mulan_and_the_codec_of_real_sizes_are_built(depth: int, tiny_bundle: Pa
     """Fault: a graph beyond what TensorRT takes. Upstream's README sizes, in 16 bits, for the sizes of calls that the runtime asks for; for
     transformers see tests/test_tensorrt.py."""
     readme = SIZES["readme"]
-    small = {name: getattr(TINY, name) for name in ("dim", "depth", "heads", "dim_head")}  # of the transformers, which are not built here
+    small = {name: getattr(TINY, name) for name in ("dim", "depth", "heads", "dim_head")}  # transformers are not built here
     preset = replace(readme, tower_arguments=readme.tower_arguments | {"depth": depth}, **small)
     collected, manifest = collect(save_checkpoints(build_models(preset), tmp_path), {}), Bundle.open(tiny_bundle).manifest
     mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)

@@ -44,7 +44,7 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
             (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             return manifest
 
-        monkeypatch.setattr(exporting, "_write_stages", stages)
+        monkeypatch.setattr(exporting, "write_stages", stages)
 
     write(lambda folder: None)
     return write
@@ -52,7 +52,9 @@ def instant(monkeypatch, tiny_bundle) -> Callable[[Callable[[Path], object]], No
 
 @pytest.fixture
 def unvalidated(monkeypatch) -> None:
-    monkeypatch.setattr(exporting, "_validate", lambda *_: {"errors": {"fine": 1e-7}, "quality": {}, "narrow": {}, "fake_quantized": {}})
+    monkeypatch.setattr(
+        exporting, "validate_in_new_process", lambda *_: {"errors": {"fine": 1e-7}, "quality": {}, "narrow": {}, "fake_quantized": {}}
+    )
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -208,7 +210,7 @@ def test_full_disk_at_the_tokenizer(tiny_checkpoints, tmp_path, monkeypatch):
 
 
 def start(checkpoints: dict[str, Path], out: Path, until: Callable[[subprocess.Popen], bool]) -> subprocess.Popen:
-    """An export in a process of its own that has come as far as `until` says, however long that takes."""
+    """Start an export in a process of its own; return when it has come as far as `until` says, however long that takes."""
     process = subprocess.Popen([*CLI, *options(checkpoints), "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not until(process):
         assert process.poll() is None, process.communicate()[1]
@@ -221,7 +223,7 @@ def children(pid: int) -> list[int]:
 
 
 def pipes(pid: int) -> dict[str, str]:
-    """{number of an open file: the pipe that it is an end of}, of a process; empty if it has ended meanwhile."""
+    """Return a process's pipes by the number of their open file; empty if the process has ended meanwhile."""
     found = {}
     with suppress(FileNotFoundError, ProcessLookupError):
         for file in Path(f"/proc/{pid}/fd").iterdir():
@@ -232,7 +234,7 @@ def pipes(pid: int) -> dict[str, str]:
 
 
 def waits_for(pid: int) -> list[int]:
-    """The children that a process has given all of their standard input: it has closed its end of the pipe, and waits for what they say."""
+    """Return the children whose standard input is complete: the process has closed its end of the pipe and waits for their output."""
     own = set(pipes(pid).values())
     inputs = {child: pipes(child).get("0") for child in children(pid)}
     return [child for child, pipe in inputs.items() if pipe and pipe not in own]

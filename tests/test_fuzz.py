@@ -39,7 +39,7 @@ CASES = int(os.environ.get("MUSICLM_FUZZ", "24"))  # of checkpoints, and as many
 SEED = int(os.environ.get("MUSICLM_FUZZ_SEED", "0"))
 KINDS = ("semantic", "coarse", "fine", "codec", "mulan", "quantizer")
 GIGABYTE = 1 << 30
-SECONDS = 60  # of the processor's time that one case may take, however busy the machine is: most take a tenth of one
+SECONDS = 60  # of processor time, which a busy machine does not change; most cases take a tenth of a second
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of this process is read from /proc")
 
 

@@ -29,9 +29,9 @@ import musiclm_deploy as md
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.export import records_of
-from musiclm_deploy.export.live import _save_wav2vec
+from musiclm_deploy.export.live import save_wav2vec
 from musiclm_deploy.export.semantic_tokens import build_tokenizer, export_wav2vec, read_hubert_kmeans
-from musiclm_deploy.export.validate import _semantic_tokens
+from musiclm_deploy.export.validate import tokenizer_error
 from musiclm_deploy.model import HubertKmeans
 from musiclm_deploy.model.hubert_files import read_hubert
 from musiclm_deploy.model.upstream import load_upstream
@@ -179,7 +179,7 @@ def test_a_live_tokenizer_is_saved_whole(files: dict[str, Any], tmp_path: Path, 
     """`export_musiclm` with a HubertKmeans that leaves it out, or exports another layer, rate or scale than the live one has."""
     live = HubertKmeans.from_files(files[f"{size}.pt"], files["km.bin"], output_layer=3, target_sample_hz=8000, normalize=size == "large")
     paths: dict[str, Path] = {}
-    told = _save_wav2vec(live, tmp_path, paths)
+    told = save_wav2vec(live, tmp_path, paths)
     checkpoints, settings = read_hubert_kmeans(paths["hubert"], paths["kmeans"], told)
     again = build_tokenizer(checkpoints["wav2vec"], settings)
     wave = noise(2, 5000)
@@ -191,10 +191,10 @@ def test_a_tokenizer_that_cannot_be_saved_is_named(tmp_path: Path) -> None:
     """A bundle without a tokenizer, and nobody said so; a live model without one must not be complained about."""
     theirs: Any = audiolm_pytorch.HubertWithKmeans.__new__(audiolm_pytorch.HubertWithKmeans)
     with pytest.warns(UserWarning, match=r"no semantic tokenizer: a wav2vec of type HubertWithKmeans .* HubertKmeans\.from_files"):
-        assert _save_wav2vec(theirs, tmp_path, {}) == {}
+        assert save_wav2vec(theirs, tmp_path, {}) == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _save_wav2vec(None, tmp_path, {}) == {} and not list(tmp_path.iterdir())
+        assert save_wav2vec(None, tmp_path, {}) == {} and not list(tmp_path.iterdir())
 
 
 # --- files
@@ -381,8 +381,8 @@ def test_a_bundle_with_hubert(
     wave = noise(1, 9000)
     with md.load(out, device="cpu") as model:
         np.testing.assert_array_equal(model.semantic_tokens((wave.numpy(), 16_000)), tokenizer(wave))
-        assert _semantic_tokens(model, collected) < 1e-4
-        assert _semantic_tokens(model, collect(sources, {"wav2vec": {"output_layer": 2}})) > 1e-2
+        assert tokenizer_error(model, collected) < 1e-4
+        assert tokenizer_error(model, collect(sources, {"wav2vec": {"output_layer": 2}})) > 1e-2
         with pytest.raises(MemoryError, match="wav2vec"):
             model.semantic_tokens((np.zeros(60_000_000, np.float32), 16_000))
 

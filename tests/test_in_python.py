@@ -1,4 +1,4 @@
-"""What a Python prompt, a notebook and the command line show of a clip: short, whole, and the same number for the same thing."""
+"""A clip as a Python prompt, a notebook and the command line show it: short, whole, and with one number for one thing."""
 
 import base64
 import io

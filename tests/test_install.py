@@ -1,4 +1,4 @@
-"""What messages tell the user to install is ours, or a package by its own name."""
+"""Messages tell the user to install nothing but this checkout, or packages by their own names."""
 
 import ast
 import importlib.util
@@ -9,10 +9,10 @@ from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
+from support import ROOT
 
 from musiclm_deploy.runtime import install
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXTS = {".py", ".md", ".toml", ".txt", ".sh", ".h", ".cpp", ""}
 FOLDERS = (
     "benchmarks",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import ROOT
 
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
 from musiclm_deploy.kernels.launch import key_of
@@ -26,7 +27,6 @@ from musiclm_deploy.runtime.device.model import every_list
 from musiclm_deploy.runtime.device.patches import list_patches
 from musiclm_deploy.runtime.step import open_weights
 
-ROOT = Path(__file__).resolve().parent.parent
 COMPILE = """
 import sys
 from pathlib import Path

@@ -95,7 +95,7 @@ def test_a_mean_far_from_zero() -> None:
         (-(-DIM // COLUMNS), 2),
         *(measure, read_normed, inputs, Inner(40, COLUMNS, 8, False), floats(p.w_out.T), unused, unused, y, unused),
         *(3, DIM, 40, 40, ROWS, COLUMNS, 64, 0, False, False),
-        within=FP32 * 10,  # of the largest output, 2.5; a mean of 300 has 300 times the roundings of a mean of 1
+        within=FP32 * 10,  # share of the largest output, 2.5; a mean of 300 has 300 times the roundings of a mean of 1
     )
     centred = z.astype(np.float64) - z.astype(np.float64).mean(axis=1, keepdims=True)
     expected = centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-5) @ p.w_out

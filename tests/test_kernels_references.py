@@ -1,4 +1,4 @@
-"""That every kernel which lists launch has a numpy reference, of the same parameters, and is the same at every depth.
+"""Every kernel that lists launch has a numpy reference with the same parameters, and is the same at every depth.
 
 The tests beside this one launch kernels at odd sizes and in three types; `support/interpreted.py` holds each launch against its reference.
 """
@@ -25,8 +25,7 @@ from musiclm_deploy.kernels.prompt.triton_form import embed
 from musiclm_deploy.runtime.device.model import every_list
 from musiclm_deploy.runtime.engines.model import every_list as lists_beside_engines
 
-# of upstream's README
-README = Sizes(
+README = Sizes(  # the transformer of upstream's README
     dim=1024,
     depth=6,
     heads=8,
@@ -45,7 +44,7 @@ README = Sizes(
 
 
 def all_lists() -> Iterator[Step]:
-    """Lists that launch every kernel there is."""
+    """Yield lists that launch every kernel there is."""
     for sizes in (README, replace(README, cross_attention=False, streams=1, value_residual=False, bias_entries=0)):
         for prefix, kind in ((False, "fp16"), (True, "fp32"), (True, "bf16")):
             yield from every_list(sizes, True, prefix, kind)
@@ -56,7 +55,7 @@ def all_lists() -> Iterator[Step]:
 
 @pytest.fixture(scope="module")
 def launches() -> dict[str, Launch]:
-    """Of each piece of machine code one launch."""
+    """One launch of each piece of machine code."""
     return {key_of(one, step): one for step in all_lists() for one in step.kernels}
 
 
@@ -69,7 +68,7 @@ def test_every_launch_has_a_reference(launches: dict[str, Launch]) -> None:
     for one in launches.values():
         kernel, constants = functions_of(one)
         grid, *parameters = inspect.signature(references.REFERENCES[one.kernel]).parameters
-        own = [name for name in kernel.arg_names if name != "EARLY"]  # which is of the card
+        own = [name for name in kernel.arg_names if name != "EARLY"]  # set by the card that runs the kernel
         assert (grid, parameters) == ("grid", own), one.kernel
         assert {*one.arguments, *constants} == set(own), one.name
 

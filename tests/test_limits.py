@@ -15,6 +15,7 @@ from musiclm_deploy.runtime.backend import available_processors, useful_threads
 from musiclm_deploy.runtime.estimate import Estimate, token_steps
 from musiclm_deploy.runtime.generation import Generation
 from musiclm_deploy.runtime.memory import OutOfMemory
+from musiclm_deploy.runtime.music import Tokens
 from musiclm_deploy.runtime.request import make_request
 from musiclm_deploy.runtime.shortage import naming_shortage
 
@@ -165,9 +166,11 @@ def test_estimates(music):
     assert waves < found.bytes < 8 * waves
     more = music.estimate(["x", "y"], seconds=60, num_samples=400, sampling=WIDE)
     assert 2 < more.total / found.total < 50
-    tokens = [candidate.tokens for candidate in music.generate("x", seconds=0.5, num_samples=2).candidates] * 2000
-    rest = music.estimate("x", tokens=tokens, num_samples=4000)
-    assert rest is None or rest.seconds.keys() == {"codec", "rank"}
+    whole = [candidate.tokens for candidate in music.generate("x", seconds=0.5, num_samples=2).candidates] * 1000
+    begun = [Tokens(tokens.semantic) for tokens in whole]
+    for tokens, left in ((begun, {"coarse", "fine", "codec", "rank"}), (whole, {"codec", "rank"})):
+        rest = music.estimate("x", tokens=tokens, seconds=0.5)
+        assert rest is not None and rest.seconds.keys() == left
 
 
 @pytest.mark.parametrize(

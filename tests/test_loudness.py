@@ -21,7 +21,7 @@ def tone(level_db: float, seconds: float, sample_hz: int, hz: float = 997.0) -> 
 
 
 def music(seconds: float, sample_hz: int) -> np.ndarray:
-    """Noise that swells and fades."""
+    """Return noise that swells and fades."""
     noise = np.random.default_rng(0).normal(size=round(seconds * sample_hz)).astype(np.float32)
     return 0.05 * noise * np.sin(np.pi * np.linspace(0, 3, len(noise), dtype=np.float32)) ** 2
 

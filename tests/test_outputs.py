@@ -1,4 +1,4 @@
-"""Where results are written: what is refused before the work, what is followed, and what is left when a write fails."""
+"""Files that results are written to: refusals before the work, links that are followed, and what a failed write leaves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def unprivileged() -> Iterator[Path]:
 
 
 def entries(folder: Path) -> dict[str, bytes | None]:
-    """What is in a folder, by name; None for what is no plain file."""
+    """Return the contents of a folder's files by name, None for everything but plain files."""
     return {path.name: path.read_bytes() if path.is_file() and not path.is_symlink() else None for path in folder.iterdir()}
 
 

@@ -129,7 +129,7 @@ def at_once(tiny_bundle: Path, good, mel_file) -> Iterator[Callable[..., int]]:
 
     files = [part for name, path in {**good, "semantic-features": mel_file}.items() for part in (f"--{name}", str(path))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "_write_stages", write)
+        patch.setattr(exporting, "write_stages", write)
         yield lambda out, *options: cli.main(["export", "--quiet", *files, "--out", str(out), *options])
 
 
@@ -185,7 +185,7 @@ def test_inspect_has_the_table(narrow: Path, capsys) -> None:
 
 def test_too_much_lost_is_refused(at_once, narrow: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """Fault: a bundle of noise instead of music, made in silence; or a refusal that does not say what to do, or leaves something behind."""
-    monkeypatch.setattr(exporting, "_validate", validating.validate)  # a process of its own takes its time to import torch
+    monkeypatch.setattr(exporting, "validate_in_new_process", validating.validate)  # a process of its own takes its time to import torch
     assert at_once(tmp_path / "bundle", "--precision", "fine=int4") == 1
     measured = Bundle.open(narrow).manifest.quality["fine"]
     message = capsys.readouterr().err
@@ -248,9 +248,9 @@ def test_measured_on_sounds(at_once, sounds: Path, tmp_path: Path, monkeypatch) 
         fed.append((plan.stage, conditioning, drawn))
         return drawn, found
 
-    quality_stage = quality._stage
-    monkeypatch.setattr(quality, "_stage", watched)
-    monkeypatch.setattr(exporting, "_validate", validating.validate)  # a process of its own takes its time to import torch
+    quality_stage = quality.measure_stage
+    monkeypatch.setattr(quality, "measure_stage", watched)
+    monkeypatch.setattr(exporting, "validate_in_new_process", validating.validate)  # a process of its own takes its time to import torch
     out = tmp_path / "bundle"
     assert at_once(out, "--precision", "int8", "--force", "--calibration", str(sounds)) == 0
     with md.load(out, device="cpu") as model:
@@ -284,7 +284,7 @@ def test_sounds_that_nothing_is_measured_on(
     precision: str, folder: str, message: str, at_once, sounds: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """Fault: a table of nothing, or of fewer sounds than were given, without a word."""
-    monkeypatch.setattr(exporting, "_validate", validating.validate)  # a process of its own takes its time to import torch
+    monkeypatch.setattr(exporting, "validate_in_new_process", validating.validate)  # a process of its own takes its time to import torch
     for name in ("empty", "broken", "short"):
         (tmp_path / name).mkdir()
     (tmp_path / "broken" / "b.wav").write_bytes(b"RIFF of nothing")

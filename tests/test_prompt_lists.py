@@ -10,45 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from support.clips import WIDE, same_samples
 
 import musiclm_deploy as md
-from musiclm_deploy import cli
 from musiclm_deploy.commands.prompts import Listed, batches_of, read_prompts, read_text, seeds_of
 from musiclm_deploy.commands.values import RANDOM
-from musiclm_deploy.runtime import musiclm
-
-WIDE = ["--filter-thres", "0.2"]  # of the tiny vocabularies the default leaves a single entry: nothing would be drawn
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path) -> Callable[..., tuple[int, str, str]]:
-    """`run("generate", ...)` in an empty folder gives the exit status, standard output and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as error:  # argparse
-            status = error.code if isinstance(error.code, int) else 1
-        return status, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
 def pipe(monkeypatch) -> Callable[[bytes], None]:
-    """`pipe(data)` makes data what standard input holds."""
+    """`pipe(data)` puts data on standard input."""
     return lambda data: monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-
-
-@pytest.fixture
-def never_loads(monkeypatch) -> None:
-    """What is refused on sight must not cost the loading of a model."""
-
-    def load(*_: object, **__: object) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr(musiclm, "load", load)
 
 
 @pytest.mark.parametrize(
@@ -163,11 +135,6 @@ def test_batches():
     assert batches_of(request, lambda **_: Takes()) == ([request], 10.0, "about 10 s")
     with pytest.raises(MemoryError, match="never"):
         batches_of(request, lambda **_: (_ for _ in ()).throw(MemoryError("never")))
-
-
-def same_samples(one: str | Path, other: str | Path) -> bool:
-    """Whether two sound files hold the same samples; their records may differ."""
-    return np.array_equal(soundfile.read(one, dtype="int16")[0], soundfile.read(other, dtype="int16")[0])
 
 
 def test_a_list(run, tiny_bundle, tmp_path):

@@ -102,7 +102,7 @@ def test_every_format_holds_a_long_record(music: Any, tmp_path: Path, suffix: st
 
 @pytest.fixture
 def record(music: Any) -> dict[str, Any]:
-    """Of a request with a sound and a prime."""
+    """The record of a request with a sound and a prime."""
     song = music.generate(md.Blend([("x", 0.5), (B, 0.5)]), prime=A, seconds=0.6)
     return json.loads(json.dumps(song.settings))
 
@@ -137,7 +137,7 @@ def test_the_callers_own_noise_cannot_be_repeated(music: Any) -> None:
 
 
 def wav_with(comment: str, path: Path) -> Path:
-    """A wav whose comment is a chunk behind the samples, as other programs write it, after an odd one."""
+    """Write a wav whose comment is a chunk behind the samples, as other programs write it, after a chunk of odd length."""
     soundfile.write(path, np.zeros(9), 16000, subtype="PCM_16")
     text = comment.encode() + b"\0"
     info = b"INFO" + struct.pack("<4sI", b"ISFT", 3) + b"me\0\0" + struct.pack("<4sI", b"ICMT", len(text)) + text + b"\0" * (len(text) % 2)

@@ -17,7 +17,7 @@ from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.semantic_tokens import build_tokenizer, infer_mel
-from musiclm_deploy.export.validate import TOLERANCES, _semantic_tokens
+from musiclm_deploy.export.validate import TOLERANCES, tokenizer_error
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime.bundle import Bundle, SemanticTokenizer
@@ -228,10 +228,10 @@ def test_validation_tells_other_tokens(tiny_bundle: Path, mel_kmeans: MelKmeans,
     mel_kmeans.save(tmp_path / "mel.pt")
     collected = collect({**tiny_checkpoints, "semantic-features": tmp_path / "mel.pt"}, {})
     with md.load(tiny_bundle, device="cpu") as model:
-        assert _semantic_tokens(model, collected) < 1e-6
+        assert tokenizer_error(model, collected) < 1e-6
         state = collected.checkpoints["wav2vec"].state
         state["centres"] = state["centres"].roll(1, 0)
-        assert _semantic_tokens(model, collected) > 0.1 > TOLERANCES["wav2vec"]
+        assert tokenizer_error(model, collected) > 0.1 > TOLERANCES["wav2vec"]
 
 
 def changed(state: dict[str, Tensor], **tensors: Tensor | None) -> dict[str, Tensor]:

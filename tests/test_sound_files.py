@@ -13,11 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from support import ROOT
 
 from musiclm_deploy.runtime.outputs import write_output
 from musiclm_deploy.runtime.sound_files import FORMATS, check_sound, encode, format_of
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def noise(samples: int) -> np.ndarray:

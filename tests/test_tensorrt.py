@@ -35,7 +35,7 @@ def test_it_is_onnx_runtimes_form(variant: str, stage: str, stages, static_stage
 
 
 def nodes_of(stage: Stage) -> list[tuple[str, ...]]:
-    """Operator, attributes and inputs of every node, without the numbers of values and layers."""
+    """Return operator, attributes and inputs of every node, without the numbers of values and layers."""
     found = []
     for node in onnx.load(stage.folder / stage.decoder.graph, load_external_data=False).graph.node:
         inputs = [re.sub(r"^([A-Z]\w+)\.\d+$|^(layers|past_key_values|present|context)\.\d+", r"\1\2", name) for name in node.input]
@@ -114,7 +114,7 @@ def test_a_real_size_compiles(stage: str, kind: str, depth: int, tmp_path: Path)
 
 
 def hubert_base(depth: int) -> HubertKmeans:
-    """As of hubert_base_ls960.pt and its 500 centres, the weights random; of its nine layers so many, as tracing one takes four seconds."""
+    """Build hubert_base_ls960.pt's HuBERT with 500 centres and random weights, but with `depth` of its layers: tracing one takes 4 s."""
     from musiclm_deploy.model.upstream import import_transformers
 
     hubert = import_transformers().models.hubert

@@ -38,7 +38,7 @@ def mulan(seed: int) -> MuLaN:
 
 
 def with_weights(module: Any, seed: int) -> Any:
-    """The module in evaluation mode, all of its weights random, codebooks too."""
+    """Return the module in evaluation mode, with random weights and codebooks."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):

@@ -22,7 +22,7 @@ HARMLESS = re.compile(r"/dev/null|/dev/shm/sem\.\S+")
 
 
 def why_not() -> str:
-    """Why nothing can be traced here; "" where it can."""
+    """Return the reason why nothing can be traced here, "" if it can."""
     if sys.platform != "linux" or shutil.which("strace") is None:
         return "strace is not installed: apt-get install strace"
     tried = subprocess.run(["strace", "-f", "--seccomp-bpf", "-o", os.devnull, sys.executable, "-c", ""], capture_output=True, text=True)
@@ -31,7 +31,7 @@ def why_not() -> str:
 
 @dataclass
 class Trace:
-    """What a process and its children did, in absolute paths."""
+    """The actions of a process and its children, in absolute paths."""
 
     written: set[Path] = field(default_factory=set)  # files, folders and links that were opened for writing, made or renamed
     look_ups: list[str] = field(default_factory=list)  # the calls that look for a host or open a socket to one
@@ -65,7 +65,7 @@ class Place:
         return trace
 
     def outside(self, trace: Trace) -> list[Path]:
-        """What was written outside `work`, except what is harmless."""
+        """Return what was written outside `work`, except what is harmless."""
         gone = {path for path in trace.written if path.is_relative_to(self.temporary) and not path.is_file()}
         kept = [path for path in trace.written - gone if not path.is_relative_to(self.work)]
         return [path for path in sorted(kept) if not HARMLESS.fullmatch(str(path))]

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from support.pages import ROOT, shortened
+from support import ROOT
+from support.pages import shortened
 
 FORKED = ROOT / "tests" / "support" / "forked.py"
 

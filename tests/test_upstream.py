@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from support.processes import ROOT, in_fresh_process
+from support import ROOT
+from support.processes import in_fresh_process
 
 
 def test_import_leaves_the_process_as_it_was() -> None:

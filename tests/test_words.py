@@ -24,7 +24,7 @@ from musiclm_deploy.runtime.tokenizer import ClipTokenizer
 from musiclm_deploy.runtime.words import texts_of, unknown_words
 
 CHECKPOINT = Path(__file__).resolve().parent.parent / "demo" / "checkpoint" / "quantizer.pt"
-TOKENS, SEEN = 600, 40  # of the made towers: captions have the first 40
+TOKENS, SEEN = 600, 40  # captions have the first 40 of a tower's 600 tokens
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def clip() -> ClipTokenizer:
 
 
 def trained(width: int, steps: int = 30, **optimizer: float) -> tuple[TextTransformer, torch.optim.Optimizer]:
-    """A text tower after steps of AdamW on captions of the first SEEN tokens but number 0, which is masked."""
+    """Train a text tower by AdamW on captions of the first SEEN tokens but number 0, which is masked."""
     torch.manual_seed(width)
     tower = TextTransformer(width, 1, num_tokens=TOKENS, max_seq_len=8, dim_head=16, heads=2)
     adam = torch.optim.AdamW(tower.parameters(), **{"lr": 3e-4, "weight_decay": 0.0, "betas": (0.9, 0.99), **optimizer})
@@ -94,7 +94,7 @@ def test_moments_that_mean_nothing():
     ],
 )
 def test_an_optimizer_of_another_kind(optimizer):
-    """What else trainers save under that name must not end an export."""
+    """Fault: an export ends in an error because a trainer saved something else under that name."""
     assert moments_of(optimizer, (3, 2)) is None
 
 
@@ -114,7 +114,7 @@ def test_an_optimizer_of_another_kind(optimizer):
 def test_nothing_can_be_told(table):
     """An untrained tower, or one without marks, would name every word, or words that it knows."""
     mask, told = trained_tokens(table)
-    assert mask is None and told.startswith("cannot be told: ")
+    assert mask is None and told.startswith("cannot be known: ")
 
 
 def test_the_demo(clip):

@@ -1,1 +1,1 @@
-"""The commands of `musiclm`, a file each: `add_options` says what it takes, `run` does it and returns the exit status."""
+"""The commands of `musiclm`, a file each: `add_options` declares a command's options, `run` runs it and returns the exit status."""

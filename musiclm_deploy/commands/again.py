@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ..runtime.bundle import Bundle
     from ..runtime.music import Music
 
-# What the file says already, by the attribute of argparse.
-_SAID = {
+# Options that the file's record answers, by their attribute in argparse's namespace.
+_ANSWERED = {
     "text": "TEXT",
     **{
         name: f"--{name.replace('_', '-')}"
@@ -30,29 +30,32 @@ def add_again_options(parser: argparse.ArgumentParser) -> None:
         "--again",
         type=Path,
         metavar="FILE",
-        help="repeat the request that made this sound file; sounds and tokens that it was given must be given again",
+        help="repeat the request that made this sound file; the sounds and tokens of that request must be given again",
     )
-    parser.add_argument("--other-bundle", action="store_true", help="with --again: take BUNDLE though another one made FILE")
+    parser.add_argument("--other-bundle", action="store_true", help="with --again: accept a BUNDLE that did not make FILE")
 
 
 @dataclass(frozen=True)
 class Again:
-    """A sound file of ours and its record."""
+    """A sound file of ours to make again, and its record."""
 
     file: Path
     record: dict[str, Any]
-    other_bundle: bool  # allowed
+    other_bundle: bool  # whether a bundle that did not make the file is allowed
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> Again | None:
-        """None without --again. Ends with the usage if the options say what the file says; ValueError for a file without a record."""
+        """Read the file of --again; return None without that option.
+
+        Ends with status 2 if another option is one that the record answers. Raises ValueError for a file without a record.
+        """
         from ..runtime.provenance_file import read_record
 
         if options.again is None:
             if options.other_bundle:
                 options.wrong_usage("--other-bundle goes with --again FILE")
             return None
-        values = {option: getattr(options, name) for name, option in _SAID.items()}
+        values = {option: getattr(options, name) for name, option in _ANSWERED.items()}
         if said := [option for option, value in values.items() if value is not None and value is not False and value != []]:
             options.wrong_usage(f"--again takes the request from {options.again}: leave out {', '.join(said)}")
         if options.out is not None and options.out.exists() and options.out.samefile(options.again):
@@ -61,11 +64,11 @@ class Again:
 
     @property
     def out(self) -> Path:
-        """Where the repetition goes by default."""
+        """The file that the repetition is written to by default."""
         return self.file.with_stem(f"{self.file.stem}-again")
 
     def request(self, options: argparse.Namespace) -> dict[str, Any]:
-        """Arguments of `MusicLM.generate`, text and seed as lists of one. ValueError for what cannot be repeated."""
+        """Return the arguments of `MusicLM.generate`, text and seed as lists of one. Raises ValueError for what cannot be repeated."""
         from ..runtime.audio import load_audio
         from ..runtime.music import load_tokens
         from ..runtime.provenance import generate_arguments
@@ -80,7 +83,7 @@ class Again:
         return arguments | {"text": [arguments["text"]], "seed": [arguments["seed"]]}
 
     def bundle(self, options: argparse.Namespace) -> Path:
-        """The bundle that was given, or the one of the record if it is still where it was, seen from here."""
+        """Return the bundle that was given, or the record's, if its path leads to a folder below the current one."""
         if options.bundle is not None:
             return options.bundle
         path = Path(self.record["bundle"])
@@ -92,13 +95,14 @@ class Again:
         return path
 
     def placement(self, options: argparse.Namespace) -> dict[str, Any]:
-        """Arguments of `md.load` that compute as the file was computed, where the options do not say otherwise."""
+        """Return the arguments of `md.load` that compute as the file was computed, unless the options say otherwise."""
         device = self.record["device"] if options.device == "auto" else options.device
         weights = options.weights or (self.record["precision"]["semantic"] if device == "cuda" == self.record["device"] else "fp16")
         threads = self.record.get("threads") if options.threads is None else options.threads
         return {"device": device, "weights": weights, "threads": threads, "step": "graph" if self.record["step"] == "graph" else "auto"}
 
     def check_bundle(self, bundle: Bundle) -> None:
+        """Raise ValueError for a bundle that did not make the file, unless --other-bundle allows it."""
         made_by = self.record["bundle_sha256"]
         if bundle.sha256 != made_by and not self.other_bundle:
             raise ValueError(

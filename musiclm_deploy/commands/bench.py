@@ -1,4 +1,4 @@
-"""`musiclm bench`: what a bundle costs on this machine."""
+"""`musiclm bench`: the speed and memory of a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--cond-scale", type=float, metavar="X", help="guidance of the clips (default: the bundle's)")
     parser.add_argument("--fine-window", type=count, metavar="N", help="frames of a fine window (default: the trained window)")
     parser.add_argument("--steps", type=count, default=40, metavar="N", help="timed steps of each case (default: 40)")
-    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="of each clip and each start (default: 3)")
-    parser.add_argument("--threads", type=count, metavar="N", help="of the CPU (default: one per core)")
+    parser.add_argument("--repeats", type=count, default=3, metavar="N", help="runs of each clip and each start (default: 3)")
+    parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this file, one JSON object a line")
     parser.set_defaults(run=run)
 

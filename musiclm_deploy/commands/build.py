@@ -17,10 +17,12 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="exported with --target tensorrt")
     parser.add_argument(
-        "--compute-capability", type=count, metavar="N", help="of another GPU, 89 for 8.9: with TensorRT-RTX, and with no GPU here"
+        "--compute-capability", type=count, metavar="N", help="another GPU's, 89 for 8.9: by TensorRT-RTX, which needs no GPU here"
     )
-    parser.add_argument("--sequences", type=count, default=16, metavar="N", help="at once at most; guidance takes two each (default: 16)")
-    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of a sound to be like or go on from (default: 30)")
+    parser.add_argument(
+        "--sequences", type=count, default=16, metavar="N", help="most sequences at once; guidance takes two each (default: 16)"
+    )
+    parser.add_argument("--seconds", type=float, default=30.0, metavar="S", help="longest reference sound or prime (default: 30)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 

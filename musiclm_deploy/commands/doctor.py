@@ -1,4 +1,4 @@
-"""`musiclm doctor`: what checkpoints are, and what an export would say of them."""
+"""`musiclm doctor`: a report on checkpoints and bundles, with what an export would refuse."""
 
 from __future__ import annotations
 

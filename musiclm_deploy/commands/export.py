@@ -44,8 +44,8 @@ def add_options(commands: Any) -> None:
         action="append",
         default=[],
         metavar="[STAGE=]P",
-        help="of the transformers' weights: fp32 (default), int8, int4, or auto, the narrowest that loses little; for one stage or all. "
-        "For TensorRT: fp32, fp16 or bf16",
+        help="type of the transformers' weights, for one stage or all: fp32 (default), int8, int4, or auto, the narrowest that loses "
+        "little. For TensorRT: fp32, fp16 or bf16",
     )
     parser.add_argument(
         "--target",
@@ -53,9 +53,12 @@ def add_options(commands: Any) -> None:
         choices=["onnxruntime", "tensorrt"],
         help="tensorrt: also write what its engines are built of, in fp32, fp16 or bf16 (default: onnxruntime)",
     )
-    parser.add_argument("--force", action="store_true", help="take a precision that loses more than it may")
+    parser.add_argument("--force", action="store_true", help="accept a precision that loses more than the limit")
     parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="measure that on these sounds, not on what the fp32 model makes of a few texts"
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="measure a precision's loss on these sounds, not on what the fp32 model makes of a few texts",
     )
     parser.add_argument(
         "--kernels",
@@ -64,7 +67,11 @@ def add_options(commands: Any) -> None:
         help="compile what a GPU launches too, for weights of this type; repeat for more",
     )
     parser.add_argument(
-        "--compute-capability", type=count, action="append", metavar="N", help="of GPUs to compile for, 90 for 9.0 (default: all known)"
+        "--compute-capability",
+        type=count,
+        action="append",
+        metavar="N",
+        help="a GPU to compile for, 90 for 9.0; repeat for more (default: all known)",
     )
     parser.add_argument(
         "--trace-cache", type=Path, metavar="DIR", help="keep traced graphs here: the next export of the same settings takes less time"
@@ -102,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _by_stage(option: str, items: Sequence[str]) -> dict[str, str]:
-    """`{stage: value}` of an option that is given once, or with STAGE= for each stage; "" is the value for all."""
+    """Return `{stage: value}` for an option that is given once, or with STAGE= for each stage; the stage "" stands for all."""
     from ..export.errors import ExportError
     from ..runtime.bundle import STAGES
 

@@ -1,4 +1,4 @@
-"""`musiclm generate`: a prompt to a file of music."""
+"""`musiclm generate`: prompts to files of music."""
 
 from __future__ import annotations
 
@@ -13,30 +13,36 @@ from .output import Outputs, add_output_options
 from .prompts import Listed, batches_of, read_prompts, read_text, seeds_of
 from .values import RANDOM, seed, stage_value, stage_window
 
-_WORTH_SAYING_S = 30.0  # of work, before it begins
+_ANNOUNCED_S = 30.0  # longer requests state their time and memory before they begin
 
 
 def add_options(commands: Any) -> None:
     parser = commands.add_parser("generate", help="make music from a text", description="Make music from a text.")
     parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", nargs="?", help="the directory that export_all.py made; with --again by default the same"
+        "bundle", type=Path, metavar="BUNDLE", nargs="?", help="the folder that the export made; may be left out with --again"
     )
-    parser.add_argument("text", metavar="TEXT", nargs="?", help="what the music should be like; - reads it from standard input")
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="a description of the music; - reads it from standard input")
     parser.add_argument(
-        "--prompts", metavar="FILE", help="in place of TEXT, a prompt a line, or JSON lines with text and seed; - is standard input"
+        "--prompts",
+        metavar="FILE",
+        help="in place of TEXT, a file with a prompt a line, or JSON lines with text and seed; - is standard input",
     )
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="a sound that it should be like, in place of TEXT or beside it")
-    parser.add_argument("--audio-weight", type=float, metavar="W", help="of the sound beside TEXT, from 0 to 1 (default: 0.5)")
-    parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music goes on from; alone, it is also what to be like")
-    parser.add_argument("--without-prime", action="store_true", help="write only what comes after the sound of --prime")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="a reference sound, in place of TEXT or together with it")
+    parser.add_argument("--audio-weight", type=float, metavar="W", help="weight of --audio beside TEXT, from 0 to 1 (default: 0.5)")
+    parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music continues; alone, it is also the prompt")
+    parser.add_argument("--without-prime", action="store_true", help="write only what follows the sound of --prime")
     add_output_options(parser)
     add_again_options(parser)
-    parser.add_argument("--seconds", type=float, metavar="S", help="length, exact to the sample (default: what inspect says)")
-    parser.add_argument("--seed", type=seed, metavar="N", help="of the noise: the same seed gives the same music; or random (default: 0)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="length, exact to the sample (default: that of a default clip, which inspect states)"
+    )
+    parser.add_argument("--seed", type=seed, metavar="N", help="the same seed gives the same music; random draws one (default: 0)")
     parser.add_argument("--num-samples", type=int, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)")
     parser.add_argument("--stop", choices=["exact", "eos"], help="exact length, or end where the model ends (default: exact)")
     parser.add_argument("--compat", choices=["upstream"], help="reproduce audiolm-pytorch token for token")
-    parser.add_argument("--max-semantic-tokens", type=int, metavar="N", help="at most (default: as many as the length can hold)")
+    parser.add_argument(
+        "--max-semantic-tokens", type=int, metavar="N", help="most semantic tokens (default: as many as the length can hold)"
+    )
     for name, what in (
         ("temperature", "0 is greedy"),
         ("filter-thres", "share of the vocabulary dropped, in [0, 1)"),
@@ -51,16 +57,16 @@ def add_options(commands: Any) -> None:
         action="append",
         default=[],
         metavar="STAGE=LENGTH:OVERLAP",
-        help="of clips longer than the trained windows, in tokens or frames; repeat for other stages (docs/long_clips.md)",
+        help="windows of clips longer than the trained ones, in tokens or frames; repeat for other stages (docs/long_clips.md)",
     )
-    parser.add_argument("--tokens", type=Path, metavar="FILE", help="go on from saved tokens (.npz)")
+    parser.add_argument("--tokens", type=Path, metavar="FILE", help="continue from saved tokens (.npz)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
     parser.add_argument(
         "--weights",
         choices=["fp16", "bf16", "fp32", "int8"],
-        help="of transformers on a GPU, as packed (default: fp16)",
+        help="type of the transformers' weights on a GPU, one that --kernels packed (default: fp16)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU (default: one per core)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print what was made as one JSON object")
     parser.set_defaults(run=run, wrong_usage=parser.error)
 
@@ -90,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
             again.check_bundle(model.bundle)
         outputs[0].check_sound(model.bundle.manifest.codec.sample_hz, request["seconds"])
         parts, seconds, takes = batches_of(request, model.estimate)
-        if seconds >= _WORTH_SAYING_S or len(parts) > 1:
+        if seconds >= _ANNOUNCED_S or len(parts) > 1:
             print(f"this will take {takes}.", file=sys.stderr)
         waiting = iter(outputs)
         for part in parts:
@@ -106,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `MusicLM.generate`, text and seed as lists, but for the sampling, which needs the bundle."""
+    """Return the arguments of `MusicLM.generate`, text and seed as lists, without the sampling, for which the bundle is needed."""
     from ..runtime.audio import load_audio
     from ..runtime.music import load_tokens
     from ..runtime.windows import Window
@@ -130,7 +136,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write(options: argparse.Namespace, music: Any, output: Outputs, again: Again | None) -> None:
-    """Write one prompt's files, and say so."""
+    """Write one prompt's files, and print which."""
     files = output.write(music, None if again is None else again.record["candidate"])
     hz, seconds = output.mastering.sample_rate or music.sample_rate, len(music.audio) / music.sample_rate
     if options.json:
@@ -166,7 +172,7 @@ def _check_usage(options: argparse.Namespace) -> None:
 
 
 def _prompt(options: argparse.Namespace, text: str | None, sound: Any) -> Any:
-    """A text, a sound, or both blended; None with a prime alone."""
+    """Return a text, a sound, or both blended; None with a prime alone."""
     from ..runtime.prompts import Blend
 
     if sound is None:
@@ -176,7 +182,7 @@ def _prompt(options: argparse.Namespace, text: str | None, sound: Any) -> Any:
 
 
 def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:
-    """`--temperature 0.9 --temperature fine=0.7`: a value without a stage is for every stage that takes it."""
+    """Return each stage's sampling. A value without a stage, as in `--temperature 0.9 --temperature fine=0.7`, is for all that take it."""
     from ..runtime.bundle import STAGES
     from ..runtime.sampling import SamplingConfig
 

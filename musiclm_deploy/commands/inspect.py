@@ -1,4 +1,4 @@
-"""`musiclm inspect`: what a bundle holds, or how a sound file was made."""
+"""`musiclm inspect`: the content of a bundle, or the record of how a sound file was made."""
 
 from __future__ import annotations
 

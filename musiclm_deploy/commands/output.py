@@ -1,4 +1,4 @@
-"""Where `musiclm generate` writes: its options, checked before anything is computed, and the files or the standard output afterwards."""
+"""The outputs of `musiclm generate`: their options, the checks before anything is computed, and writing to files or standard output."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".wav, .flac, .ogg, .opus or .mp3, mono; - writes a wav to standard output (default: out.wav)",
     )
-    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="of the file (default: the codec's)")
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="sample rate of the file (default: the codec's)")
     parser.add_argument(
-        "--normalize", type=float, metavar="LUFS", help="bring the clip to this loudness (ITU-R BS.1770), -14 or -23 (default: as it is)"
+        "--normalize",
+        type=float,
+        metavar="LUFS",
+        help="bring the clip to this loudness (ITU-R BS.1770), such as -14 (default: as generated)",
     )
-    parser.add_argument("--all", action="store_true", help="write every candidate, as FILE-1, FILE-2, ..., beside the best")
+    parser.add_argument("--all", action="store_true", help="also write every candidate, as FILE-1, FILE-2, ...")
     parser.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
 
 
@@ -40,10 +43,10 @@ def numbered(path: Path, index: int) -> Path:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one piece of music is written to."""
+    """The files that one piece of music is written to, or standard output."""
 
     out: Path | None  # None is standard output
-    numbered: list[Path]  # of every candidate, if they are all asked for
+    candidates: list[Path]  # one for each, with --all
     tokens: Path | None
     mastering: Mastering
 
@@ -71,16 +74,16 @@ class Outputs:
         return cls(None if str(path) in _STDOUTS else path, every, tokens, Mastering(rate, loudness))
 
     def check(self) -> None:
-        """Raise ValueError or OSError for whatever is known to be impossible, and leave everything as it is."""
+        """Raise ValueError or OSError for an output that is known to be impossible. Changes nothing."""
         from ..runtime.music import check_tokens_name
         from ..runtime.outputs import check_output, is_stream
         from ..runtime.sound_files import format_of
 
-        if self.numbered and (self.out is None or is_stream(self.out)):
+        if self.candidates and (self.out is None or is_stream(self.out)):
             raise ValueError(f"--all writes files named after --out, and {self.out or STDOUT} is not a file. Give -o FILE.")
         if self.out is None:
             _check_stdout()
-        for path in filter(None, [self.out, *self.numbered]):
+        for path in filter(None, [self.out, *self.candidates]):
             format_of(path)
             check_output(path)
         if self.mastering.sample_rate is not None:
@@ -90,7 +93,7 @@ class Outputs:
             check_output(self.tokens)
 
     def check_sound(self, codec_hz: int, seconds: float | None) -> None:
-        """Raise ValueError if the format does not take the sound; for a length that is not known yet, its rate alone counts."""
+        """Raise ValueError if the format does not take the sound. seconds: its length, None if not known, when only the rate is checked."""
         from ..runtime.sound_files import check_sound, format_of
 
         path = self.out or Path("-.wav")
@@ -99,9 +102,9 @@ class Outputs:
         check_sound(path, format_of(path), hz, round(length * hz))
 
     def write(self, music: Music, candidate: int | None) -> list[str]:
-        """Write everything, the tokens first, from which the rest can be made again. candidate: the best by default.
+        """Write everything and return the names, the sound's first. candidate: the best by default.
 
-        Returns the names, the sound first.
+        Tokens are written first: if a later file fails, they make the sounds again.
         """
         from ..runtime.outputs import named_errors, write_all
 
@@ -114,13 +117,13 @@ class Outputs:
                 write_all(sys.stdout.buffer, made)
         else:
             music.save(self.out, candidate, **wanted)
-        for index, name in enumerate(self.numbered):
+        for index, name in enumerate(self.candidates):
             music.save(name, index, **wanted)
-        return [str(name) for name in (self.out or STDOUT, *self.numbered, self.tokens) if name]
+        return [str(name) for name in (self.out or STDOUT, *self.candidates, self.tokens) if name]
 
     @property
     def report(self) -> Any:
-        """The stream for what is said about the files: standard error if the sound takes the standard output."""
+        """The stream for messages about the files: standard error if the sound goes to standard output."""
         return sys.stderr if self.out is None else sys.stdout
 
 

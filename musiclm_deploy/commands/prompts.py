@@ -1,4 +1,4 @@
-"""Where prompts come from: an argument, standard input, or a file that lists them.
+"""Prompts from an argument, from standard input, or from a file that lists them.
 
 In: TEXT and --prompts as they were given. Out: texts with their seeds, or a ValueError that names the file and the line.
 """
@@ -20,14 +20,14 @@ _FIELDS = ("text", "seed")
 
 @dataclass(frozen=True)
 class Listed:
-    """A prompt, alone or of a list."""
+    """A prompt as it was given, alone or in a list."""
 
     text: str | None  # None where a sound alone is the prompt
     seed: int | None = None  # None takes the seed of the whole request
 
 
 def read_text(text: str | None) -> str | None:
-    """Return the prompt that TEXT stands for: "-" is all of standard input. ValueError for "@file", which names a file elsewhere."""
+    """Return the prompt that TEXT stands for: "-" is all of standard input. Raises ValueError for "@file", which other programs read."""
     if text is not None and text.startswith("@"):
         raise ValueError(
             f"TEXT {text!r} begins with @, which reads no file here. Give a file of prompts as --prompts {text[1:] or 'FILE'}, "
@@ -45,7 +45,7 @@ def read_prompts(name: str) -> list[Listed]:
     """Read the prompts of a file, or of standard input if its name is "-".
 
     A line is a prompt. Empty lines, and lines that begin with #, are left out. If the first of the others begins with {, each is a JSON
-    object with "text" and, if the prompt has its own, "seed". ValueError names the line that cannot be used.
+    object with "text" and, if the prompt has its own, "seed". Raises ValueError, which names the line that cannot be used.
     """
     where = "standard input" if name == STANDARD_INPUT else f"--prompts {name}"
     try:
@@ -62,7 +62,7 @@ def read_prompts(name: str) -> list[Listed]:
 
 
 def seeds_of(prompts: Sequence[Listed], seed: int | str) -> list[int]:
-    """The seed of each prompt: its own, else `seed`; for RANDOM one drawn for this prompt, of 32 bits so that it is soon typed."""
+    """Return each prompt's seed: its own, else `seed`; for RANDOM one drawn for this prompt, of 32 bits, which are quick to type."""
     own = [prompt.seed if prompt.seed is not None else seed for prompt in prompts]
     return [secrets.randbits(32) if isinstance(number, str) else number for number in own]
 
@@ -89,7 +89,7 @@ def batches_of(request: dict[str, Any], estimate: Callable[..., Any]) -> tuple[l
 
 
 def _decode(data: bytes, where: str) -> str:
-    """UTF-8, with or without a byte-order mark."""
+    """Decode UTF-8, with or without a byte-order mark."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Values of options, checked: numbers, numbers by stage, windows, a file of settings."""
+"""Parsers of options' values, with their checks: numbers, numbers by stage, windows, a file of settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def count(text: str) -> int:
 
 
 def seed(text: str) -> int | str:
-    """A whole number, or RANDOM, which is drawn when it is known for how many prompts."""
+    """Parse a whole number, or RANDOM, for which seeds are drawn when the number of prompts is known."""
     if text == RANDOM:
         return RANDOM
     try:

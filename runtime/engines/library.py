@@ -69,7 +69,7 @@ def _rtx() -> Library:
 
 @cache
 def _log(trt: Any) -> Any:
-    """Return the module's one log."""
+    """Return the one logger that a TensorRT module takes."""
 
     class Log(trt.ILogger):
         """Faults are told here and nowhere else: they are kept, for the error that follows."""

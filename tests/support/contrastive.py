@@ -1,11 +1,12 @@
-"""MuLaN's losses and their parameters, in upstream's form and ours, and what makes two training steps the same."""
+"""MuLaN's losses and their parameters, in upstream's form and ours, and the comparison of two training steps."""
 
 from typing import Any
 
 import numpy as np
 import torch
-from support.mulan import tokens, waves
 from torch import Tensor
+
+from .mulan import tokens, waves
 
 TOLERANCE = 1e-5  # fp32, of the largest entry, and absolute for what is smaller than one
 
@@ -31,7 +32,7 @@ def assert_equal(actual: Tensor | None, expected: Tensor | None, name: str, atol
 
 
 def assert_same_step(theirs: Any, mine: Any, batch: int = 4, seed: int = 0) -> None:
-    """Equal losses, and equal gradients of every parameter, of the same random state."""
+    """Assert equal losses, and equal gradients of every parameter, from the same random state."""
     losses = []
     for model in (theirs, mine):
         model.zero_grad()

@@ -89,7 +89,7 @@ class HostDriver:
         return wait
 
     def call(self, name: str, to: int, source: int, size: int) -> None:
-        """The one function of CUDA's driver by which benchmarks read this memory."""
+        """Copy to the host: the one function of CUDA's driver that benchmarks call on this memory."""
         assert name == "cuMemcpyDtoH"
         ctypes.memmove(to, source, size)
 
@@ -133,7 +133,7 @@ class HostEngines(HostDriver):
 
 
 class StageEngines(HostEngines):
-    """Of one stage that is in no bundle."""
+    """The engines of one stage that is in no bundle."""
 
     def __init__(self, stage: Stage, form: Form, compute: Compute = references.compute) -> None:
         super().__init__(cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(**{stage.name: stage.decoder}))), form, compute=compute)

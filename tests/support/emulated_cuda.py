@@ -27,7 +27,7 @@ from musiclm_deploy.kernels.launch import FORMAT, RECORD, Step, key_of, signatur
 from . import references
 from .drivers import TYPES
 
-real: Any = import_module("cuda.bindings.driver")  # whose constants are used
+real: Any = import_module("cuda.bindings.driver")  # for its constants
 _NUMBERS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
 _POINTERS = {"*fp32": "fp32", "*fp16": "fp16", "*bf16": "bf16", "*i8": "int8", "*i64": "int64"}
 PRIMARY, OTHERS = "the primary context", "pycuda's"

@@ -39,19 +39,19 @@ def is_the_cpus(found: list[Any], expected: list[Any]) -> None:
 
 
 def with_kernels(bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: type[EmulatedCuda] = EmulatedCuda) -> EmulatedCuda:
-    """An emulated GPU with the kernels of a bundle, which it packs."""
+    """Install an emulated GPU with the kernels of a bundle, and pack these kernels into the bundle."""
     lists, spectrogram = lists_of(bundle, "fp32", kernels.every_list), Bundle.open(bundle).manifest.mulan.spectrogram
     lists += [] if spectrogram is None else [list_patches(spectrogram, 1, 4000, None)]
     emulated = kind(lists)
     emulated.pack(bundle)
     emulated.install(monkeypatch)
     monkeypatch.setattr(cuda.CudaDriver, "place", "cpu")
-    monkeypatch.setitem(backend.PROVIDERS, "cuda", backend.PROVIDERS["cpu"])  # of the graphs beside the tokens
+    monkeypatch.setitem(backend.PROVIDERS, "cuda", backend.PROVIDERS["cpu"])  # runs the graphs around the token stages
     return emulated
 
 
 def that_ends(music: Any) -> tuple[dict[str, Any], list[Any]]:
-    """A request whose rows end by themselves, and not at once; and what the CPU makes of it."""
+    """Return a request whose rows end by themselves, at different lengths, and the CPU's music for it."""
     for seed in range(100):
         request = REQUEST | dict(seed=[seed, seed + 1], stop="eos", sampling=HOT)
         made = music.generate(**request)

@@ -11,7 +11,7 @@ from musiclm_deploy.model.upstream import load_upstream
 
 @torch.no_grad()
 def randomise(model: Any) -> Any:
-    """Weights, gains and biases; then codebooks that the model's own latents spread over."""
+    """Randomise weights, gains and biases, then fill the codebooks so that the model's own latents use many entries."""
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         spread = 0.3 * parameter.abs().mean() if parameter.ndim > 1 else 0.1
@@ -31,7 +31,7 @@ def randomise(model: Any) -> Any:
 
 
 def noise(batch: int, frames: int, model: Any = None) -> Tensor:
-    """[B, 1, t], each row of another loudness."""
+    """Return noise [B, 1, t], each row at another loudness."""
     hop = 320 if model is None else int(np.prod(ratios(model)))
     wave = torch.randn(batch, 1, frames * hop, generator=torch.Generator().manual_seed(frames))
     return wave * torch.logspace(-1.5, 0, batch).view(-1, 1, 1)

@@ -8,7 +8,7 @@ WIDTH, LAYERS, HEADS = 64, 4, 1  # heads of 64, as published models have, where 
 
 
 def tiny_hubert(large: bool) -> HubertModel:
-    """A HuBERT with every variation of `large` models, or of `base` ones, and no weight at 0 or 1."""
+    """Build a HuBERT with every variation of `large` models, or of `base` ones, and no weight at 0 or 1."""
     torch.manual_seed(large)
     config = HubertConfig(
         hidden_size=WIDTH,

@@ -20,15 +20,15 @@ from musiclm_deploy.kernels.launch import Launch
 from . import references
 
 ON = os.environ.get("MUSICLM_KERNELS_ON")  # torch's name of a GPU
-CLOSE = 1e-5  # of a buffer's largest number: some hundred roundings of float32
-ROUNDED = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # of a number: a step of its type
+CLOSE = 1e-5  # share of a buffer's largest number: some hundred roundings of float32
+ROUNDED = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # share of a number: a step of its type
 
 _ready: set[str] = set()  # modules in whose functions Triton's language is the interpreter's, while a kernel runs
 
 
 def _call(self: Any, *arguments: Any, **constants: Any) -> Any:
-    """A function within a kernel. Triton's interpreter puts its operators in place anew for every call, a fifth of all its time, though
-    they stay until the kernel has ended; here once for each module."""
+    """Call a function within a kernel. Triton's interpreter installs its operators anew for every call, a fifth of all its time, though
+    they stay until the kernel has ended; this installs them once for each module."""
     if self.fn.__module__ not in _ready:
         interpreter._patch_lang(self.fn)
         _ready.add(self.fn.__module__)
@@ -44,12 +44,12 @@ _element_type = cache(interpreter._get_np_dtype)
 
 
 def _get_np_dtype(kind: Any) -> np.dtype:
-    """For which Triton makes a table of all types anew, several times in every operation: another fifth."""
+    """Return numpy's type of Triton's. Triton builds a table of all types anew several times in every operation: another fifth."""
     return np.dtype(np.uint64) if isinstance(kind.scalar, tl.pointer_type) else _element_type(kind.scalar)
 
 
 def _convert_float(numbers: np.ndarray, kind: Any, wanted: Any, rounding: Any) -> np.ndarray:
-    """The interpreter cuts float32 to bf16, where a GPU rounds to the nearest."""
+    """Round float32 to the nearest bf16, as a GPU does; the interpreter truncates."""
     if (kind, wanted) == (tl.float32, tl.bfloat16):
         return numbers.astype(ml_dtypes.bfloat16).view(np.uint16)
     return _convert_plainly(numbers, kind, wanted, rounding)
@@ -60,7 +60,7 @@ interpreter._convert_float = _convert_float
 interpreter._get_np_dtype = _get_np_dtype
 interpreter.InterpretedFunction.__call__ = _call
 interpreter.GridExecutor.__call__ = _run
-# A quarter is that every sum and product of integers is checked for overflow, which compiled kernels do not do either.
+# Checking every sum and product of integers for overflow takes a quarter of the time, and compiled kernels do not do it.
 interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 
@@ -101,7 +101,7 @@ def run_step(launches: list[Any], buffers: dict[str, torch.Tensor]) -> None:
 
 
 def resolved(one: Launch, buffers: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """A launch's arguments by parameter, with buffers in place of their names."""
+    """Return a launch's arguments by parameter, with buffers in place of their names."""
 
     def resolve(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -112,12 +112,12 @@ def resolved(one: Launch, buffers: Mapping[str, torch.Tensor]) -> dict[str, Any]
 
 
 def floats(array: np.ndarray, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The array as the kernels take it: rounded to float32 first, contiguous."""
+    """Return the array as the kernels take it: rounded to float32 first, contiguous."""
     return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(dtype)
 
 
 def empty(*shape: int) -> torch.Tensor:
-    """float32, NaN all over: what is read before it is written shows."""
+    """Return float32 filled with NaN, so that a read before the write shows."""
     return torch.full(shape, torch.nan)
 
 
@@ -136,7 +136,7 @@ def _run_programs(kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, An
 
 
 def _copied(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments on tensors of their own; one that is given twice is copied once."""
+    """Copy the arguments' tensors; a tensor that is given twice is copied once."""
     tensors: dict[int, torch.Tensor] = {}
     return {name: _mapped(value, lambda one: tensors.setdefault(id(one), one.clone())) for name, value in arguments.items()}
 

@@ -1,4 +1,4 @@
-"""What files of k-means models are tried with: other centres, and a pickle that calls a function."""
+"""Contents for files of k-means models: other centres, and a pickle that calls a function."""
 
 import pickle
 from typing import Any

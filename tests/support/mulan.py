@@ -44,33 +44,33 @@ def randomise(module: Any, seed: int = 0) -> Any:
 
 
 def build(package: Any, variant: str = "default", **mulan: Any) -> Any:
-    """A tiny MuLaN of either package: upstream's classes and ours have the same names and arguments."""
+    """Build a tiny MuLaN of either package: upstream's classes and ours have the same names and arguments."""
     audio, text = ({"dim": dim, "depth": 2, "heads": 2} | arguments for dim, arguments in zip((32, 24), TOWERS[variant], strict=True))
     towers = package.AudioSpectrogramTransformer(**audio), package.TextTransformer(**{"num_tokens": TOKENS, "max_seq_len": 20} | text)
     return package.MuLaN(*towers, dim_latent=18, **mulan)
 
 
 def pair(variant: str = "default", **mulan: Any) -> tuple[Any, Any]:
-    """Upstream's MuLaN and ours, with equal random weights."""
+    """Return upstream's MuLaN and ours, with equal random weights."""
     theirs, mine = randomise(build(upstream, variant, **mulan)), build(ours, variant, **mulan).eval()
     mine.load_state_dict(theirs.state_dict())
     return theirs, mine
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
-    """Equal latents, of clips that the model tells apart."""
+    """Assert equal latents, of clips that the model tells apart."""
     assert torch.pdist(expected).min() > 1e-2, "the model is insensitive: this comparison could not fail"
     np.testing.assert_allclose(actual.detach().numpy(), expected.detach().numpy(), rtol=0, atol=TOLERANCE)
 
 
 def waves(batch: int, samples: int, seed: int = 0) -> Tensor:
-    """Noise of different colour in each row."""
+    """Return noise of another colour in each row."""
     noise = torch.randn(batch, samples + batch, generator=torch.Generator().manual_seed(seed))
     return torch.stack([noise[i, : samples + i + 1].unfold(0, i + 2, 1).mean(-1)[:samples] for i in range(batch)])
 
 
 def tokens(batch: int, length: int) -> Tensor:
-    """Ids with padding at the end of all rows but the first, and id 0 inside a text."""
+    """Return ids with padding at the end of all rows but the first, and id 0 inside a text."""
     ids = torch.randint(1, TOKENS, (batch, length), generator=torch.Generator().manual_seed(0))
     for row in range(1, batch):
         ids[row, length - row :] = 0
@@ -84,7 +84,7 @@ NAMESPACES: dict[str, Any] = dict(
 
 
 def quantizers() -> tuple[Any, MuLaNEmbedQuantizer]:
-    """Upstream's quantizer and ours with equal weights; the codebooks spread like the latents, each level finer than the last."""
+    """Return upstream's quantizer and ours with equal weights; codebooks spread like the latents, each level finer than the last."""
     their_mulan, my_mulan = pair()
     theirs, mine = upstream.MuLaNEmbedQuantizer(their_mulan, **NAMESPACES), MuLaNEmbedQuantizer(my_mulan, **NAMESPACES)
     assert list(mine.state_dict()) == list(theirs.state_dict())
@@ -105,7 +105,7 @@ def run(path: Path, **inputs: Tensor) -> dict[str, Any]:
 
 
 def mel_mulan(n_mels: int = 20) -> MuLaN:
-    """A tiny MuLaN with a log-mel spectrogram at 8 kHz and oblong patches."""
+    """Build a tiny MuLaN with a log-mel spectrogram at 8 kHz and oblong patches."""
     audio: dict[str, Any] = dict(dim=32, depth=2, heads=2, dim_head=8, patch_size=(8, 16)) | music_spectrogram(8000, n_mels)
     text = TextTransformer(dim=24, depth=2, heads=2, dim_head=8, num_tokens=TOKENS, max_seq_len=20)
     return randomise(MuLaN(AudioSpectrogramTransformer(**audio), text, dim_latent=18))

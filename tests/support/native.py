@@ -1,4 +1,4 @@
-"""The forms of the native step that this processor runs, or why there are none."""
+"""The forms of the native step that this processor runs, or the reason why there is none."""
 
 from musiclm_deploy.kernels import decoder_step
 

@@ -1,11 +1,7 @@
-"""What tests of the pages share: the checkout's root, and snippets with smaller numbers."""
+"""Snippets of the pages with smaller numbers, so that a test can run them."""
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 
 SHORTER = (
     (r"num_train_steps=\d+_?\d+", "num_train_steps=1"),
@@ -25,7 +21,7 @@ SHORTER = (
 
 
 def shortened(code: str, replacements: Iterable[tuple[str, str]] = SHORTER) -> str:
-    """One step of a tiny model in place of thousands."""
+    """Return code that takes one step of a tiny model in place of thousands."""
     for pattern, short in replacements:
         code = re.sub(pattern, short, code)
     return code

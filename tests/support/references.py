@@ -1,4 +1,4 @@
-"""What each kernel of the GPU computes, in numpy: a function of the kernel's name, with the kernel's own parameters after the grid.
+"""Each kernel of the GPU in numpy: a function with the kernel's name, and after the grid with the kernel's own parameters.
 
 In: a launch and its arguments, torch tensors in the layout that the kernel reads. Out: the same tensors, written as the kernel writes
 them. Sums are float64 whatever the kernel's are; tokens are those of runtime/sampling.py, to the bit. `support/interpreted.py` holds every
@@ -40,7 +40,7 @@ def compute(launch: Launch, arguments: Mapping[str, Any]) -> None:
 
 
 def _arrays(value: Any) -> Any:
-    """Arrays of one dimension on the memory of tensors; bf16, which numpy lacks, as ml_dtypes has it."""
+    """Return arrays of one dimension on the memory of tensors; bf16, which numpy lacks, in ml_dtypes' type."""
     if isinstance(value, tuple):
         return value if hasattr(value, "_fields") else tuple(map(_arrays, value))
     if not isinstance(value, torch.Tensor):
@@ -87,7 +87,7 @@ def attend(
     if BIASED:
         coordinates = key_coordinates.reshape(-1, capacity)[sequence, : len(t)]
         scores += table_bias(table.reshape(H, entries), query_coordinates[: len(rows), None], coordinates)[:, :, 0]
-    span = np.ceil(np.ceil(seen / SPLITS) / BLOCK).astype(np.int64) * BLOCK  # of a split
+    span = np.ceil(np.ceil(seen / SPLITS) / BLOCK).astype(np.int64) * BLOCK  # positions in a split
     v = np.where((t < seen[:, None])[..., None], v, 0)
     parts, found = partial.reshape(len(rows), SPLITS, H, D), statistics.reshape(len(rows), SPLITS, H, 2)
     for split in range(SPLITS):
@@ -277,7 +277,7 @@ def sample(
 
 @cache
 def _noise(items: tuple[tuple[int, int], ...]) -> PhiloxNoise:
-    """A block of its numbers serves many steps."""
+    """Return the noise of these items, kept since one block of its numbers serves many steps."""
     return PhiloxNoise(list(items))
 
 
@@ -325,14 +325,14 @@ def log_mel(
     SPAN: int,
 ) -> None:
     rows, bin = patches // columns, np.arange(all_bins)
-    first, stop = np.repeat(reach.reshape(rows, 2), bins, axis=0).T  # of each band
+    first, stop = np.repeat(reach.reshape(rows, 2), bins, axis=0).T  # each band's bins
     taken = filters.reshape(-1, all_bins)[: rows * bins].astype(np.float64) * ((bin >= first[:, None]) & (bin < stop[:, None]))
     heights = taken @ _powers(wave, dft, t, columns * frames, before, all_bins, hop, win_length)
     out[:] = _cut(np.log(np.maximum(heights, FLOOR)), rows, columns, bins, frames)
 
 
 def _powers(wave: Array, dft: Array, t: int, frames: int, before: int, all_bins: int, hop: int, win_length: int) -> Array:
-    """float64 [B, all_bins, frames]"""
+    """Compute the power spectrogram float64 [B, all_bins, frames]."""
     at = np.abs(np.arange(frames)[:, None] * hop - before + np.arange(win_length))
     at = np.where(at >= t, 2 * (t - 1) - at, at)
     real, imaginary = wave.reshape(-1, t).astype(np.float64)[:, at] @ dft.reshape(2, 1, all_bins, win_length).swapaxes(2, 3).astype(
@@ -342,7 +342,7 @@ def _powers(wave: Array, dft: Array, t: int, frames: int, before: int, all_bins:
 
 
 def _cut(heights: Array, rows: int, columns: int, bins: int, frames: int) -> Array:
-    """[B, bins or more, columns * frames] -> the elements of all patches, one after another."""
+    """Cut [B, bins or more, columns * frames] into patches; return their elements, one patch after another."""
     cut = heights[:, : rows * bins].reshape(len(heights), rows, bins, columns, frames)
     return cut.transpose(0, 1, 3, 2, 4).reshape(-1)
 

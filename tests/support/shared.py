@@ -1,4 +1,4 @@
-"""What one run of the tests makes once, in whichever of its processes asks first, and all processes read."""
+"""Files that one run of the tests makes once, in whichever of its processes asks first, and that all processes read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-FOLDER = "MUSICLM_TESTS_SHARED"  # of the environment, which every process of a run inherits
+FOLDER = "MUSICLM_TESTS_SHARED"  # environment variable that every process of a run inherits
 
 
 def shared(name: str, make: Callable[[Path], object]) -> Path:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from musiclm_deploy.model.upstream import load_upstream
 
-TOLERANCE = 1e-5  # of the peak, fp32
+TOLERANCE = 1e-5  # share of the peak, fp32
 
 
 CODEBOOK = 11

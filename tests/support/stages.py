@@ -90,7 +90,7 @@ class Stage:
         return DecoderRun(native or self.session, self.decoder, context, len(rows), capacity)
 
     def logits(self, native: Model | None, rows: list[int], steps: int = STEPS) -> np.ndarray:
-        """[B, steps + 1, V]: of a prefill and of a step per token; row r is fed the same tokens in every batch."""
+        """Return [B, steps + 1, V]: the logits of a prefill and of each step. Row r gets the same tokens in every batch."""
         plan, run = self.plan(rows), self.run(native, rows)
         logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
         tokens = np.stack([np.random.default_rng(row).integers(0, 12, steps) for row in rows])
@@ -104,7 +104,7 @@ FIRST = [0, 4, 70]  # numbers of the rows' first tokens in their stage
 
 
 def plan_of(stage: Stage, steps: int, ends: bool) -> Plan:
-    """Three rows of different prompts, two of them with a prime, of different lengths where the stage allows it."""
+    """Plan three rows with different prompts, two of them with a prime, and with different lengths where the stage allows it."""
     if stage.name == "semantic":
         return plan_semantic(stage.decoder, 3, np.array([steps, steps + 3, steps - 1]), ends, [SEMANTIC[1], SEMANTIC[0][:3], SEMANTIC[1]])
     if stage.name == "coarse":

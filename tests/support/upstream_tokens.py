@@ -34,7 +34,7 @@ class SharedNoise:
 
 
 def shared_noise(variant: dict[str, Any], seed: int) -> SharedNoise:
-    """Random, with forced ends: row 1 of the semantic stage after 5 tokens, row 2 of the coarse stage after 4 frames."""
+    """Draw noise that forces ends: in row 1 of the semantic stage after 5 tokens, in row 2 of the coarse stage after 4 frames."""
     rng = np.random.default_rng(seed)
     coarse, fine, codebook, groups = variant["codes"]
     sizes = {
@@ -52,7 +52,7 @@ def shared_noise(variant: dict[str, Any], seed: int) -> SharedNoise:
 
 
 def upstream_generate(variant, transformers, quantizer, codec, noise: SharedNoise, monkeypatch) -> dict[str, Any]:
-    """What audiolm-pytorch generates: tokens with -1 after an end, and the list of waves."""
+    """Generate by audiolm-pytorch. Returns each stage's tokens, -1 after an end."""
     import audiolm_pytorch
     import audiolm_pytorch.audiolm_pytorch as upstream
     from x_clip.tokenizer import tokenizer
