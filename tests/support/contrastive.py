@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from support.mulan import tokens, waves
 from torch import Tensor
+
+from support.mulan import tokens, waves
 
 TOLERANCE = 1e-5  # fp32, of the largest entry, and absolute for what is smaller than one
 
