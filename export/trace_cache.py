@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,9 +22,12 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx import ModelProto
 from torch import Tensor, nn
 
 VARIABLE = "MUSICLM_TRACE_CACHE"  # environment variable that names the folder if the caller does not
+
+_DIGEST_BYTES = 32  # SHA-256 of the graph, before it in a file
 
 _LOG = logging.getLogger(__name__)
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
@@ -54,29 +58,40 @@ def key_of(module: nn.Module, example: tuple[Tensor, ...], layout: Any) -> str:
 def read(key: str) -> ir.Model | None:
     """Return the graph kept under a key, or None."""
     folder = _named_folder()
-    if folder is None or not (path := folder / f"{key}.onnx").is_file():
+    if folder is None:
         return None
+    path = folder / f"{key}.trace"
     try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf's and onnx_ir's own
-        _LOG.warning("%s cannot be read and is made again: %s", path, error)
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        _LOG.warning("%s cannot be read (%s): what it holds is traced again.", path, error.strerror)
+        return None
+    digest, graph = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if sha256(graph).digest() != digest:  # protobuf reads some files that are cut short without a word, empty ones among them
+        _LOG.warning("%s is damaged: what it held is traced again.", path)
         return None
     _LOG.info("traced before: %s", path)
-    return model
+    return ir.from_proto(ModelProto.FromString(graph))
 
 
 def write(key: str, model: ir.Model) -> None:
-    """Keep a graph under its key, if a folder was named."""
+    """Keep a graph under its key, if a folder was named. One that cannot be kept is a warning: the export has what it needs."""
     folder = _named_folder()
     if folder is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{key}.{os.getpid()}"
+    graph = ir.to_proto(model).SerializeToString()
+    aside = folder / f".{key}.{os.getpid()}.{threading.get_ident()}"
     try:
-        ir.save(model, aside, format="protobuf")
-        aside.replace(folder / f"{key}.onnx")
-    finally:
-        aside.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(sha256(graph).digest() + graph)
+            aside.replace(folder / f"{key}.trace")
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        _LOG.warning("a trace is not kept in %s: %s. The next export traces it again.", folder, error.strerror)
 
 
 def _named_folder() -> Path | None:

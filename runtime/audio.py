@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,10 +61,19 @@ def load_audio(path: Path) -> tuple[np.ndarray, int]:
     """A sound file as (wave float32 [t], rate in Hz), its channels mixed to one. ValueError for what libsndfile does not read."""
     import soundfile
 
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
+    check_readable(path)
     try:
         data, hz = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path}: not a sound file that can be read ({error.error_string})") from error
     return data.mean(axis=1), hz
+
+
+def check_readable(path: Path) -> None:
+    """Raise ValueError or PermissionError for a path that holds no file to read; a pipe is none, as a sound is read back and forth."""
+    if path.is_dir():
+        raise ValueError(f"{path}: it is a folder. Give a sound file.")
+    if not path.is_file():
+        raise ValueError(f"{path}: {'it is a pipe or a device. Save the sound in a file' if path.exists() else 'there is no such file'}.")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

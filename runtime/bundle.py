@@ -214,7 +214,8 @@ class Bundle:
         root = Path(root)
         path = root / MANIFEST
         if not path.is_file():
-            raise BundleError(f"{root} is not a bundle: it has no {MANIFEST}. Make one with export_all.py.")
+            why = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
+            raise BundleError(f"{root} is not a bundle: {why}. Make one with export_all.py.")
         data = path.read_bytes()
         faults: list[str] = []
         manifest = _parse_manifest(data, faults)

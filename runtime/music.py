@@ -14,6 +14,7 @@ import numpy as np
 from .mastering import Mastering
 from .outputs import is_stream, write_output
 from .player import player
+from .shortage import naming_shortage
 from .sound_files import encode, format_of
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
@@ -123,11 +124,12 @@ class Music:
     def _encoded(self, path: Path, candidate: int | None, mastering: Mastering) -> memoryview:
         form, index = format_of(path), self.best if candidate is None else candidate
         audio = self.candidates[index].audio
-        wave, hz = mastering.apply(path, audio, self.sample_rate)
-        record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
-        record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
-        record |= {"sample_rate": hz, "normalize": None if mastering.normalize is None else float(mastering.normalize)}
-        return encode(path, form, wave, hz, json.dumps(record, ensure_ascii=form.ascii_only))
+        with naming_shortage(f"while {path} was made"):
+            wave, hz = mastering.apply(path, audio, self.sample_rate)
+            record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
+            record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
+            record |= {"sample_rate": hz, "normalize": None if mastering.normalize is None else float(mastering.normalize)}
+            return encode(path, form, wave, hz, json.dumps(record, ensure_ascii=form.ascii_only))
 
     def save_tokens(self, path: str | Path) -> Path:
         """Write every candidate's tokens as .npz, from which `generate(tokens=...)` goes on."""
@@ -164,6 +166,8 @@ def load_tokens(path: Path) -> list[Tokens]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: np.asarray(file[name]) for name in file.files}  # a member that is no array comes as bytes
+    except OSError as error:
+        raise ValueError(f"{path} is not a file of tokens: {error.strerror or error}.") from error
     except Exception as error:  # zipfile, zlib and numpy fail on a damaged file in a dozen ways
         raise ValueError(f"{path} is not a file of tokens: {error}") from error
     candidates = []

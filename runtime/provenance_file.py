@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import __version__
+from .audio import check_readable
 from .bundle import STAGES
 from .provenance import VERSION, VERSION_FIELD, shown
 from .request import MOST_ITEMS
@@ -42,8 +43,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     import soundfile
 
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file.")
+    check_readable(path)
     try:
         with path.open("rb") as file:
             comment = _wav_comment(file)

@@ -103,9 +103,12 @@ def encode(path: Path, form: Format, audio: np.ndarray, sample_hz: int, comment:
         _LOG.warning("%s: a comment of %d bytes is more than a sound file holds; the file does not say how it was made.", path.name, size)
         comment = ""
     made = io.BytesIO()
-    with soundfile.SoundFile(made, "w", samplerate=sample_hz, channels=1, format=form.name, subtype=form.subtype) as file:
-        if comment:
-            file.comment = comment
-        for start in range(0, len(audio), _BLOCK):
-            file.write(audio[start : start + _BLOCK])
+    try:
+        with soundfile.SoundFile(made, "w", samplerate=sample_hz, channels=1, format=form.name, subtype=form.subtype) as file:
+            if comment:
+                file.comment = comment
+            for start in range(0, len(audio), _BLOCK):
+                file.write(audio[start : start + _BLOCK])
+    except soundfile.LibsndfileError as error:  # of MP3 and Opus without a sample
+        raise ValueError(f"cannot write {path}: {form.subtype} does not take these {len(audio)} samples ({error.error_string})") from error
     return made.getbuffer()

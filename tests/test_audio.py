@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from musiclm_deploy.model.upstream import load_upstream
-from musiclm_deploy.runtime.audio import FOR_LISTENERS, resample
+from musiclm_deploy.runtime.audio import FOR_LISTENERS, load_audio, resample
 
 load_upstream()
 import torchaudio  # noqa: E402 (imports only after load_upstream)
@@ -89,3 +91,18 @@ def test_what_people_hear_is_resampled_without_images(rates: tuple[int, int]) ->
     level_db = 20 * np.log10(levels / (0.5 * np.blackman(len(out)).sum() / 2))
     assert abs(level_db[at - 3 : at + 4].max()) < 0.1
     assert np.delete(level_db, np.arange(at - 200, at + 200)).max() < -110
+
+
+def test_what_is_no_sound_file(tmp_path: Path) -> None:
+    """Fault: a pipe is waited for, or told as missing; libsndfile's "System error"."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "text.wav").write_text("calm piano")
+    for name, message in (
+        ("pipe.wav", "it is a pipe or a device. Save the sound in a file."),
+        ("", "it is a folder. Give a sound file."),
+        ("none.wav", "there is no such file."),
+        ("text.wav", "not a sound file that can be read (Format not recognised.)"),
+    ):
+        with pytest.raises(ValueError) as error:
+            load_audio(tmp_path / name)
+        assert str(error.value) == f"{tmp_path / name}: {message}"

@@ -133,7 +133,8 @@ def test_not_a_bundle(tmp_path, kind):
     """A wrong path says what a bundle has and how to make one."""
     path = tmp_path / "place"
     path.write_text("") if kind == "file" else path.mkdir() if kind == "empty" else None
-    with pytest.raises(BundleError, match=re.escape(f"{path} is not a bundle: it has no musiclm.json. Make one with export_all.py.")):
+    why = "there is no such folder" if kind == "missing" else "it has no musiclm.json"
+    with pytest.raises(BundleError, match=re.escape(f"{path} is not a bundle: {why}. Make one with export_all.py.")):
         Bundle.open(path)
 
 

@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
 from musiclm_deploy.export.codec import export_codec_decode, export_codec_encode
 from musiclm_deploy.export.mulan import export_mulan_text
-from musiclm_deploy.export.trace_cache import key_of, traces_in
+from musiclm_deploy.export.trace_cache import key_of, read, traces_in, write
 from musiclm_deploy.model import AudioSpectrogramTransformer, MuLaN, TextTransformer
 from musiclm_deploy.model.encodec import EncodecConfig, EncodecDecoder
 from musiclm_deploy.model.soundstream import SoundStreamConfig
@@ -73,18 +74,29 @@ def test_cached_equals_fresh(build: Callable[[int], Any], export: Callable[[Any,
 
 
 def test_a_damaged_trace_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Fault: a file cut short by a full disk fails every later export."""
+    """Fault: a file cut short by a full disk, or emptied, which protobuf may read without a word, fails every later export."""
     graph = tmp_path / "graph.onnx"
     with traces_in(tmp_path / "traces"), caplog.at_level(logging.INFO):
         export_mulan_text(mulan(1), graph)
         fresh = content(graph)
         (kept,) = (tmp_path / "traces").iterdir()
-        kept.write_bytes(kept.read_bytes()[:1000])
-        export_mulan_text(mulan(1), graph)
-        assert f"{kept} cannot be read and is made again" in caplog.text
-        assert content(graph) == fresh
+        for damaged in (kept.read_bytes()[:1000], b""):
+            kept.write_bytes(damaged)
+            caplog.clear()
+            export_mulan_text(mulan(1), graph)
+            assert f"{kept} is damaged: what it held is traced again." in caplog.text
+            assert content(graph) == fresh
         export_mulan_text(mulan(1), graph)
         assert f"traced before: {kept}" in caplog.text
+
+
+def test_a_folder_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault: the export ends, minutes in, for a folder that only spares time."""
+    (tmp_path / "file").write_text("")
+    with traces_in(tmp_path / "file"):
+        assert read("key") is None
+        write("key", ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 20}, name="g"), ir_version=10))
+    assert f"a trace is not kept in {tmp_path / 'file'}: File exists. The next export traces it again." in caplog.text
 
 
 def test_what_a_key_tells_apart() -> None:

@@ -20,12 +20,14 @@ def add_options(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.bundle.is_file():
+    if options.bundle.exists() and not options.bundle.is_dir():
         from ..runtime.provenance_file import describe_record, read_record
 
         record = read_record(options.bundle)
-        print(json.dumps(record, indent=2, ensure_ascii=False) + "\n" if options.json else describe_record(options.bundle, record), end="")
+        print(json.dumps(record, indent=2) + "\n" if options.json else describe_record(options.bundle, record), end="")
         return 0
+    if not options.bundle.exists():
+        raise ValueError(f"{options.bundle}: there is no such bundle or sound file.")
     from ..runtime.bundle import Bundle
     from ..runtime.description import describe
 

@@ -15,7 +15,7 @@ from ..backend import BackendError, available_processors, open_session, useful_t
 from ..bundle import STAGES, Bundle
 from ..outputs import check_appendable
 from ..step import choose_step, open_native, open_pool
-from .clips import time_clips
+from .clips import check_clip, time_clips
 from .record import Memory, Row, append, circumstances, say
 from .start import time_start
 from .steps import Form, begin, bytes_of_step, check_prefill, graph_weights, make_case, random_context, sizes, turn_about
@@ -45,6 +45,7 @@ def bench(
     if json is not None:
         check_appendable(json)
     bundle = Bundle.open(root)
+    check_clip(bundle.manifest, seconds, cond_scale, fine_window)
     threads = useful_threads(threads) or available_processors()
     guided = "" if cond_scale is None else f" --cond-scale {cond_scale:g}"
     window = "" if fine_window is None else f" --fine-window {fine_window}"

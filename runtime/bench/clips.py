@@ -7,13 +7,17 @@ GPU, where other tiles add up in another order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
+from .. import musiclm
 from ..bundle import Bundle, Manifest
 from ..music import Music
 from ..musiclm import MusicLM, load
+from ..request import make_request
 from ..sampling import SamplingConfig
 from ..windows import Window
 from .record import Row, say, spread
@@ -53,6 +57,24 @@ def time_clips(
     return rows
 
 
+def check_clip(manifest: Manifest, seconds: float, cond_scale: float | None, fine_window: int | None) -> None:
+    """Raise ValueError for a clip that cannot be made, before minutes are spent on steps."""
+    windows = {} if fine_window is None else {"fine": Window(length=fine_window)}
+    make_request(manifest, TEXT, seconds, 0, 1, "exact", None, None, guidance(manifest, cond_scale), None, windows)
+
+
+@contextmanager
+def unknown_words_unsaid() -> Iterator[None]:
+    """Keep the warning of words that MuLaN does not know to itself: TEXT is not the user's, and it is generated many times."""
+    log = logging.getLogger(musiclm.__name__)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 def clip_of(model: MusicLM, cond_scale: float | None, fine_window: int | None = None) -> Callable[[int, int, float], list[Music]]:
     """`(prompts, candidates, seconds) -> Music of each prompt`, with the guidance given, where the model was trained for one."""
     windows = {} if fine_window is None else {"fine": Window(length=fine_window)}
@@ -60,7 +82,8 @@ def clip_of(model: MusicLM, cond_scale: float | None, fine_window: int | None = 
 
     def request(prompts: int, candidates: int, seconds: float) -> list[Music]:
         seeds = list(range(prompts))
-        return model.generate([TEXT] * prompts, seconds=seconds, seed=seeds, num_samples=candidates, sampling=guided, windows=windows)
+        with unknown_words_unsaid():
+            return model.generate([TEXT] * prompts, seconds=seconds, seed=seeds, num_samples=candidates, sampling=guided, windows=windows)
 
     return request
 

@@ -17,7 +17,7 @@ from ..musiclm import load
 from ..request import make_request
 from ..sampling import SamplingConfig
 from ..token_stages import is_guided
-from .clips import TEXT, clip_of, guidance
+from .clips import TEXT, clip_of, guidance, unknown_words_unsaid
 from .start import SHORT_S
 
 
@@ -53,7 +53,8 @@ def main(started: str, root: str, seconds: str, cond_scale: str, threads: str, r
     with load(root, "cpu", threads=int(threads)) as model:
         note("opened")
         memory["opened_mb"] = memory_mb("VmRSS")
-        model.generate(TEXT, seconds=SHORT_S, progress=lambda stage, done, total: note("first semantic token"))
+        with unknown_words_unsaid():
+            model.generate(TEXT, seconds=SHORT_S, progress=lambda stage, done, total: note("first semantic token"))
         manifest = model.bundle.manifest
         facts = {"precision": manifest.coarse.step.precision, "steps": "native" if model.step.native else "graph"}
         facts |= {"dim": manifest.coarse.dim, "depth": manifest.coarse.depth}
