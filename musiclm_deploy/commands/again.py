@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -55,8 +56,6 @@ class Again:
         values = {option: getattr(options, name) for name, option in _SAID.items()}
         if said := [option for option, value in values.items() if value is not None and value is not False and value != []]:
             options.wrong_usage(f"--again takes the request from {options.again}: leave out {', '.join(said)}")
-        if options.out is not None and options.out.exists() and options.out.samefile(options.again):
-            raise ValueError(f"-o {options.out} is the file to repeat. Give another name, so that the two can be compared.")
         return cls(options.again, read_record(options.again), options.other_bundle)
 
     @property
@@ -96,6 +95,12 @@ class Again:
         device = self.record["device"] if options.device == "auto" else options.device
         weights = options.weights or (self.record["precision"]["semantic"] if device == "cuda" == self.record["device"] else "fp16")
         return {"device": device, "weights": weights, "step": "graph" if self.record["step"] == "graph" else "auto"}
+
+    def check_outputs(self, names: Sequence[Path]) -> None:
+        """Raise ValueError if the file to repeat is among the files to write."""
+        for name in names:
+            if name.exists() and name.samefile(self.file):
+                raise ValueError(f"-o would write {name}, the file to repeat. Give another name, so that the two can be compared.")
 
     def check_bundle(self, bundle: Bundle) -> None:
         made_by = self.record["bundle_sha256"]
