@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from ..runtime.bundle import Bundle
     from ..runtime.music import Music
+    from .output import Report
 
 # What the file says already, by the attribute of argparse.
 _SAID = {
@@ -110,7 +111,7 @@ class Again:
                 "Give the bundle that made it, or --other-bundle to make other music from the same request."
             )
 
-    def compare(self, music: Music, report: TextIO) -> int:
+    def compare(self, music: Music, report: TextIO | Report) -> int:
         """Say whether the samples are those of the file, and if not, what may be the reason. Returns the exit status."""
         from ..runtime.music import audio_sha256
 

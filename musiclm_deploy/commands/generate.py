@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from .again import Again, add_again_options
-from .output import Outputs, add_output_options
+from .output import Outputs, Report, add_output_options
 from .prompts import Listed, batches_of, read_prompts, read_text, seeds_of
 from .values import RANDOM, seed, stage_value, stage_window
 
@@ -129,7 +129,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write(options: argparse.Namespace, music: Any, output: Outputs, again: Again | None, report: TextIO) -> None:
+def _write(options: argparse.Namespace, music: Any, output: Outputs, again: Again | None, report: Report) -> None:
     """Write one prompt's files, and say so."""
     files = output.write(music, None if again is None else again.record["candidate"])
     hz, seconds = output.mastering.sample_rate or music.sample_rate, len(music.audio) / music.sample_rate
