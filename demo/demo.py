@@ -17,7 +17,7 @@ import musiclm_deploy as md
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "demo"
 TRAINED = ROOT / "demo" / "checkpoint"
-PROMPTS = ("calm piano in a ballroom", "a brass band, lively")
+PROMPTS = ("calm solo piano", "a brass band, lively")
 SECONDS = 4.0
 
 

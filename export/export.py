@@ -85,7 +85,7 @@ def export_checkpoints(
     bundle, by Triton and on any machine; compute_capabilities: of the GPUs that they are for, 90 for 9.0, all that the compiler knows by
     default.
     trace_cache: a folder that keeps what tracing MuLaN and the codec gives, without weights, so that the next export of the same settings
-    takes a quarter of the time; by default the one that MUSICLM_TRACE_CACHE names, or none.
+    takes a quarter to a half of the time; by default the one that MUSICLM_TRACE_CACHE names, or none.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}

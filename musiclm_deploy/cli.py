@@ -6,6 +6,7 @@ Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wr
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from . import __version__
 from .commands import bench, build, doctor, export, generate, inspect
+from .commands.output import STDOUT
 
 _COMMANDS = (generate, inspect, bench, export, build, doctor)
 _EXAMPLES = """examples:
@@ -61,8 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and (rest[0] == "-" or not rest[0].startswith("-")) and getattr(options, name, "") is None:
             setattr(options, name, kind(rest.pop(0)))
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        words = options.command == "generate" and not any(argument.startswith("-") for argument in rest)
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{'. A TEXT of several words needs quotes around it' if words else ''}")
     sys.stderr = sys.stderr or io.StringIO()  # closed by the caller; a progress bar cannot do without
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a prompt or a name that it cannot show must not end the work
     plain, full = (logging.WARNING, "musiclm: warning: %(message)s"), (logging.INFO, "%(levelname)s %(name)s: %(message)s")
     level, form = full if options.verbose else plain
     logging.basicConfig(level=level, format=form)
@@ -79,12 +84,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # while a module of machine code was loaded
             return _interrupted()
-        print(f"musiclm: {str(error) or type(error).__name__}", file=sys.stderr)
+        print(f"musiclm: {_sentence(error)}", file=sys.stderr)
         return 1
     except Exception as error:  # ONNX Runtime's own, which have no common base; or a mistake of ours
         logging.getLogger(__name__).info("unexpected", exc_info=True)
         print(f"musiclm: {type(error).__name__}: {error} (musiclm -v says where)", file=sys.stderr)
         return 1
+
+
+def _sentence(error: Exception) -> str:
+    """Return an error's text; of one that the system gave, the file and the reason, without its number."""
+    from .runtime.outputs import named_errors
+
+    if isinstance(error, OSError) and error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        try:
+            with named_errors(STDOUT):  # errors of files name the file
+                raise error
+        except OSError as named:
+            return str(named)
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror[0].lower()}{error.strerror[1:]}."
+    return str(error) or type(error).__name__
 
 
 def _interrupted() -> int:

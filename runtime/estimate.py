@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .musiclm import MusicLM
 
 _MOST_STEPS, _ENOUGH_S = 4 * STEPS_AHEAD + 1, 0.4  # a stage is timed for so many steps, or for so long and a whole block of noise
-_MOST_CALLS = 5  # calls of the codec and of MuLaN that are timed, unless _ENOUGH_S have passed
+_MOST_CALLS = 5  # calls of the codec or of MuLaN that are timed, unless _ENOUGH_S have passed
 _PREFILLED = 1024  # positions that the timed prompts have together
 _CHEAP_STEP_S, _BYTES_PER_S = 5e-5, 2e10  # a fast machine's seconds for a row's step, and bytes of weights that it reads in a second
 _CHEAP_CODEC = 0.01  # its seconds per second of audio

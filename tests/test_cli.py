@@ -1,5 +1,6 @@
 """The command line, as a user meets it: what it writes and prints, its exit statuses, and one sentence instead of a traceback."""
 
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from support.clips import WIDE, same_samples
 
 import musiclm_deploy as md
 from musiclm_deploy import cli
-from musiclm_deploy.runtime import musiclm
+from musiclm_deploy.runtime import memory, musiclm
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle
 from musiclm_deploy.runtime.step import choose_step
 
@@ -247,6 +248,23 @@ def test_outputs_are_checked_first(run, never_loads, tmp_path, arguments, messag
     assert sorted(os.listdir(tmp_path)) == ["a-2.wav", "folder.wav"]
 
 
+@pytest.mark.parametrize("option", ["--prime", "--audio"])
+def test_a_sound_is_not_replaced_by_default(run, never_loads, option):
+    """Fault: `--prime out.wav` without -o replaces the sound that it continues."""
+    soundfile.write("out.wav", np.zeros(8000), 16000)
+    before = Path("out.wav").read_bytes()
+    status, out, err = run("generate", "bundle", "x", option, "out.wav")
+    said = f"out.wav, where the music goes by default, is the sound of {option}. Give another name with -o FILE."
+    assert (status, out, err) == (1, "", f"musiclm: {said}\n") and Path("out.wav").read_bytes() == before
+
+
+def test_a_file_that_does_not_fit_in_memory(run, tiny_bundle, monkeypatch):
+    """Fault: minutes of tokens, and then no memory for the file at its rate."""
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1 << 30)
+    status, _, err = run("generate", tiny_bundle, "x", "--seconds", 600, "-o", "a.flac", "--sample-rate", 384000)
+    assert status == 1 and err.startswith("musiclm: the file stage of this request needs 2304.0 MB, 1073.7 MB are free.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -319,6 +337,13 @@ def test_wrong_usage(run, never_loads, arguments):
     assert (status, out) == (2, "") and err.startswith("usage: musiclm") and "error: " in err
 
 
+def test_a_text_without_quotes(run, never_loads):
+    """A newcomer's first mistake, told as `unrecognized arguments: piano` alone."""
+    for words in (["calm", "piano"], ["--seconds", "1", "calm", "piano"]):
+        status, _, err = run("generate", "bundle", *words)
+        assert status == 2 and err.endswith("error: unrecognized arguments: piano. A TEXT of several words needs quotes around it\n")
+
+
 def test_wrong_stage_value(run, never_loads):
     """An option of our own form says what that form is."""
     status, _, err = run("generate", "bundle", "x", "--temperature", "fine=hot")
@@ -342,7 +367,7 @@ def test_wrong_window(run, never_loads, text):
         (["--quantizer", "q.pt"], "--semantic s.pt: there is no such file."),
         (["--quantizer", "q.pt", "--quantizer", "p.pt"], "--quantizer p.pt: one for all stages was given already."),
         (["--quantizer", "fine=q.pt", "--quantizer", "fine=p.pt"], "--quantizer fine=p.pt: fine was given already."),
-        (["--quantizer", "q.pt", "--config", "none.json"], "--config none.json: [Errno 2] No such file"),
+        (["--quantizer", "q.pt", "--config", "none.json"], "--config none.json cannot be read: No such file or directory."),
         (["--quantizer", "q.pt", "--config", "text.json"], "--config text.json: Expecting value"),
         (["--quantizer", "q.pt", "--config", "list.json"], "--config list.json: expected a JSON object, got list."),
         (["--quantizer", "q.pt", "--config", "unknown.json"], "the overrides name 'decoder'; known are semantic, coarse, fine"),
@@ -400,13 +425,28 @@ def test_closed_streams(tiny_bundle, tmp_path, closed):
 def test_full_standard_output(tiny_bundle, tmp_path):
     """A report that cannot be written is a failure, said once."""
     full_disk = "cannot write standard output: no space is left on its disk. Free some, or write to another disk."
-    for command, message in (
-        (["inspect", str(tiny_bundle)], "[Errno 28] No space left on device"),
-        (["generate", str(tiny_bundle), "x", "--seconds", "0.05", "-o", "-"], full_disk),
-    ):
+    for command in (["inspect", str(tiny_bundle)], ["generate", str(tiny_bundle), "x", "--seconds", "0.05", "-o", "-"]):
         with open("/dev/full", "w") as full:
             result = subprocess.run([*COMMAND, *command], stdout=full, stderr=subprocess.PIPE, text=True)
-        assert (result.returncode, result.stderr) == (1, f"musiclm: {message}\n")
+        assert (result.returncode, result.stderr) == (1, f"musiclm: {full_disk}\n")
+
+
+def test_what_standard_output_cannot_show(tiny_bundle, tmp_path, monkeypatch):
+    """Fault: a terminal without Japanese letters ends the command after the first of the files."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("日本の歌\nbrass band\n", encoding="utf-8")
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
+    assert cli.main(["generate", str(tiny_bundle), "--prompts", "p.txt", "--seconds", "0.05", *WIDE]) == 0
+    assert sorted(os.listdir()) == ["out-1.wav", "out-2.wav", "p.txt"]
+    assert rb"seed 0: \u65e5\u672c\u306e\u6b4c" in shown.getvalue() and b"brass band" in shown.getvalue()
+
+
+def test_what_the_system_says(run):
+    """Fault: [Errno 36] in place of words, where no code of ours expects the error."""
+    name = "a" * 300
+    for command in (["inspect", name], ["generate", "bundle", "x", "-o", name], ["generate", "bundle", "x", "--prime", name]):
+        assert run(*command) == (1, "", f"musiclm: {name}: file name too long.\n")
 
 
 def test_interrupt(tiny_bundle, tmp_path):

@@ -13,6 +13,7 @@ import soundfile
 from support.clips import WIDE, same_samples
 
 import musiclm_deploy as md
+from musiclm_deploy import cli
 from musiclm_deploy.commands.prompts import Listed, batches_of, read_prompts, read_text, seeds_of
 from musiclm_deploy.commands.values import RANDOM
 
@@ -101,6 +102,29 @@ def test_standard_input(pipe):
             read(name)
 
 
+def test_a_closed_standard_input(monkeypatch):
+    """Fault: AttributeError, where a daemon has closed it."""
+    monkeypatch.setattr(sys, "stdin", None)
+    for read in (read_text, read_prompts):
+        with pytest.raises(ValueError, match="standard input is closed: pipe a text into it"):
+            read("-")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("-", "-o - takes one sound, and --prompts makes several. Give -o FILE, which becomes FILE-1, FILE-2 and so on."),
+        ("/dev/null", "-o /dev/null takes one sound, and --prompts makes several."),
+        ("/", "cannot write /: it is a directory."),
+    ],
+)
+def test_outputs_that_have_no_numbers(run, never_loads, out, message):
+    """Fault: `/dev/null-1` and pathlib's words about an empty name."""
+    Path("p.txt").write_text("calm piano\nbrass band\n")
+    status, said, err = run("generate", "bundle", "--prompts", "p.txt", "-o", out)
+    assert (status, said) == (1, "") and err.startswith(f"musiclm: {message}"), err
+
+
 def test_seeds():
     """A seed of the list is lost, or all prompts of --seed random share one."""
     listed = [Listed("a"), Listed("b", 0), Listed("c")]
@@ -168,3 +192,16 @@ def test_a_random_seed(run, pipe, tiny_bundle):
         expected = model.generate("calm piano", seconds=0.1, seed=drawn, sampling=wide).save("b.wav")
     assert same_samples(expected, "out.wav")
     assert np.isfinite(soundfile.read("out.wav")[0]).all()
+
+
+def test_a_reader_that_is_gone(tiny_bundle, tmp_path, monkeypatch, capsys):
+    """Fault: `| head -1` costs the files of all prompts whose lines come after it."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("calm piano\nbrass band\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        status = cli.main(["generate", str(tiny_bundle), "--prompts", "p.txt", "--seconds", "0.05", *WIDE])
+    assert status == 1 and capsys.readouterr().err == ""
+    assert sorted(os.listdir()) == ["out-1.wav", "out-2.wav", "p.txt"]

@@ -261,7 +261,10 @@ def test_the_command_refuses_what_would_be_something_else(made: Path, tiny_bundl
         )
     Path("link.flac").symlink_to("a.flac")
     assert main(["generate", str(tiny_bundle), "--again", "a.flac", "-o", "link.flac"]) == 1
-    assert "is the file to repeat. Give another name" in capsys.readouterr().err
+    assert "-o would write link.flac, the file to repeat. Give another name" in capsys.readouterr().err
+    Path("best-2.flac").symlink_to("a.flac")  # the name of a candidate
+    assert main(["generate", str(tiny_bundle), "--again", "a.flac", "-o", "best.flac", "--all"]) == 1
+    assert "-o would write best-2.flac, the file to repeat." in capsys.readouterr().err
     record = read_record(Path("a.flac"))
     wave, hz = soundfile.read("a.flac", dtype="float32")
     for name, change in (("bundle", {"bundle_sha256": "cd" * 32}), ("samples", {})):  # records of others' samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from ..runtime.bundle import Bundle
     from ..runtime.music import Music
+    from .output import Report
 
 # Options that the file's record answers, by their attribute in argparse's namespace.
 _ANSWERED = {
@@ -58,8 +60,6 @@ class Again:
         values = {option: getattr(options, name) for name, option in _ANSWERED.items()}
         if said := [option for option, value in values.items() if value is not None and value is not False and value != []]:
             options.wrong_usage(f"--again takes the request from {options.again}: leave out {', '.join(said)}")
-        if options.out is not None and options.out.exists() and options.out.samefile(options.again):
-            raise ValueError(f"-o {options.out} is the file to repeat. Give another name, so that the two can be compared.")
         return cls(options.again, read_record(options.again), options.other_bundle)
 
     @property
@@ -101,6 +101,12 @@ class Again:
         threads = self.record.get("threads") if options.threads is None else options.threads
         return {"device": device, "weights": weights, "threads": threads, "step": "graph" if self.record["step"] == "graph" else "auto"}
 
+    def check_outputs(self, names: Sequence[Path]) -> None:
+        """Raise ValueError if the file to repeat is among the files to write."""
+        for name in names:
+            if name.exists() and name.samefile(self.file):
+                raise ValueError(f"-o would write {name}, the file to repeat. Give another name, so that the two can be compared.")
+
     def check_bundle(self, bundle: Bundle) -> None:
         """Raise ValueError for a bundle that did not make the file, unless --other-bundle allows it."""
         made_by = self.record["bundle_sha256"]
@@ -110,7 +116,7 @@ class Again:
                 "Give the bundle that made it, or --other-bundle to make other music from the same request."
             )
 
-    def compare(self, music: Music, report: TextIO) -> int:
+    def compare(self, music: Music, report: TextIO | Report) -> int:
         """Say whether the samples are those of the file, and if not, what may be the reason. Returns the exit status."""
         from ..runtime.music import audio_sha256
 

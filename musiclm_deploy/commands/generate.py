@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .again import Again, add_again_options
-from .output import Outputs, add_output_options
+from .output import Outputs, Report, add_output_options
 from .prompts import Listed, batches_of, read_prompts, read_text, seeds_of
 from .values import RANDOM, seed, stage_value, stage_window
 
@@ -84,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
     outputs = Outputs.of_each(options, len(request["seed"]), candidates, again)
     for output in outputs:
         output.check()
+        if again is not None:
+            again.check_outputs(output.sounds)
     placement = (
         {"device": options.device, "weights": options.weights or "fp16", "threads": options.threads}
         if again is None
@@ -98,17 +100,19 @@ def run(options: argparse.Namespace) -> int:
         parts, seconds, takes = batches_of(request, model.estimate)
         if seconds >= _ANNOUNCED_S or len(parts) > 1:
             print(f"this will take {takes}.", file=sys.stderr)
-        waiting = iter(outputs)
+        waiting, report = iter(outputs), outputs[0].report()
         for part in parts:
             with progress_bars(True) as progress:
                 made = model.generate(**part, progress=progress)
             made = made if isinstance(made, list) else [made]
             for music in made:
-                _write(options, music, next(waiting), again)
+                _write(options, music, next(waiting), again, report)
             if not options.json:
                 spent = ", ".join(f"{stage} {taken:.2f}" for stage, taken in made[0].stage_seconds.items())
-                print(f"{made[0].timings['total']:.2f} s ({spent}), {made[0].speed}", file=outputs[0].report)
-    return 0 if again is None else again.compare(made[0], sys.stderr if options.json else outputs[0].report)
+                print(f"{made[0].timings['total']:.2f} s ({spent}), {made[0].speed}", file=report)
+    status = 0 if again is None else again.compare(made[0], sys.stderr if options.json else report)
+    report.finish()
+    return status
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _write(options: argparse.Namespace, music: Any, output: Outputs, again: Again | None) -> None:
+def _write(options: argparse.Namespace, music: Any, output: Outputs, again: Again | None, report: Report) -> None:
     """Write one prompt's files, and print which."""
     files = output.write(music, None if again is None else again.record["candidate"])
     hz, seconds = output.mastering.sample_rate or music.sample_rate, len(music.audio) / music.sample_rate
@@ -143,11 +147,11 @@ def _write(options: argparse.Namespace, music: Any, output: Outputs, again: Agai
         scores = [candidate.score for candidate in music.candidates]
         facts = {"seconds": seconds, "sample_rate": hz, "seed": music.seed, "best": music.best, "scores": scores}
         facts |= {"timings": music.timings, "bundle_sha256": music.bundle_sha256}
-        print(json.dumps({"files": files, "prompt": music.prompt, **facts}), file=output.report)
+        print(json.dumps({"files": files, "prompt": music.prompt, **facts}), file=report)
     else:
         seed = "" if options.seed != RANDOM and options.prompts is None else f", seed {music.seed}"
-        which = "" if options.prompts is None else f": {music.prompt}"
-        print(f"{', '.join(files)}: {seconds:g} s at {hz} Hz{seed}{which}", file=output.report)
+        which = "" if options.prompts is None else f": {' '.join(music.prompt.split())}"
+        print(f"{', '.join(files)}: {seconds:g} s at {hz} Hz{seed}{which}", file=report)
 
 
 def _check_usage(options: argparse.Namespace) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from ..runtime.mastering import Mastering
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from .again import Again
 
 STDOUT = "standard output"
+_DEFAULT = Path("out.wav")
+_BYTES_PER_SAMPLE = 10  # of a file while it is made: at most 8.6 measured, the wave at its rate and as much once more
 _STDOUTS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
@@ -38,6 +41,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def numbered(path: Path, index: int) -> Path:
     """Return the name of the file of prompt or candidate `index`, which counts from 0: out.wav is out-1.wav, out-2.wav and so on."""
+    if not path.name:
+        raise ValueError(f"cannot write {path}: it is a directory.")
     return path.with_stem(f"{path.stem}-{index + 1}")
 
 
@@ -55,9 +60,13 @@ class Outputs:
         """Return the outputs of every prompt; those of --prompts are numbered."""
         if options.prompts is None:
             return [cls._of(options, options.out, options.save_tokens, candidates, again)]
-        out = options.out or Path("out.wav")
-        if str(out) in _STDOUTS:
-            raise ValueError("-o - writes one sound, and --prompts makes several. Give -o FILE, which becomes FILE-1, FILE-2 and so on.")
+        from ..runtime.outputs import is_stream
+
+        out = options.out or _DEFAULT
+        if str(out) in _STDOUTS or is_stream(out):
+            raise ValueError(
+                f"-o {out} takes one sound, and --prompts makes several. Give -o FILE, which becomes FILE-1, FILE-2 and so on."
+            )
         names = [(numbered(out, index), options.save_tokens and numbered(options.save_tokens, index)) for index in range(prompts)]
         return [cls._of(options, *pair, candidates, again) for pair in names]
 
@@ -66,12 +75,21 @@ class Outputs:
         from ..runtime.mastering import Mastering
         from ..runtime.request import MOST_ITEMS
 
-        path = out or (Path("out.wav") if again is None else again.out)
+        path = out or (_DEFAULT if again is None else again.out)
+        for option in ("prime", "audio") if out is None and again is None else ():
+            given = getattr(options, option)
+            if given is not None and given.exists() and path.exists() and given.samefile(path):
+                raise ValueError(f"{path}, where the music goes by default, is the sound of --{option}. Give another name with -o FILE.")
         every = [numbered(path, index) for index in range(min(candidates, MOST_ITEMS))] if options.all else []
         record = {} if again is None else again.record
         rate = record.get("sample_rate") if options.sample_rate is None else options.sample_rate
         loudness = record.get("normalize") if options.normalize is None else options.normalize
         return cls(None if str(path) in _STDOUTS else path, every, tokens, Mastering(rate, loudness))
+
+    @property
+    def sounds(self) -> list[Path]:
+        """The sound files."""
+        return [path for path in (self.out, *self.candidates) if path is not None]
 
     def check(self) -> None:
         """Raise ValueError or OSError for an output that is known to be impossible. Changes nothing."""
@@ -83,7 +101,7 @@ class Outputs:
             raise ValueError(f"--all writes files named after --out, and {self.out or STDOUT} is not a file. Give -o FILE.")
         if self.out is None:
             _check_stdout()
-        for path in filter(None, [self.out, *self.candidates]):
+        for path in self.sounds:
             format_of(path)
             check_output(path)
         if self.mastering.sample_rate is not None:
@@ -93,13 +111,18 @@ class Outputs:
             check_output(self.tokens)
 
     def check_sound(self, codec_hz: int, seconds: float | None) -> None:
-        """Raise ValueError if the format does not take the sound. seconds: its length, None if not known, when only the rate is checked."""
+        """Raise ValueError if the format does not take the sound, MemoryError if making the file takes too much memory.
+
+        seconds: its length, None if not known, when only the rate is checked.
+        """
+        from ..runtime.memory import check_memory
         from ..runtime.sound_files import check_sound, format_of
 
         path = self.out or Path("-.wav")
         hz = self.mastering.sample_rate or codec_hz
         length = seconds if seconds is not None and 0 < seconds < 1e9 else 0  # the request refuses others
         check_sound(path, format_of(path), hz, round(length * hz))
+        check_memory({"file": round(length * hz) * _BYTES_PER_SAMPLE})
 
     def write(self, music: Music, candidate: int | None) -> list[str]:
         """Write everything and return the names, the sound's first. candidate: the best by default.
@@ -121,10 +144,30 @@ class Outputs:
             music.save(name, index, **wanted)
         return [str(name) for name in (self.out or STDOUT, *self.candidates, self.tokens) if name]
 
-    @property
-    def report(self) -> Any:
-        """The stream for messages about the files: standard error if the sound goes to standard output."""
-        return sys.stderr if self.out is None else sys.stdout
+    def report(self) -> Report:
+        """Return the stream for messages about the files: standard error if the sound goes to standard output."""
+        return Report(sys.stderr if self.out is None else sys.stdout)
+
+
+class Report(io.TextIOBase):
+    """A stream for messages between files. One that fails (`| head`, a full disk) must not cost the files that come after it."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self._error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        if self._stream is not None and self._error is None:
+            try:
+                self._stream.write(text)
+            except OSError as error:
+                self._error = error
+        return len(text)
+
+    def finish(self) -> None:
+        """Raise the OSError with which a message failed."""
+        if self._error is not None:
+            raise self._error
 
 
 def _check_stdout() -> None:

@@ -35,7 +35,7 @@ def read_text(text: str | None) -> str | None:
         )
     if text != STANDARD_INPUT:
         return text
-    found = " ".join(_decode(sys.stdin.buffer.read(), "standard input").split())
+    found = " ".join(_decode(_standard_input(), "standard input").split())
     if not found:
         raise ValueError("standard input holds no prompt: pipe a text into it.")
     return found
@@ -49,7 +49,7 @@ def read_prompts(name: str) -> list[Listed]:
     """
     where = "standard input" if name == STANDARD_INPUT else f"--prompts {name}"
     try:
-        data = sys.stdin.buffer.read() if name == STANDARD_INPUT else Path(name).read_bytes()
+        data = _standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
     except OSError as error:
         raise ValueError(f"{where} cannot be read: {error.strerror}.") from error
     lines = enumerate(re.split(r"\r\n|\n|\r", _decode(data, where)), start=1)
@@ -86,6 +86,12 @@ def batches_of(request: dict[str, Any], estimate: Callable[..., Any]) -> tuple[l
             continue
         seconds, each = (0.0, "a few seconds") if found is None else (found.total * count / size, str(found))
         return parts, seconds, each if len(parts) == 1 else f"{len(parts)} batches of {size} prompts, as memory allows, each {each}"
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:  # closed by the caller
+        raise ValueError("standard input is closed: pipe a text into it.")
+    return sys.stdin.buffer.read()
 
 
 def _decode(data: bytes, where: str) -> str:

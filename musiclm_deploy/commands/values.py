@@ -50,7 +50,9 @@ def read_config(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ExportError(f"--config {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"--config {path}: {error}") from error
     if not isinstance(config, dict):
         raise ExportError(f"--config {path}: expected a JSON object, got {type(config).__name__}.")
