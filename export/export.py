@@ -311,7 +311,9 @@ def _aside(out: Path) -> Iterator[Path]:
             folder.mkdir()  # unlike its parent, readable by whom the umask says
             yield folder
     except OSError as error:
-        raise ExportError(f"the bundle could not be written: {error}. Nothing was left behind.") from error
+        # numpy gives no number for a file that ends early, which a full disk and ulimit -f bring about
+        reason = error if error.errno is not None else f"No space left, or ulimit -f does not allow as much ({error})"
+        raise ExportError(f"the bundle could not be written: {reason}. Nothing was left behind.") from error
     finally:
         for number in fatal:
             signal.signal(number, signal.SIG_DFL)
