@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import resource
 import shutil
 import signal
@@ -186,8 +185,7 @@ def test_full_disk(tiny_checkpoints, tmp_path, limit_kb):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_kb * 1024, limit_kb * 1024)),
     )
     assert result.returncode == 1
-    reason = r"(\[Errno 27\] File too large|No space left, or ulimit -f does not allow as much \(\d+ requested and \d+ written\))"
-    assert re.fullmatch(rf"musiclm: the bundle could not be written: {reason}\. Nothing was left behind\.\n", result.stderr)
+    assert result.stderr == "musiclm: the bundle could not be written: [Errno 27] File too large. Nothing was left behind.\n"
     assert content(tmp_path) == {f"bundle/{MANIFEST}": b"an old one"}
 
 

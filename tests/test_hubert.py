@@ -381,7 +381,9 @@ def test_a_bundle_with_hubert(
     wave = noise(1, 9000)
     with md.load(out, device="cpu") as model:
         np.testing.assert_array_equal(model.semantic_tokens((wave.numpy(), 16_000)), tokenizer(wave))
+        torch.manual_seed(0)  # as the validation does
         assert tokenizer_error(model, collected) < 1e-4
+        torch.manual_seed(0)
         assert tokenizer_error(model, collect(sources, {"wav2vec": {"output_layer": 2}})) > 1e-2
         with pytest.raises(MemoryError, match="wav2vec"):
             model.semantic_tokens((np.zeros(60_000_000, np.float32), 16_000))

@@ -235,6 +235,7 @@ def test_the_bundle_is_found_where_it_was(made: Path, tiny_bundle: Path, capsys:
     assert main(["generate", "--seed", "3", "models/tiny", "--seconds", "0.1", "x", "-o", "b.wav"]) == 0
     assert read_record(made / "b.wav")["bundle"] == "models/tiny"
     assert main(["generate", "--again", "b.wav"]) == 0
+    assert "b.wav was made with models/tiny, which is used.\n" in capsys.readouterr().err
     assert main(["generate", "--again", "b.wav", "-o", "c.wav", "models/tiny"]) == 0
     assert Path("b-again.wav").read_bytes() == Path("b.wav").read_bytes() == Path("c.wav").read_bytes()
     record = read_record(made / "b.wav") | {"bundle": f"../{made.name}/models/tiny"}

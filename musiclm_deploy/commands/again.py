@@ -92,6 +92,7 @@ class Again:
                 f"{self.file} was made with the bundle {str(path)!r}, which is not below this folder. "
                 f"Give it as BUNDLE: its SHA-256 is {self.record['bundle_sha256']} (musiclm inspect BUNDLE)."
             )
+        print(f"{self.file} was made with {path}, which is used.", file=sys.stderr)
         return path
 
     def placement(self, options: argparse.Namespace) -> dict[str, Any]:

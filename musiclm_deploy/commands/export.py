@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         quiet=options.quiet,
     )
-    print(f'{out}: done. Try: musiclm generate {out} "calm piano in a ballroom" -o out.wav')
+    print(f'{out}: done. Try: musiclm generate {out} "calm piano" -o out.wav')
     return 0
 
 

@@ -2,7 +2,11 @@
 
 import torch
 from torch import Tensor
-from transformers import HubertConfig, HubertModel
+
+from musiclm_deploy.model.upstream import load_upstream
+
+load_upstream()
+from transformers import HubertConfig, HubertModel  # noqa: E402 (torchaudio, which it imports, loads only after load_upstream)
 
 WIDTH, LAYERS, HEADS = 64, 4, 1  # heads of 64, as published models have, where a file does not tell
 
