@@ -144,6 +144,13 @@ def test_no_bare_folder_names(folder: str) -> None:
     assert not wrong
 
 
+def test_no_test_imports_another() -> None:
+    """Fault: a test module that is run twice, or not at all, because another one needs its helpers. They stand in tests/support/."""
+    modules = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    wrong = [f"{path}: {name}" for path, names in imports_of("tests").items() for name in names if name.split(".")[0] in modules]
+    assert not wrong
+
+
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_every_folder_is_a_package(folder: str) -> None:
     """Fault: setup.py finds packages by their `__init__.py`, so that a folder without one is missing from the wheel."""
