@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ if "MUSICLM_KERNELS_ON" not in os.environ:  # of benchmarks/gpu: a GPU that kern
 
 import pytest
 from support.shared import FOLDER, shared
+
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:  # as a shell starts what runs behind it; processes of the tests would inherit that
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 TRACE_CACHE = "MUSICLM_TRACE_CACHE"  # the variable of export/trace_cache.py, whose import would take seconds for torch
 
