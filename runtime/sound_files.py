@@ -109,6 +109,6 @@ def encode(path: Path, form: Format, audio: np.ndarray, sample_hz: int, comment:
                 file.comment = comment
             for start in range(0, len(audio), _BLOCK):
                 file.write(audio[start : start + _BLOCK])
-    except soundfile.LibsndfileError as error:  # of MP3 and Opus without a sample
+    except soundfile.LibsndfileError as error:  # MP3 and Opus files without a sample raise it
         raise ValueError(f"cannot write {path}: {form.subtype} does not take these {len(audio)} samples ({error.error_string})") from error
     return made.getbuffer()
