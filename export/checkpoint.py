@@ -1,16 +1,13 @@
-"""Reading a checkpoint: a file in one of upstream's formats in, a flat state dict of named tensors out. Nothing in a file is executed.
+"""Reading a checkpoint: a file of any of the forms that people keep models in, in; a flat state dict of named tensors, out.
 
-Accepted: trainer packages (`{"model": ..., "version": ...}`), bare state dicts, `SoundStream.save` packages, EMA copies and `module.`
-prefixes; safetensors, and a folder of transformers (`model.safetensors`, `config.json`). What the tensors mean is decided elsewhere; here
-they are only found, named, checked for shape and for finite values.
+`model.tensor_file` reads files and folders, without executing anything in them; `state_dicts` finds the models inside by their tensors'
+names. What the tensors mean is decided elsewhere; here they are chosen, and checked for shape and for finite values.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,33 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..model.archive import HostileFile, check_archive, check_tensors
-from .errors import ExportError
+from ..model.archive import HostileFile, check_tensors
+from ..model.stand_ins import class_of, is_object
+from ..model.tensor_file import UnreadableFile, files_of, read_package
+from .errors import ExportError, naming
+from .state_dicts import DESCRIPTIONS, StateDict, choose, first_tensor, state_dicts
 from .trained_tokens import Moments, moments_of
 
 TOKEN_TABLE = "text.token_emb.weight"  # MuLaN's, with a row for each token
 _SMALL = 10**7  # numbers that a module may have more than its file: of which are missing, torch says more than a count
-# One tensor name that only this kind of checkpoint has.
-_MARKS = (
-    ("semantic", "start_token"),
-    ("coarse", "coarse_start_token|semantic_start_token"),
-    ("fine", "fine_start_token"),
-    ("codec", "decoder_film.to_cond.weight"),
-    ("codec", "quantizer.vq.layers.0._codebook.embed"),  # EnCodec, of its own package
-    ("codec", "quantizer.layers.0.codebook.embed"),  # and of transformers
-    ("quantizer", "rq.layers.0._codebook.embed"),
-    ("mulan", "audio_to_latents.weight"),
-    ("semantic-features", "centres|spec.mel_layout"),
-)
-_DESCRIPTIONS = {
-    "semantic": "a semantic transformer",
-    "coarse": "a coarse transformer",
-    "fine": "a fine transformer",
-    "codec": "a codec (SoundStream or EnCodec)",
-    "quantizer": "a MuLaN embedding quantizer",
-    "mulan": "a MuLaN model",
-    "semantic-features": "the semantic tokenizer that MelKmeans.save writes",
-}
 
 
 @dataclass
@@ -59,6 +38,7 @@ class Checkpoint:
     pickled_config: bytes | None = None  # SoundStream's own, still unread
     config_json: dict[str, Any] = field(default_factory=dict)  # of transformers
     sha256: str | None = None
+    weights: tuple[str, str] | None = None  # the entry of the file that was taken, and why
     moments: Moments | None = None  # for MuLaN's table of tokens, if a trainer saved its optimizer too
     _read: set[str] = field(default_factory=set)
 
@@ -88,14 +68,6 @@ class Checkpoint:
             raise ExportError(f"{self.name}: {shown}: these tensors belong to a variant that the export does not cover.")
 
 
-def identify(state: Mapping[str, Tensor]) -> str | None:
-    """Which kind of checkpoint a state dict is, or None."""
-    for kind, marks in _MARKS:
-        if all(mark in state for mark in marks.split("|")):
-            return kind
-    return None
-
-
 def is_encodec(state: Mapping[str, Tensor]) -> bool:
     """Whether a codec is an EnCodec, rather than a SoundStream."""
     return any(name.startswith("quantizer.") for name in state)
@@ -109,80 +81,75 @@ def shape_of(where: str, name: str, tensor: Tensor, dims: int) -> tuple[int, ...
 
 
 def read_checkpoint(path: Path, kind: str) -> Checkpoint:
-    """Read `path`, which must hold `kind`, one of `_MARKS`."""
-    checkpoint = expect(read_file(path, f"--{kind} "), kind)
-    checkpoint.sha256 = sha256_of(path / "model.safetensors" if path.is_dir() else path)
+    """Read `path`, which must hold `kind`, a key of `DESCRIPTIONS`."""
+    option = f"--{kind} "
+    checkpoint = from_package(path.name, read_file(path, option), kind)
+    check_claims(checkpoint, path, option)
+    checkpoint.sha256 = sha256_of(*files_of(path))
+    file = files_of(path)[0]
+    if file.suffix == ".safetensors" or file.name.startswith("pytorch_model"):
+        checkpoint.config_json = _config_beside(file, option)
     return checkpoint
 
 
-def read_file(path: Path, option: str = "") -> Checkpoint:
-    """Read `path`, whatever it holds. option: what stands before the path in messages."""
-    name = path.name
-    if os.path.isdir(path):  # unlike Path's own these say no of a name that no file can have
-        path = path / "model.safetensors"
-    if not os.path.isfile(path):
-        raise ExportError(f"{option}{path}: there is no such file.")
+def read_file(path: Path, option: str = "") -> Mapping[Any, Any]:
+    """Return the dictionary that `path` holds. option: stands before the path in messages."""
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        package = read_package(path)
+    except UnreadableFile as error:
+        raise ExportError(f"{option}{error}") from error
+    if not isinstance(package, Mapping) or (not package and type(package) is not dict):
+        raise ExportError(f"{path.name}: expected a dictionary of tensors, got {class_of(package)}. Save a plain state dict.")
+    return package
 
-            package = load_file(path)
-        else:
-            check_archive(path)
-            package = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything; torch's own text advises to switch the protection off
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        if isinstance(error, HostileFile):
-            why = f"refused, because {error}. Save a plain state dict."
-        elif forbidden:
-            why = f"refused, because it names {forbidden[1]}, which could run code. Save a plain state dict."
-        elif isinstance(error, MemoryError | PermissionError):
-            why = f"cannot be read ({type(error).__name__} {error})."
-        else:
-            why = f"not a {'safetensors' if path.suffix == '.safetensors' else 'PyTorch'} file, or a damaged one. Was it copied whole?"
-        raise ExportError(f"{option}{path}: {why}") from error
-    checkpoint = from_package(name, package)
-    if path.suffix == ".safetensors":
-        checkpoint.config_json = _config_beside(path, option)
+
+def check_claims(checkpoint: Checkpoint, path: Path, option: str = "") -> None:
+    """ExportError if the tensors of `checkpoint` are larger than the file that they are from."""
     try:
-        check_tensors(checkpoint.state, path.stat().st_size)
+        check_tensors(checkpoint.state, sum(file.stat().st_size for file in files_of(path)))
     except HostileFile as error:
         raise ExportError(f"{option}{path}: refused, because {error}. Save a plain state dict.") from error
-    return checkpoint
 
 
-def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
-    found = identify(checkpoint.state)
-    if found != kind:
-        raise ExportError(f"--{kind} {checkpoint.name}: expected {_DESCRIPTIONS[kind]}, but the file holds {describe(checkpoint)}.")
-    return checkpoint
+def kinds_in(name: str, package: Mapping[Any, Any]) -> list[str]:
+    """Return the kinds of the known models in a package. Raises ExportError if there is none. name: of the file, for messages."""
+    if not (kinds := list(_found(name, package))):
+        raise ExportError(f"{name}: the file holds {_unknown(name, package)}.")
+    return kinds
 
 
-def describe(checkpoint: Checkpoint) -> str:
-    """What a checkpoint is, in a few words."""
-    kind = identify(checkpoint.state)
-    return (
-        _DESCRIPTIONS[kind] if kind else f"none of the models known here (its first tensor is {next(iter(checkpoint.state), 'missing')!r})"
-    )
-
-
-def from_package(name: str, package: Any) -> Checkpoint:
-    """The state dict inside what `torch.load` returned."""
-    if not isinstance(package, Mapping):
-        raise ExportError(f"{name}: expected a dictionary of tensors, got {type(package).__name__}.")
-    version, config = package.get("version"), package.get("config")
-    state = next((package[key] for key in ("ema_model", "model", "state_dict") if isinstance(package.get(key), Mapping)), package)
-    tensors = {str(key): value.detach() for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ExportError(f"{name}: no tensors found; its entries are {', '.join(map(str, list(package)[:6])) or 'none'}.")
-    # An EMA of a wrapped model, or a wrapped EMA; audiolm-pytorch's EncodecWrapper, which has the codebooks once more beside its model.
-    for prefix in ("module.", "ema_model.", "module.", "model."):
-        inside = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        tensors = inside or tensors
-    made = Checkpoint(name, tensors, version if isinstance(version, str) else None, config if isinstance(config, bytes) else None)
-    if (table := tensors.get(TOKEN_TABLE)) is not None:
-        made.moments = moments_of(package.get("optim"), tuple(table.shape))
+def from_package(name: str, package: Mapping[Any, Any], kind: str) -> Checkpoint:
+    """Return the model of this kind, a key of `DESCRIPTIONS`, inside what was saved. name: of the file, for messages."""
+    found = _found(name, package)
+    if kind not in found:
+        held = " and ".join(DESCRIPTIONS[each] for each in found) or _unknown(name, package)
+        raise ExportError(f"--{kind} {name}: expected {DESCRIPTIONS[kind]}, but the file holds {held}.")
+    model, why = choose(found[kind], name)
+    version = next((package["version"] for package in model.packages if isinstance(package.get("version"), str)), None)
+    config = next((package["config"] for package in model.packages if isinstance(package.get("config"), bytes)), None)
+    made = Checkpoint(name, model.tensors, version, config, weights=(model.entry or "the file itself", why))
+    if (table := model.tensors.get(TOKEN_TABLE)) is not None:
+        optimizer = next((package["optim"] for package in model.packages if "optim" in package), None)
+        made.moments = moments_of(optimizer, tuple(table.shape))
     return made
+
+
+def _found(name: str, package: Mapping[Any, Any]) -> dict[str, list[StateDict]]:
+    """Return `{kind: its sets of weights}`."""
+    found: dict[str, list[StateDict]] = {}
+    with naming(name):
+        for model in state_dicts(package):
+            found.setdefault(model.kind, []).append(model)
+    return found
+
+
+def _unknown(name: str, package: Mapping[Any, Any]) -> str:
+    """Return the words for a package without a known model. Raises ExportError if it has no tensors at all."""
+    first = first_tensor(package)
+    if first is None:
+        entries = ", ".join(f"{key} ({class_of(value)})" if is_object(value) else str(key) for key, value in [*package.items()][:6])
+        raise ExportError(f"{name}: no tensors found; its entries are {entries or 'none'}. Save a plain state dict.")
+    return f"none of the models known here (its first tensor is {first!r})"
 
 
 def _config_beside(path: Path, option: str) -> dict[str, Any]:
@@ -199,9 +166,14 @@ def _config_beside(path: Path, option: str) -> dict[str, Any]:
     return config
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(*paths: Path) -> str:
+    """Return the SHA-256 of a file, or of several one after another, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def check_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import Checkpoint, expect, read_checkpoint
+from .checkpoint import Checkpoint, from_package, read_checkpoint
 from .codec import infer_codec
 from .errors import ExportError, MissingCheckpoint, naming
 from .mulan import check_conditioner, conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
@@ -123,7 +123,8 @@ def _gather_quantizer(
         settings[f"quantizer.{stage}"] = infer_quantizer(quantizer.state, overrides)
     checkpoints[f"quantizer.{stage}"] = quantizer
     if inside is not None:
-        found = expect(Checkpoint(f"{quantizer.name} (its MuLaN)", inside, sha256=quantizer.sha256), "mulan")
+        found = from_package(f"{quantizer.name} (its MuLaN)", inside, "mulan")
+        found.sha256, found.weights = quantizer.sha256, quantizer.weights
         checkpoints["mulan"] = _same_mulan(checkpoints["mulan"], found) if "mulan" in checkpoints else found
 
 
@@ -266,8 +267,14 @@ def settings_table(collected: Collected) -> str:
             continue
         shown.add(checkpoint.name)
         lines.append(f"{part.split('.')[0]}  ({checkpoint.name})")
-        lines += [f"    {name:28} {_short(setting.value):22} {setting.source}" for name, setting in settings.items()]
+        if checkpoint.weights:
+            lines.append(_line("weights", *checkpoint.weights))
+        lines += [_line(name, setting.value, setting.source) for name, setting in settings.items()]
     return "\n".join(lines)
+
+
+def _line(name: str, value: Any, source: str) -> str:
+    return f"    {name:28} {_short(value):22} {source}"
 
 
 def _short(value: Any) -> str:

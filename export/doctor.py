@@ -80,6 +80,7 @@ def describe_bundle(path: Path) -> FileReport:
     origin = [f"made by {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}"]
     for name, source in manifest.sources.items():
         known = [f"version {source['version']}" if source.get("version") else "", f"SHA-256 {source.get('sha256', '')[:12]}..."]
+        known += [f"weights: {source['weights']}"] if source.get("weights") else []
         origin.append(f"{name} of {source.get('file')} ({', '.join(filter(None, known))})")
     return FileReport(
         str(path), "bundle", f"a bundle of format {FORMAT}, {megabytes:.1f} MB in {len(manifest.files)} files, whole", origin=origin

@@ -6,8 +6,8 @@ gathers all of them. No graph is traced and no error is measured against PyTorch
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from ..model.sklearn_kmeans import read_cluster_centers
+from ..model.tensor_file import UnreadableFile, files_of
 from ..runtime.bundle import BundleError
-from .checkpoint import Checkpoint, describe, identify, is_encodec, read_file
+from .checkpoint import Checkpoint, check_claims, from_package, is_encodec, kinds_in, read_file
 from .codec import build_codec
 from .collect import Collected, conditioner_tables, conditioning_dim, faults_of_fit, gather, settings_table, warnings_of
 from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
@@ -25,18 +26,20 @@ from .mulan import build_mulan, check_conditioner, conditioner_weights, split_qu
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .stage import build_stage
+from .state_dicts import DESCRIPTIONS
 from .transformers import STAGES
 
 _NEEDED = (*STAGES, "codec", "mulan", "quantizer")
 _TABLE = "cond_embeddings."
+_SUFFIXES = {".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".km", ".pkl", ".joblib"}
 
 
 def examine(paths: Iterable[Path], config: Mapping[str, Any]) -> Report:
     """Examine files of any kind; see `diagnose` for the arguments."""
     files, faults = [], []
-    for path in paths:
+    for path in itertools.chain.from_iterable(map(_files_in, paths)):
         try:
-            files.append(_examine(path))
+            files += _examine(path)
         except (ExportError, BundleError) as error:
             files.append(FileReport(str(path), None, USELESS))
             faults.append(str(error))
@@ -51,26 +54,38 @@ def examine(paths: Iterable[Path], config: Mapping[str, Any]) -> Report:
     return Report(files, settings, missing, warnings_of(collected), list(dict.fromkeys(faults)), settings_table(collected))
 
 
-def _examine(path: Path) -> FileReport:
-    """Report what one path holds. Raises ExportError or BundleError if the content is unknown or cannot be read."""
-    if is_bundle(path):
-        return describe_bundle(path)
-    if os.path.isdir(path) and (path / "config.json").is_file() and b'"hubert"' in (path / "config.json").read_bytes():
-        return FileReport(str(path), "hubert", "HuBERT, a folder of transformers")
+def _files_in(path: Path) -> list[Path]:
+    """Return what a path stands for: itself, or, of a folder of several checkpoints, each of them."""
+    if not os.path.isdir(path) or is_bundle(path):
+        return [path]
     try:
-        checkpoint = read_file(path)
-    except ExportError as error:
-        if re.search(r"names (fairseq|omegaconf|argparse)\.", str(error)):
-            return FileReport(str(path), "hubert", "HuBERT, of fairseq")
-        if re.search(r"names sklearn\.", str(error)) or _is_kmeans(path):
-            return FileReport(str(path), "kmeans", "a k-means model of scikit-learn")
+        files_of(path)
+        return [path]
+    except UnreadableFile:  # which the export says, too, if there is nothing else in it
+        return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file()) or [path]
+
+
+def _examine(path: Path) -> list[FileReport]:
+    """Report each model that one path holds; of a folder, those of the files in it. Raises ExportError or BundleError if the content is
+    unknown or cannot be read."""
+    if is_bundle(path):
+        return [describe_bundle(path)]
+    if os.path.isdir(path) and (path / "config.json").is_file() and b'"hubert"' in (path / "config.json").read_bytes():
+        return [FileReport(str(path), "hubert", "HuBERT, a folder of transformers")]
+    try:
+        package = read_file(path)
+        kinds = kinds_in(path.name, package)
+    except ExportError:
+        if _is_kmeans(path):
+            return [FileReport(str(path), "kmeans", "a k-means model of scikit-learn")]
         raise
-    if any(name.startswith("feature_extractor.conv_layers.") for name in checkpoint.state):
-        return FileReport(str(path), "hubert", "HuBERT")
-    kind = identify(checkpoint.state)
-    if kind is None:
-        raise ExportError(f"{path}: the file holds {describe(checkpoint)}.")
-    what = describe(checkpoint)
+    return [_describe(path, package, kind) for kind in kinds]
+
+
+def _describe(path: Path, package: Mapping[Any, Any], kind: str) -> FileReport:
+    checkpoint = from_package(path.name, package, kind)
+    check_claims(checkpoint, path)
+    what = DESCRIPTIONS[kind]
     if kind == "codec":
         what = f"a codec ({'EnCodec' if is_encodec(checkpoint.state) else 'SoundStream'})"
     if kind == "quantizer" and split_quantizer_state(checkpoint.state)[1] is not None:

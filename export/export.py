@@ -206,7 +206,13 @@ def write_stages(
             "opset": f"{graph.OPSET} (transformers), {trace.OPSET} (other stages)",
         },
         sources={
-            name: {"file": item.name, "sha256": item.sha256 or "", "version": item.version or ""} for name, item in checkpoints.items()
+            name: {
+                "file": item.name,
+                "sha256": item.sha256 or "",
+                "version": item.version or "",
+                "weights": item.weights[0] if item.weights else "",
+            }
+            for name, item in checkpoints.items()
         },
         settings={name: {key: [item.value, item.source] for key, item in part.items()} for name, part in settings.items()},
         errors={},

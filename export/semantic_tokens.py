@@ -17,6 +17,7 @@ from ..model import HubertKmeans, MelKmeans
 from ..model.hubert_files import read_hubert
 from ..model.semantic_tokens import SemanticTokenizer
 from ..model.sklearn_kmeans import read_cluster_centers
+from ..model.tensor_file import files_of
 from ..runtime import bundle
 from .checkpoint import Checkpoint, check_finite, sha256_of
 from .errors import ExportError
@@ -66,9 +67,8 @@ def read_hubert_kmeans(hubert: Path, kmeans: Path, overrides: Mapping[str, Any])
     for name, fact in found.facts.items():
         (settings.infer if fact.told else settings.assume)(name, fact.value, fact.source)
     settings.infer("codebook_size", len(centres), f"cluster_centers_ [{len(centres)}, ...]")
-    weights = next((path for name in ("model.safetensors", "pytorch_model.bin") if (path := hubert / name).is_file()), hubert)
     checkpoints = {
-        "wav2vec": Checkpoint(found.name, {**found.state, "centres": centres}, sha256=sha256_of(weights)),
+        "wav2vec": Checkpoint(found.name, {**found.state, "centres": centres}, sha256=sha256_of(*files_of(hubert))),
         "wav2vec.kmeans": Checkpoint(kmeans.name, {"centres": centres}, sha256=sha256_of(kmeans)),
     }
     return checkpoints, settings.finish()

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from .archive import HostileFile, check_archive, check_tensors
+from .archive import HostileFile, check_tensors
+from .stand_ins import arguments_of, class_of, is_object
+from .tensor_file import files_of, read_package
 
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 _POS_CONV = "encoder.pos_conv_embed.conv"
@@ -44,11 +44,6 @@ _CONFIG = re.compile(  # arguments of `HubertConfig` that change what it compute
     "hidden_(size|act)|num_(hidden_layers|attention_heads)|intermediate_size|layer_norm_eps|feat_extract_(norm|activation)|feat_proj_layer_norm"
     "|conv_(dim|stride|kernel|bias|pos_batch_norm)|num_conv_pos_embeddings|num_conv_pos_embedding_groups|do_stable_layer_norm"
 )
-# What fairseq puts beside the tensors: dictionaries of labels, settings, meters.
-_HARMLESS = re.compile(
-    r"(fairseq|omegaconf|argparse|collections|numpy|_codecs|typing|enum|copy_?reg)\..+"
-    r"|(__builtin__|builtins)\.(object|dict|list|tuple|set|str|int|float|bool|bytes)"
-)
 
 
 @dataclass(frozen=True)
@@ -65,22 +60,6 @@ class HubertFile:
     facts: dict[str, Fact]  # arguments of `HubertConfig`
 
 
-class _Inert:
-    """Stands for an object beside the tensors; keeps what it is made of."""
-
-    args: tuple[Any, ...] = ()
-    state: Any = None
-
-    def __new__(cls, *_: Any) -> "_Inert":
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
 def read_hubert(path: str | os.PathLike) -> HubertFile:
     """A checkpoint of fairseq's `HubertModel`, such as hubert_base_ls960.pt, or a folder with config.json and model.safetensors or
     pytorch_model.bin. Raises ValueError for anything else."""
@@ -93,16 +72,16 @@ def read_hubert(path: str | os.PathLike) -> HubertFile:
 
 
 def _read_fairseq(path: Path) -> HubertFile:
-    package = _load(path)
+    package = read_package(path)
     model = package.get("model") if isinstance(package, Mapping) else None
     if not isinstance(model, Mapping):
         raise ValueError(f"{path}: not a checkpoint of fairseq, which is a dictionary with the entry 'model'.")
     if any(str(name).startswith(("vector_quantizer.", "quantizer.")) for name in model):
         raise ValueError(f"{path}: this is a wav2vec model with a quantizer of its own, which is not covered; HuBERT with k-means is.")
-    state = _named(path, path, model, _fairseq_name)
+    state = _named(path, model, _fairseq_name)
     cfg = _settings(package)
     activation = cfg.get("activation_fn", "gelu")
-    activation = activation.args[0] if isinstance(activation, _Inert) and activation.args else activation  # of an enumeration
+    activation = next(iter(arguments_of(activation)), activation)  # of an enumeration
     if activation != "gelu":
         raise ValueError(f"{path}: the activation {activation!r} is not covered; HuBERT has gelu.")
     return HubertFile(path.name, state, _facts(path, state, cfg))
@@ -118,21 +97,10 @@ def _read_folder(folder: Path) -> HubertFile:
     if not isinstance(config, dict) or config.get("model_type") != "hubert":
         found = config.get("model_type") if isinstance(config, dict) else config
         raise ValueError(f"{folder}: config.json is of a model of type {found!r}, expected 'hubert'.")
-    file = folder / "model.safetensors"
-    if file.is_file():
-        from safetensors.torch import load_file
-
-        try:
-            state = load_file(file)
-        except Exception as error:  # safetensors has an exception of its own, without a common base
-            raise ValueError(f"{file}: damaged ({error}). Was it copied whole?") from error
-    elif (file := folder / "pytorch_model.bin").is_file():
-        state = _load(file)
-        if not isinstance(state, Mapping):
-            raise ValueError(f"{file}: expected a dictionary of tensors, got {type(state).__name__}.")
-    else:
-        raise ValueError(f"{folder}: holds neither model.safetensors nor pytorch_model.bin.")
-    state = _named(folder, file, state, lambda name: name.removeprefix("hubert."))
+    state = read_package(folder)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{folder}: expected a dictionary of tensors, got {class_of(state)}.")
+    state = _named(folder, state, lambda name: name.removeprefix("hubert."))
     strides, kernels = config.get("conv_stride"), config.get("conv_kernel")
     sizes = [config.get(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")]
     sizes += [*strides, *kernels] if isinstance(strides, list) and isinstance(kernels, list) and len(strides) == len(kernels) else [None]
@@ -142,28 +110,12 @@ def _read_folder(folder: Path) -> HubertFile:
     return HubertFile(folder.name, state, facts)
 
 
-def _load(path: Path) -> Any:
-    """torch's weights-only loader, with inert stand-ins for the objects that fairseq saves beside the tensors."""
-    try:
-        check_archive(path)
-        names = get_unsafe_globals_in_checkpoint(path)
-        refused = sorted(name for name in names if not _HARMLESS.fullmatch(name))
-        if not refused:
-            with safe_globals([(_Inert, name) for name in names]):
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except HostileFile as error:
-        raise ValueError(f"{path}: refused, because {error}.") from error
-    except Exception as error:  # a damaged file raises nearly anything
-        raise ValueError(f"{path}: not a file that torch.save wrote since 1.6, or a damaged one. Was it copied whole?") from error
-    raise ValueError(f"{path}: refused, because it names {', '.join(refused[:3])}, which could run code.")
-
-
 def _settings(package: Mapping[str, Any]) -> Mapping[str, Any]:
     """What fairseq saved of the model's settings: under `cfg` since its version 0.10.1, under `args` before."""
     cfg, args = package.get("cfg"), package.get("args")
     if isinstance(cfg, Mapping) and isinstance(cfg.get("model"), Mapping):
         return cfg["model"]
-    return args.state if isinstance(args, _Inert) and isinstance(args.state, Mapping) else {}
+    return vars(args) if is_object(args) else {}
 
 
 def _fairseq_name(name: str) -> str | None:
@@ -174,8 +126,8 @@ def _fairseq_name(name: str) -> str | None:
     return None
 
 
-def _named(path: Path, file: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tensor]:
-    """path: for messages; file: which `state` was read from."""
+def _named(path: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tensor]:
+    """path: which `state` was read from."""
     named, unknown = {}, []
     used = {
         name: tensor
@@ -183,7 +135,7 @@ def _named(path: Path, file: Path, state: Mapping[Any, Any], rename: Any) -> dic
         if isinstance(tensor, Tensor) and isinstance(name, str) and not _UNUSED.fullmatch(name.removeprefix("hubert."))
     }
     try:
-        check_tensors(used, file.stat().st_size)
+        check_tensors(used, sum(file.stat().st_size for file in files_of(path)))
     except HostileFile as error:
         raise ValueError(f"{path}: refused, because {error}.") from error
     for name, tensor in used.items():

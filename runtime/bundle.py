@@ -187,7 +187,7 @@ class Manifest:
     unique_consecutive: bool  # repeated semantic tokens were collapsed in training
     semantic_tokens_per_second: float
     made_by: dict[str, str]  # tool -> version; opset
-    sources: dict[str, dict[str, str]]  # checkpoint -> file, sha256, version
+    sources: dict[str, dict[str, str]]  # checkpoint -> file, sha256, version, weights: the file's entry that was taken
     settings: dict[str, dict[str, list[Any]]]  # stage -> name -> [value, where it came from]
     errors: dict[str, float]  # measured against PyTorch at export, the transformers before they were quantized
     quality: dict[str, dict[str, Any]]  # stage -> measure -> value; of a transformer what its precision loses (export/quality.py)

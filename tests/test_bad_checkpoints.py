@@ -2,10 +2,13 @@
 writes. A bad file gives one `ExportError` that names it, and nothing in it is ever run."""
 
 import copy
+import gzip
+import io
 import os
 import pickle
 import random
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from musiclm_deploy.export.checkpoint import Checkpoint, from_package, read_checkpoint
+from musiclm_deploy.export.checkpoint import Checkpoint, read_checkpoint
 from musiclm_deploy.export.collect import Collected, collect, warnings_of
+from musiclm_deploy.export.doctor import diagnose
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.export import export_checkpoints
 from musiclm_deploy.export.mulan import build_mulan, conditioner_weights, export_conditioner
@@ -60,6 +64,14 @@ def is_refused(call: Callable[[], object], *parts: str) -> str:
     return message
 
 
+def zipped(*names: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in names:
+            archive.writestr(name, pickle.dumps({}, protocol=2))
+    return file.getvalue()
+
+
 class Runs:
     """Unpickling it makes a file: what a hostile checkpoint would do to prove that it ran."""
 
@@ -74,33 +86,61 @@ class Runs:
 
 
 def test_missing_file(tmp_path):
-    """A path that is not there, or is a folder, is named together with its option."""
+    """A path that is not there, or is a folder without a model, is named together with its option and what is in it."""
     is_refused(lambda: read_checkpoint(tmp_path / "fine.pt", "fine"), f"--fine {tmp_path / 'fine.pt'}: there is no such file.")
-    model = tmp_path / "model.safetensors"
-    is_refused(lambda: read_checkpoint(tmp_path, "codec"), f"--codec {model}: there is no such file.")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    found = "the folder holds no model.safetensors and no pytorch_model.bin (found: model.onnx). Name the file."
+    is_refused(lambda: read_checkpoint(tmp_path, "codec"), f"--codec {tmp_path}: {found}")
 
 
-@pytest.mark.parametrize("cut", [0, 1, 2, 10, 63, 64, 1000, 5000, 0.5, 0.99, -22, -1])
-def test_truncated_file(good, tmp_path, cut):
+@pytest.mark.parametrize(
+    ("cut", "reason"),
+    [
+        (0, "empty: 0 bytes."),
+        (1, "not a PyTorch file, or a damaged one: it begins with b'P'."),
+        (2, "not a PyTorch file, or a damaged one: it begins with b'PK'."),
+        *((cut, "a damaged file of torch.save.") for cut in (10, 63, 64, 1000, 5000, 0.5, 0.99, -22, -1)),
+    ],
+)
+def test_truncated_file(good, tmp_path, cut, reason):
     """A file cut short anywhere, as an interrupted copy leaves it; torch raises a different error for nearly every length."""
     data = good["semantic"].read_bytes()
     path = tmp_path / "semantic.pt"
     path.write_bytes(data[: int(cut * len(data)) if isinstance(cut, float) else cut])
-    is_refused(lambda: read_checkpoint(path, "semantic"), f"--semantic {path}: not a PyTorch file, or a damaged one. Was it copied whole?")
+    is_refused(lambda: read_checkpoint(path, "semantic"), f"--semantic {path}: {reason} Was it copied whole?")
 
 
-@pytest.mark.parametrize("data", [b"hello\n" * 50, b"\n", b"\0" * 100, b"PK\3\4" + b"\xff" * 200, b"{}", b"\x80\x02."])
-def test_not_a_checkpoint(tmp_path, data):
-    """Text, zeros, half a zip, an empty pickle: torch fails on them with KeyError, IndexError, UnpicklingError and more."""
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"hello\n" * 50, "not a PyTorch file, or a damaged one: it begins with b'hello\\nhe'. Was it copied whole?"),
+        (b"\n", "not a PyTorch file, or a damaged one: it begins with b'\\n'. Was it copied whole?"),
+        (b"\0" * 100, "it begins with zeros, as an interrupted download leaves a file. Was it copied whole?"),
+        (b"PK\3\4" + b"\xff" * 200, "a damaged file of torch.save. Was it copied whole?"),
+        (b"{}", "JSON, expected a file of tensors."),
+        (b"\x80\x02X", "a damaged pickle. Was it copied whole?"),
+        (pickle.dumps({"start_token": 3}, protocol=2), "a plain pickle. Save the state dict with torch.save."),
+        (gzip.compress(b"weights"), "compressed by gzip. Unpack it first: gunzip."),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer of Git LFS, in place of the file itself. Fetch it with: git lfs pull.",
+        ),
+        (b"\n<!DOCTYPE html><html>", "a web page, as a download that needs a login leaves it. Download the file itself."),
+        (zipped("weights/semantic.pt"), "an archive of weights/semantic.pt, not of torch.save. Unpack it first."),
+        (zipped("data.pkl", "code/a.py", "constants.pkl"), "refused, because it is a program of TorchScript, and not only tensors."),
+        (b"\x08\x0a\x12\x07pytorch", "not a file of PyTorch; it begins as an ONNX graph does. Give the checkpoint that it was made of."),
+    ],
+)
+def test_not_a_checkpoint(tmp_path, data, reason):
+    """Fault: everything that cannot be read is called a damaged file, and its owner copies it once more."""
     path = tmp_path / "mulan.pt"
     path.write_bytes(data)
-    is_refused(lambda: read_checkpoint(path, "mulan"), f"--mulan {path}: not a PyTorch file, or a damaged one.")
+    is_refused(lambda: read_checkpoint(path, "mulan"), f"--mulan {path}: {reason}")
+    assert diagnose([path]).faults == [f"{path}: {reason}"] or "TorchScript" in reason
 
 
 def test_damaged_pickle(good, tmp_path):
     """Any byte of the pickle inside may be wrong: the file is refused, or read, but no other exception comes out."""
-    import zipfile
-
     with zipfile.ZipFile(good["semantic"]) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     (pickled,) = (name for name in members if name.endswith("data.pkl"))
@@ -393,14 +433,6 @@ def test_packages_and_bare_state_dicts(packages, tmp_path):
     assert same_tensors(packed, state) and same_tensors(bare, state)
     assert (packed.version, bare.version) == ("2.3.1", None)
     assert packed.sha256 and packed.sha256 != bare.sha256
-
-
-@pytest.mark.parametrize("prefix", ["module.", "ema_model.", "ema_model.module.", "module.ema_model."])
-def test_prefixes(packages, prefix):
-    """Data-parallel training and EMA, in either order, put their names in front of the model's."""
-    state = state_of(packages["fine"])
-    wrapped = {prefix + name: tensor for name, tensor in state.items()}
-    assert same_tensors(from_package("f.pt", {"model": wrapped}), state)
 
 
 def test_ema(tiny_models, tmp_path):

@@ -285,7 +285,7 @@ def test_truncated_checkpoints(files: dict[str, Any], tmp_path: Path, name: str,
     data = source.read_bytes()
     (tmp_path / name).write_bytes(data[: int(share * len(data))])
     (tmp_path / "config.json").write_bytes((files["base.folder"] / "config.json").read_bytes())
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match=r"(a damaged file of|empty: 0 bytes).*Was it copied whole\?"):
         read_hubert(tmp_path / name if name == "base.pt" else tmp_path)
 
 
