@@ -7,6 +7,7 @@ of audiolm-pytorch insist on. It knows neither transformers nor bundles.
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from ..runtime.install import install_command
 from .files import save_aside
 from .spectrogram import Spectrogram
+from .tensor_file import read_package
 
 _REACH = 2  # frames on either side that a delta is taken over
 _STILL = 1e-3  # a feature that varies less is noise: it is not blown up to a deviation of one
@@ -169,7 +171,7 @@ class MelKmeans(SemanticTokenizer):
 
     def load(self, path: str | os.PathLike) -> None:
         """Read what `save` wrote, into a tokenizer of the same rates and sizes: tensors alone, every one of them."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_package(Path(path))
         mine, theirs = self.spec.mel_layout.tolist(), _layout(state)
         if mine != theirs:
             raise ValueError(f"{path} has rate, window and hop {theirs}, this tokenizer {mine}: make it with the values of the file")

@@ -157,6 +157,8 @@ def _unpacked(data: bytes) -> bytes:
         unpack = lzma.LZMADecompressor().decompress
     elif data[:4] == b"\x04\x22\x4d\x18" or data[:2] == b"ZF":
         raise _Refused("it is compressed with lz4, or by joblib before 0.10")
+    elif data[:4] == b"PK\3\4":
+        raise _Refused("it is a zip archive, as torch.save and numpy.savez write one")
     else:
         return data
     found = unpack(data, _MAX_BYTES)

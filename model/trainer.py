@@ -23,6 +23,7 @@ from ..runtime.install import install_command
 from .batches import Batches, Drawn, collate, mix_seeds, split, validation_batches
 from .files import cut_metrics, save_aside
 from .mulan import MuLaN
+from .tensor_file import read_package
 
 _log = logging.getLogger(__name__)
 _METRICS = ("step", "loss", "valid_loss", "valid_top1", "grad_norm", "clips_per_second")
@@ -195,7 +196,7 @@ class MuLaNTrainer:
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on from what `save` wrote. The learning rate stays the one given to this trainer."""
-        package = torch.load(path, map_location="cpu", weights_only=True)
+        package = read_package(Path(path))
         if not isinstance(package, dict) or not {"model", "optim", "steps", "settings"} <= package.keys():
             raise ValueError(f"{path} is no checkpoint of this trainer; for its weights alone use mulan.load_state_dict")
         before: dict[str, Any] = package["settings"]

@@ -24,6 +24,8 @@ from musiclm_deploy.export.checkpoint import Checkpoint, read_checkpoint
 from musiclm_deploy.export.collect import collect, settings_table
 from musiclm_deploy.export.doctor import diagnose
 from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.model import MelKmeans
+from musiclm_deploy.model.sklearn_kmeans import read_cluster_centers
 
 
 @pytest.fixture
@@ -303,3 +305,16 @@ def test_the_doctor_looks_into_folders(good, tmp_path):
     assert diagnose([tmp_path]).faults == [
         f"{tmp_path}: the folder holds no model.safetensors and no pytorch_model.bin (found: notes.txt). Name the file."
     ]
+
+
+def test_every_reader_says_what_a_file_is(tmp_path):
+    """Fault: torch's own text on a file of another kind, which advises to switch its protection off."""
+    path = tmp_path / "tokenizer.pt"
+    torch.save({"x": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=r"it is a zip archive, as torch\.save and numpy\.savez write one"):
+        read_cluster_centers(path)
+    with pytest.raises(ValueError, match=r"not a tokenizer that MelKmeans\.save wrote: its first tensor is 'x'"):
+        MelKmeans(5, n_mels=8).load(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=re.escape(f"{path}: a damaged file of torch.save. Was it copied whole?")):
+        MelKmeans(5, n_mels=8).load(path)
