@@ -227,7 +227,8 @@ def warnings_of(collected: Collected) -> list[str]:
         quantizer = f"quantizer.{stage}"
         if namespace_of(collected.settings[quantizer], stage) in collected.settings[quantizer]["untrained_tables"]:
             untrained.setdefault(collected.checkpoints[quantizer].name, []).append(stage)
-    return [
+    notes = [f"{collected.checkpoints[part].name}: {text}" for part, settings in collected.settings.items() for text in settings.warnings]
+    return list(dict.fromkeys(notes)) + [
         f"{name}: the conditioning of {', '.join(stages)} is as it was drawn at random, as audiolm-pytorch's trainers leave it. "
         "That is right only if the transformers were trained with this very file."
         for name, stages in untrained.items()

@@ -3,16 +3,20 @@
 In: a checkpoint, the user's overrides. Out: `Settings` under audiolm-pytorch's own argument names, each value with its source.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from .checkpoint import Checkpoint
 from .errors import ExportError
 from .settings import Settings
+from .versions import NEWEST, RELEASES, covered, numbers, releases_of
 
 STAGES = ("semantic", "coarse", "fine")
 _T5_DIM = 768  # width of upstream's default text encoder, which it plans for when a stage has no condition of its own
 _UPSTREAM = "default of audiolm-pytorch 2.4.0"
+_KIND = "transformer"
+_BEFORE_1_2 = re.compile(r"\.(ds_conv|relative_attention_bias)\.|\.q_scale$|\.0\.norm\.weight$")  # names that later releases do not have
 
 
 def branch(layer: int, index: int, streams: bool) -> str:
@@ -46,11 +50,12 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
         settings.infer("num_residual_streams", count, f"static_beta [{count}]")
     else:
         settings.infer("num_residual_streams", 1, "no static_beta: one stream, or before version 2.4")
-    _value_residual(checkpoint, wrapped, settings)
+    _release(checkpoint, wrapped, settings, explicit="version" in overrides)
 
     bias = {"semantic": "transformer.rel_pos_bias.net.0.0.weight", "coarse": "cross_attn_bias", "fine": "null_pos_bias"}[stage]
     settings.infer("rel_pos_bias", bias in state, f"{bias} {'present' if bias in state else 'absent: flash attention or no bias'}")
     _conditioning(checkpoint, wrapped, dim, settings, explicit="cond_as_self_attn_prefix" in overrides)
+    _self_attention(checkpoint, settings)
     if stage == "semantic":
         settings.assume("unique_consecutive", True, _UPSTREAM)
         settings.assume("max_length", 2048, _UPSTREAM + " (AudioLM.forward): trained window, in tokens")
@@ -81,18 +86,30 @@ def _vocabulary(stage: str, checkpoint: Checkpoint, settings: Settings) -> None:
         settings.infer("project_coarse_logits", name in state, f"{name} {'present' if name in state else 'absent'}")
 
 
-def _value_residual(checkpoint: Checkpoint, wrapped: bool, settings: Settings) -> None:
-    """Averaging layer 0's values into later layers has no parameters: audiolm-pytorch does it from 2.2 on."""
-    version = checkpoint.version
-    if version is None:
-        why = "branch wrappers: version 2.4 or later" if wrapped else "no version in the file: 2.2 or later assumed"
-        settings.assume("add_value_residual", True, why)
-        return
-    try:
-        since = tuple(int(part) for part in version.split(".")[:2]) >= (2, 2)
-    except ValueError as error:
-        raise ExportError(f"{checkpoint.name}: the version {version!r} is not a version number.") from error
-    settings.assume("add_value_residual", since, f"saved by version {version}")
+def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit: bool) -> None:
+    """Set what no tensor tells and the release that saved the file decides, once its version agrees with the names of the tensors.
+
+    explicit: whether the user named the version.
+    """
+    name, known = checkpoint.name, checkpoint.version is not None or explicit
+    old = next((tensor for tensor in checkpoint.state if _BEFORE_1_2.search(tensor)), None)
+    if old and not known:
+        raise ExportError(f"{name}: the tensor {old!r} is of audiolm-pytorch before 1.2.0. {covered(_KIND)}")
+    names, assumed = ("branch wrappers, as 2.4.0 and later have", "2.4.0") if wrapped else ("no branch wrappers, as before 2.4.0", "2.3.1")
+    source = "the file" if checkpoint.version else f"none in the file; {names}"
+    version = settings.assume("version", checkpoint.version or assumed, source)
+    releases = releases_of(_KIND, name, version)
+    advice = f'If it was saved by another release, name that with --config: {{"{settings.stage}": {{"version": "{assumed}"}}}}.'
+    if releases is None:
+        settings.warnings.append(f"saved by audiolm-pytorch {version}, newer than any known to this export, and taken for {NEWEST[_KIND]}.")
+    elif old:
+        raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but the tensor {old!r} is of one before 1.2.0. {covered(_KIND)}")
+    elif wrapped != (numbers(version) >= numbers("2.4.0")):
+        raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but its tensors have {names}. {advice}")
+    elif not known and not wrapped:
+        settings.warnings.append(f"no version in the file; releases 1.2.0 to 2.3.1 compute three things with these tensors. {advice}")
+    for setting, value in (releases or RELEASES[_KIND][-1]).values.items():
+        settings.assume(setting, value, f"as version {version} does")
 
 
 def _conditioning(checkpoint: Checkpoint, wrapped: bool, dim: int, settings: Settings, explicit: bool) -> None:
@@ -115,3 +132,18 @@ def _conditioning(checkpoint: Checkpoint, wrapped: bool, dim: int, settings: Set
         )
     else:
         settings.infer("audio_text_condition", False, "no cross-attention")
+
+
+def _self_attention(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Refuse a model without self-attention that no release had; warn of one that some had."""
+    if settings["self_attention"]:
+        return
+    if settings["num_residual_streams"] > 1:
+        raise ExportError(
+            f"{checkpoint.name}: self_attention = false is of releases with one residual stream, got {settings['num_residual_streams']}."
+        )
+    prefix = " Its condition, a prefix, has no effect." if settings["cond_as_self_attn_prefix"] else ""
+    settings.warnings.append(
+        "audiolm-pytorch 1.4.3 to 2.0.6 compute self-attention and throw its result away. The bundle does the same, so a token depends on "
+        f"no earlier one but the last.{prefix} Train the model again with a later release, if you can."
+    )

@@ -520,13 +520,6 @@ def test_prefix_conditioning_needs_a_word(good, tmp_path):
     assert unconditioned.conditioned == ["coarse", "fine"]
 
 
-@pytest.mark.parametrize(("version", "expected"), [("1.9.9", False), ("2.1.12", False), ("2.2.0", True), ("2.10", True), (None, True)])
-def test_value_residual_by_version(packages, version, expected):
-    """Averaging the first layer's values came with 2.2 and has no tensor: only the version in the package tells."""
-    settings = infer_transformer("fine", Checkpoint("fine.pt", state_of(packages["fine"]), version), {})
-    assert settings["add_value_residual"] is expected
-
-
 def test_version_that_is_none(packages):
     """A fork's version string must not be guessed at."""
     checkpoint = Checkpoint("fine.pt", state_of(packages["fine"]), "nightly")
