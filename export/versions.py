@@ -29,8 +29,8 @@ class Releases:
 
 
 # By kind of file: the package that saves it, and its releases from the first to the newest known. What lies behind them is unknown.
-PACKAGES = {"transformer": "audiolm-pytorch"}
-NEWEST = {"transformer": "2.4.0"}
+PACKAGES = {"transformer": "audiolm-pytorch", "soundstream": "audiolm-pytorch"}
+NEWEST = {"transformer": "2.4.0", "soundstream": "2.4.0"}
 RELEASES: dict[str, tuple[Releases, ...]] = {
     "transformer": (
         Releases("0", "1.2.0", "whose transformers have other norms, biases and a convolution in the feed-forward", refused=True),
@@ -43,6 +43,17 @@ RELEASES: dict[str, tuple[Releases, ...]] = {
         ),
         Releases("2.0.7", "2.2.0", "which has no value residual", values={"self_attention": True, "add_value_residual": False}),
         Releases("2.2.0", "2.4.1", "which has a value residual", values={"self_attention": True, "add_value_residual": True}),
+    ),
+    "soundstream": (
+        Releases("0", "0.18.1", "whose SoundStream has learned moving averages, or attention without xpos", refused=True),
+        Releases(
+            "0.18.1",
+            "0.26.3",
+            "which pads with zeros, at a change of rate as if there were none",
+            values={"pad_mode": "constant", "pads_whole_kernels": True},
+        ),
+        Releases("0.26.3", "0.30.1", "which pads by reflection alone", values={"pad_mode": "reflect", "pads_whole_kernels": False}),
+        Releases("0.30.1", "2.4.1", "which pads by reflection at a change of rate", values={"pads_whole_kernels": False}),
     ),
 }
 
