@@ -115,7 +115,7 @@ def _releases(state: Mapping[str, Tensor], version: str | None, settings: Settin
     version = settings.assume("version", version or ("" if old else NEWEST[_KIND]), source)
     if not version:
         raise ExportError(
-            "codec: this is a SoundStream of audiolm-pytorch before 0.29.0, whose releases compute different things with these tensors, and "
+            "codec: this is a SoundStream of audiolm-pytorch before 0.29.0, whose releases compute different things with them, and "
             'no version stands in the file. Name the release that trained it with --config: {"codec": {"version": "0.28.2"}}.'
         )
     releases = releases_of(_KIND, "codec", version)
