@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import covered_releases
 from support import covered_models as models
 from torch import nn
 
@@ -75,6 +76,7 @@ def no_effect(why: str, *options: str, **others: Any) -> list[Row]:
 
 
 _TOKENS = "test_tokens.py::test_same_noise_same_tokens"
+_OLD_CODECS = "test_versions_soundstream.py::test_computes_as_its_release"
 _DECODES, _ENCODES = "test_soundstream.py::test_decodes_as_upstream", "test_codec_encode.py::test_encodes_as_upstream"
 _AUDIO, _TEXT = "test_mulan.py::test_audio_latents", "test_mulan.py::test_text_latents"
 _HUBERT = (
@@ -156,6 +158,10 @@ def _soundstream() -> Section:
         *covered(_DECODES, "attn_depth", "attn_xpos_scale_base", "attn_dynamic_pos_bias", "squeeze_excite"),
         *covered(_DECODES, "pad_mode: reflect, constant, replicate"),
         *covered(_ENCODES, "enc_cycle_dilations"),
+        *covered(
+            _OLD_CODECS, "version: of audiolm-pytorch, where no file tells it", "gate_values_per_head: of its attention, from 1.6.3 on"
+        ),
+        *covered(_OLD_CODECS, "pads_whole_kernels: where the rate changes, before 0.26.3"),
         refused("pad_mode: another", models.infer_codec, {"pad_mode": "circular"}),
         refused("input_channels: other than 1", refuse, input_channels=2),
         refused("use_lookup_free_quantizer", refuse, use_lookup_free_quantizer=True, codebook_size=16, codebook_dim=4),
@@ -345,7 +351,7 @@ def make_page() -> str:
         for same, group in groupby(cells, key=lambda cell: cell[1:]):
             lines.append(f"| {'; '.join(name for name, *_ in group)} | {' | '.join(same)} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines + covered_releases.table())
 
 
 def _named(row: Row) -> str:
