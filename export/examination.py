@@ -25,6 +25,7 @@ from .mulan import build_mulan, check_conditioner, conditioner_weights, split_qu
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .stage import build_stage
+from .tensor_names import serves_training
 from .transformers import STAGES
 
 _NEEDED = (*STAGES, "codec", "mulan", "quantizer")
@@ -93,7 +94,7 @@ def _is_kmeans(path: Path) -> bool:
 
 
 def _non_finite(checkpoint: Checkpoint) -> list[str]:
-    return [name for name, tensor in checkpoint.state.items() if not torch.isfinite(tensor).all()]
+    return [name for name, tensor in checkpoint.state.items() if not serves_training(name) and not torch.isfinite(tensor).all()]
 
 
 def _assign(files: list[FileReport], faults: list[str]) -> dict[str, Path]:

@@ -267,6 +267,19 @@ def test_other_mulan_inside_the_quantizer(changed):
     is_refused(lambda: collect(sources, {}), "mulan.pt and quantizer.pt (its MuLaN) are not the same MuLaN: 'text_to_latents.bias' differs")
 
 
+def test_one_mulan_with_two_losses(changed):
+    """A MuLaN and the one inside its quantizer taken for strangers, since one file was saved with another loss, or by another release."""
+    sources = changed("mulan", lambda state: state.update({"temperature": torch.tensor(1.0), "contrast.temperatures": torch.ones(1, 1, 1)}))
+    assert collect(sources, {}).checkpoints["mulan"].name == "mulan.pt"
+
+
+@pytest.mark.parametrize("kind", ["semantic", "coarse", "fine", "codec", "quantizer"])
+def test_tensors_of_training_are_no_reason_to_refuse(changed, tmp_path, kind):
+    """A loss's numbers and the counters of an average beside a model, for which the whole file would be refused."""
+    extra = {"loss_fn.weight": torch.tensor([torch.nan]), "initted": torch.tensor(True), "n_averaged": torch.tensor(5)}
+    build(collect(changed(kind, lambda state: state.update(extra)), {}), tmp_path)
+
+
 def test_all_disagreements_at_once(packages, changed):
     """Two faults in two files are two lines of one message, so that nobody exports twice to learn of both."""
     sources = changed("quantizer", lambda state: state.update({"rq.layers.0._codebook.initted": torch.tensor([False])}))
