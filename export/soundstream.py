@@ -21,7 +21,7 @@ from .errors import ExportError
 from .pickled_config import read_pickled_config
 from .settings import Settings
 from .tensor_names import soundstream_tensors
-from .versions import NEWEST, RELEASES, Releases, releases_of
+from .versions import NEWEST, RELEASES, Releases, is_before, releases_of
 
 _KIND = "soundstream"
 _PAD_MODES = ("reflect", "constant", "replicate")
@@ -117,6 +117,11 @@ def _releases(state: Mapping[str, Tensor], version: str | None, settings: Settin
         raise ExportError(
             "codec: this is a SoundStream of audiolm-pytorch before 0.29.0, whose releases compute different things with them, and "
             'no version stands in the file. Name the release that trained it with --config: {"codec": {"version": "0.28.2"}}.'
+        )
+    if not old and is_before(version, "0.29.0"):
+        raise ExportError(
+            f"codec: said to be of audiolm-pytorch {version}, but its tensors have the names of 0.29.0 or later. Name the release that "
+            f'trained it with --config: {{"codec": {{"version": "{NEWEST[_KIND]}"}}}}.'
         )
     releases = releases_of(_KIND, "codec", version)
     if releases is None:

@@ -67,6 +67,14 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(parts + [0] * (3 - len(parts)))
 
 
+def is_before(version: str, release: str) -> bool:
+    """Return whether a version is known to be before a release; of text that is not a version nothing is known."""
+    try:
+        return numbers(version) < numbers(release)
+    except ValueError:
+        return False
+
+
 def releases_of(kind: str, where: str, version: str) -> Releases | None:
     """Return the range that `version` belongs to, or None for one newer than all. ExportError for one that is refused, or not a version.
 

@@ -167,6 +167,17 @@ def test_without_a_version() -> None:
             )
 
 
+def test_a_version_that_the_tensors_belie() -> None:
+    """The number of somebody's own trainer taken for one of audiolm-pytorch, and the padding of a release that never had these tensors."""
+    for version in ("0.1.0", "0.20.0", "0.28.2"):
+        expected = (
+            rf'of audiolm-pytorch {version}, but its tensors have the names of 0\.29\.0 or later.*{{"codec": {{"version": "2\.4\.0"}}}}'
+        )
+        with pytest.raises(ExportError, match=expected):
+            infer_soundstream(state_of("1.6.2"), None, version, GIVEN)
+    assert infer_soundstream(state_of("1.6.2"), None, "0.1.0", GIVEN | {"version": "1.6.2"})["pad_mode"] == "reflect"
+
+
 def test_a_newer_release_is_said() -> None:
     """A release that nobody here has seen, taken for a known one in silence."""
     settings = infer_soundstream(state_of("1.6.3"), None, "9.0.0", GIVEN)
