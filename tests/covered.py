@@ -14,7 +14,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import covered_releases
 from support import covered_models as models
 from torch import nn
 
@@ -351,7 +350,7 @@ def make_page() -> str:
         for same, group in groupby(cells, key=lambda cell: cell[1:]):
             lines.append(f"| {'; '.join(name for name, *_ in group)} | {' | '.join(same)} |")
         lines.append("")
-    return "\n".join(lines + covered_releases.table())
+    return "\n".join(lines)
 
 
 def _named(row: Row) -> str:
