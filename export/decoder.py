@@ -102,11 +102,14 @@ class DecoderBuilder:
             return hyper_connection(self.g, name, self._without_attention(layer, index), x, place, fused=self.capacity is None)
         at, read = f"transformer.layers.{layer}.{index}.", self.checkpoint.array
         dim, s = self.settings["dim"], self.streams
+        static_alpha = read(at + "static_alpha", s, s + 1)
+        if not self.settings["stream_mixing"]:
+            static_alpha = np.concatenate([static_alpha[:, :1], np.eye(s, dtype=np.float32)], axis=1)
         connection = HyperConnection(
             gamma=read(at + "norm.gamma", dim),
             dynamic_alpha=read(at + "dynamic_alpha_fn", dim, s + 1),
             alpha_scale=float(read(at + "dynamic_alpha_scale")),
-            static_alpha=read(at + "static_alpha", s, s + 1),
+            static_alpha=static_alpha,
             dynamic_beta=read(at + "dynamic_beta_fn", dim),
             beta_scale=float(read(at + "dynamic_beta_scale")),
             static_beta=read(at + "static_beta", s),
@@ -116,8 +119,8 @@ class DecoderBuilder:
     def _without_attention(self, layer: int, index: int) -> HyperConnection:
         """Constants for releases that throw the result of self-attention away and add a layer's input to itself.
 
-        Two streams express this in every form of a step. Stream 0 is the model's: doubled around self-attention, added to the branch's
-        result elsewhere. Stream 1 keeps the input, since the norm of a stream of zeros has no direction, until the last connection drops it.
+        Two streams express this in every form of a step. Stream 0 is the model's: doubled around self-attention, added to a branch's
+        result elsewhere. Stream 1 keeps the input, since a stream of zeros has no norm, until the last connection drops it.
         """
         dim = self.settings["dim"]
         last = layer == self.settings["depth"] - 1 and index == 2

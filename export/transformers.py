@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from .checkpoint import Checkpoint
 from .errors import ExportError
 from .settings import Settings
@@ -28,12 +30,13 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
     """Settings of the semantic, coarse or fine transformer in `checkpoint`."""
     state, shape = checkpoint.state, checkpoint.shape
     settings = Settings(stage, overrides)
+    wrapped = branch(0, 0, True) + "to_q.weight" in state
+    _release(checkpoint, wrapped, settings, explicit="version" in overrides)
     start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
     (dim,) = shape(start, 1)
     settings.infer("dim", dim, f"{start} [{dim}]")
     _vocabulary(stage, checkpoint, settings)
 
-    wrapped = "transformer.layers.0.0.branch.to_q.weight" in state
     prefix = branch(0, 0, wrapped)
     depth = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
     settings.infer("depth", depth, "number of transformer.layers")
@@ -50,7 +53,7 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
         settings.infer("num_residual_streams", count, f"static_beta [{count}]")
     else:
         settings.infer("num_residual_streams", 1, "no static_beta: one stream, or before version 2.4")
-    _release(checkpoint, wrapped, settings, explicit="version" in overrides)
+    _stream_mixing(checkpoint, settings)
 
     bias = {"semantic": "transformer.rel_pos_bias.net.0.0.weight", "coarse": "cross_attn_bias", "fine": "null_pos_bias"}[stage]
     settings.infer("rel_pos_bias", bias in state, f"{bias} {'present' if bias in state else 'absent: flash attention or no bias'}")
@@ -84,6 +87,34 @@ def _vocabulary(stage: str, checkpoint: Checkpoint, settings: Settings) -> None:
         settings.infer("codebook_size", entries, f"fine_logit_weights [..., {entries}, ...]")
         name = "coarse_logit_weights"
         settings.infer("project_coarse_logits", name in state, f"{name} {'present' if name in state else 'absent'}")
+
+
+def _stream_mixing(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Set whether residual streams are mixed with each other: hyper-connections before 0.3.10 computed that and threw it away.
+
+    No version of that package is in the file. Its mixing weights had no gradient, though: what starts at zero has stayed there, and the
+    identity, which mixes nothing, was at most scaled by weight decay.
+    """
+    streams = settings["num_residual_streams"]
+    scales = _scales_of_unused_mixing(checkpoint, streams)
+    if any(scale != 1 for scale in scales):
+        why = f"static_alpha is {scales[0]:.4g} times the identity, dynamic_alpha_fn zero: unused, hyper-connections before 0.3.10"
+        settings.assume("stream_mixing", False, why)
+    else:
+        settings.assume("stream_mixing", streams > 1, f"static_alpha [{streams}, ...]" if streams > 1 else "one stream")
+
+
+def _scales_of_unused_mixing(checkpoint: Checkpoint, streams: int) -> list[float]:
+    """Return what the identity is multiplied with in each connection's mixing weights; nothing if one of them holds anything else."""
+    scales = []
+    for at in [name.removesuffix("static_alpha") for name in checkpoint.state if name.endswith(".static_alpha") and streams > 1]:
+        if {checkpoint.shape(at + "static_alpha", 2)[1], checkpoint.shape(at + "dynamic_alpha_fn", 2)[1]} != {streams + 1}:
+            return []  # refused by name when the weights are read
+        static, dynamic = (checkpoint.state[at + name][:, 1:].float() for name in ("static_alpha", "dynamic_alpha_fn"))
+        if dynamic.any() or not static.equal(static[0, 0] * torch.eye(streams)):
+            return []
+        scales.append(static[0, 0].item())
+    return scales
 
 
 def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit: bool) -> None:

@@ -239,6 +239,9 @@ def upstream_transformer(stage: str, settings: Settings, state: dict[str, Tensor
     missing = [name for name in transformer.load_state_dict(state, strict=False).missing_keys if not name.startswith("proj_text_embed")]
     if missing:
         raise ExportError(f"{stage}: audiolm-pytorch's transformer has tensors that the checkpoint lacks: {', '.join(missing[:5])}.")
+    for module in transformer.modules():
+        if hasattr(module, "static_alpha") and not values["stream_mixing"]:
+            module.static_alpha.data[:, 1:] = torch.eye(values["num_residual_streams"])
     if not values["self_attention"]:
         for connection, *_ in transformer.transformer.layers:
             connection.branch = _ThrownAway(connection.branch)

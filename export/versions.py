@@ -33,7 +33,7 @@ PACKAGES = {"transformer": "audiolm-pytorch", "soundstream": "audiolm-pytorch"}
 NEWEST = {"transformer": "2.4.0", "soundstream": "2.4.0"}
 RELEASES: dict[str, tuple[Releases, ...]] = {
     "transformer": (
-        Releases("0", "1.2.0", "whose transformers have other norms, biases and a convolution in the feed-forward", refused=True),
+        Releases("0", "1.2.0", "whose layers had other tensors, such as a convolution and norms of queries and keys", refused=True),
         Releases("1.2.0", "1.4.3", "which has no value residual", values={"self_attention": True, "add_value_residual": False}),
         Releases(
             "1.4.3",
