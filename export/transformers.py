@@ -118,7 +118,7 @@ def _scales_of_unused_mixing(checkpoint: Checkpoint, streams: int) -> list[float
 
 
 def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit: bool) -> None:
-    """Set what no tensor tells and the release that saved the file decides, once its version agrees with the names of the tensors.
+    """Set what no tensor tells and the release that saved the file decides, if its version agrees with the names of the tensors.
 
     explicit: whether the user named the version.
     """
@@ -130,15 +130,22 @@ def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit
     source = "the file" if checkpoint.version else f"none in the file; {names}"
     version = settings.assume("version", checkpoint.version or assumed, source)
     releases = releases_of(_KIND, name, version)
-    advice = f'If it was saved by another release, name that with --config: {{"{settings.stage}": {{"version": "{assumed}"}}}}.'
+    advice = f'--config: {{"{settings.stage}": {{"version": "{assumed}"}}}}.'
     if releases is None:
-        settings.warnings.append(f"saved by audiolm-pytorch {version}, newer than any known to this export, and taken for {NEWEST[_KIND]}.")
+        settings.warnings.append(
+            f"saved by audiolm-pytorch {version}, which this export does not know. It is run as {NEWEST[_KIND]}, the newest release known."
+        )
     elif old:
         raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but the tensor {old!r} is of one before 1.2.0. {covered(_KIND)}")
     elif wrapped != (numbers(version) >= numbers("2.4.0")):
-        raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but its tensors have {names}. {advice}")
+        raise ExportError(
+            f"{name}: saved by audiolm-pytorch {version}, but its tensors have {names}. If another one saved it, say which with {advice}"
+        )
     elif not known and not wrapped:
-        settings.warnings.append(f"no version in the file; releases 1.2.0 to 2.3.1 compute three things with these tensors. {advice}")
+        settings.warnings.append(
+            f"the file has no version, and audiolm-pytorch 1.2.0 to 2.3.1 compute three different things with its tensors. {assumed} is "
+            f"assumed. Say which release trained it with {advice}"
+        )
     for setting, value in (releases or RELEASES[_KIND][-1]).values.items():
         settings.assume(setting, value, f"as version {version} does")
 

@@ -1,6 +1,6 @@
 """Transformers of every release of audiolm-pytorch: run as that release ran them, or refused by its version and the reason.
 
-The expected logits were made once with each release's own classes, from the weights that tests/support/releases.py draws.
+The expected logits were made once with each release's own classes, with the files of tests/support/releases.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.drawn import normal
 from support.releases import DIM, STREAMS, transformer_state
 
 from musiclm_deploy.export.checkpoint import read_checkpoint
@@ -25,31 +26,31 @@ from musiclm_deploy.runtime.bundle import Decoder
 from musiclm_deploy.runtime.decoder import DecoderRun
 from musiclm_deploy.runtime.stages import Plan, plan_coarse, plan_fine, plan_semantic
 
-CONDITIONING = np.random.default_rng(0).standard_normal((1, 3, DIM)).astype(np.float32)
+CONDITIONING = normal("conditioning", 1, 3, DIM, deviation=1.0)
 SEMANTIC_TOKENS = np.array([3, 1, 4, 2, 5, 9])
 COARSE_TOKENS = np.array([[0, 1], [2, 3], [4, 5]])
 TOKENS = {"semantic": np.arange(6), "coarse": np.arange(6), "fine": np.arange(5)}
 
 # The first four logits after TOKENS.
 _WITHOUT_VALUE_RESIDUAL = {
-    "semantic": [1.3762, 1.8309, -2.1373, 1.3479],
-    "coarse": [9.5889, 0.026, -3.8443, -4.742],
-    "fine": [2.9171, 0.839, -5.5229, 1.0565],
+    "semantic": [-1.0891, 2.3604, -0.8886, 0.7556],
+    "coarse": [0.2959, 0.9495, -0.1676, 0.6903],
+    "fine": [0.8151, -1.6349, -0.1051, -0.7166],
 }
 _WITHOUT_SELF_ATTENTION = {
-    "semantic": [0.9366, 2.4962, -2.549, 0.7436],
-    "coarse": [10.3298, 1.0556, -6.7393, -4.0505],
-    "fine": [6.2006, 0.2063, -3.3623, 2.3274],
+    "semantic": [0.2232, 1.2593, -0.4742, -1.9658],
+    "coarse": [1.1476, 0.7722, 1.8862, -0.1859],
+    "fine": [1.0766, -2.0688, -0.8352, 0.3258],
 }
 _WITH_VALUE_RESIDUAL = {
-    "semantic": [0.725, 2.427, -1.9325, 0.7607],
-    "coarse": [10.0254, 0.9722, -3.3897, -5.0091],
-    "fine": [3.8452, -0.6663, -5.7521, 2.4205],
+    "semantic": [0.2054, 1.8114, -0.807, -0.0675],
+    "coarse": [0.8965, 0.8509, 0.7117, 0.5082],
+    "fine": [1.2481, -1.5323, -1.0376, -0.8641],
 }
 _WITH_STREAMS = {
-    "semantic": [0.6777, 0.9487, -0.495, -0.0769],
-    "coarse": [8.5034, -1.056, -0.8592, -3.1848],
-    "fine": [-3.3327, 1.429, -8.0315, -8.1895],
+    "semantic": [-2.3613, -1.6064, -0.3882, 1.7661],
+    "coarse": [-0.9109, 0.2897, -1.0244, -0.3353],
+    "fine": [-0.6893, 2.2512, -0.7263, -1.2264],
 }
 LOGITS = {
     "1.2.0": _WITHOUT_VALUE_RESIDUAL,
@@ -81,7 +82,7 @@ def logits_of_graph(stage: str, checkpoint: Any, settings: Settings, folder: Pat
     assert decoder.context is not None
     context_graph = open_session(folder / decoder.context, 1)
     names = [output.name for output in context_graph.get_outputs()]
-    context = dict(zip(names, context_graph.run(names, {"conditioning": CONDITIONING}), strict=True))
+    context = dict(zip(names, context_graph.run(names, {"conditioning": CONDITIONING.numpy()}), strict=True))
     plan = plan_of(stage, decoder)
     run = DecoderRun(open_session(folder / decoder.graph, 1), decoder, context, 1, 32)
     logits = run.prefill(plan.prompts, plan.head(0))
@@ -101,7 +102,7 @@ def plan_of(stage: str, decoder: Decoder) -> Plan:
 def logits_of_reference(stage: str, checkpoint: Any, settings: Settings) -> np.ndarray:
     """Return the logits [V] after TOKENS, by the model that the export holds its graphs against."""
     model = upstream_transformer(stage, settings, checkpoint.state)
-    condition = {"text_embeds": torch.from_numpy(CONDITIONING), "cond_drop_prob": 0.0}
+    condition = {"text_embeds": CONDITIONING, "cond_drop_prob": 0.0}
     tokens, semantic, coarse = (torch.from_numpy(array)[None] for array in (TOKENS[stage], SEMANTIC_TOKENS, COARSE_TOKENS))
     with torch.inference_mode():
         if stage == "semantic":
@@ -131,11 +132,11 @@ def without_gradient(state: dict[str, torch.Tensor], scale: float) -> dict[str, 
     return state
 
 
-# Of 2.4.0 with hyper-connections 0.1.8 and 0.3.9; with 0.3.10 and later the first is 0.8931, 3.2121 and -0.431.
+# Of 2.4.0 with hyper-connections 0.1.8 and 0.3.9; with 0.3.10 and later the first is -3.4119, -0.89 and 0.6538.
 _STREAMS_NOT_MIXED = {
-    "semantic": [0.7103, 0.2711, 1.8097, -1.1115],
-    "coarse": [3.3824, -9.7116, 2.9179, 4.2557],
-    "fine": [-1.6495, 0.6953, 0.8733, -0.5182],
+    "semantic": [-3.1218, 2.4554, 0.9969, -0.6728],
+    "coarse": [-0.1318, 0.541, 0.2975, 0.6629],
+    "fine": [0.3084, -2.4849, 0.808, -0.7476],
 }
 
 
@@ -180,7 +181,7 @@ def test_what_only_the_version_tells(version: str | None, self_attention: bool, 
     _, settings = infer("fine", transformer_state("fine", "2.3.1"), version, tmp_path)
     assert (settings["self_attention"], settings["add_value_residual"]) == (self_attention, value_residual)
     said = " ".join(settings.warnings)
-    assert ("no version in the file" in said) == (version is None)
+    assert ("the file has no version" in said) == (version is None)
     assert ("throw its result away" in said) == (not self_attention)
 
 
@@ -189,7 +190,7 @@ def test_a_newer_version_is_used_and_said(tmp_path: Path) -> None:
     for state, version in ((transformer_state("coarse", "2.4.0"), "2.4.1"), (transformer_state("coarse", "2.3.1"), "2.10")):
         _, settings = infer("coarse", state, version, tmp_path)
         assert (settings["self_attention"], settings["add_value_residual"]) == (True, True)
-        assert f"saved by audiolm-pytorch {version}, newer than any known to this export" in settings.warnings[0]
+        assert f"saved by audiolm-pytorch {version}, which this export does not know. It is run as 2.4.0" in settings.warnings[0]
     assert not infer("coarse", transformer_state("coarse", "2.4.0"), None, tmp_path)[1].warnings, "only 2.4.0 wraps its branches"
 
 

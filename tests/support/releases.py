@@ -1,4 +1,4 @@
-"""Transformers as files of old audiolm-pytorch releases: names, shapes and weights drawn by a formula, so that any release can load them.
+"""Transformers as files of old audiolm-pytorch releases: names and shapes, with weights that are drawn from the names.
 
 A release's class, built with `ARGUMENTS[stage]` and loaded with `transformer_state(stage, version)`, gives the logits to which
 tests/test_versions.py holds the export.
@@ -6,11 +6,11 @@ tests/test_versions.py holds the export.
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
-import numpy as np
 import torch
+
+from .drawn import drawn
 
 DIM, HEADS, DIM_HEAD, INNER, STREAMS, SEMANTIC, CODES = 16, 2, 8, 42, 2, 11, 7
 _SHARED: dict[str, Any] = {"dim": DIM, "depth": 2, "heads": HEADS, "dim_head": DIM_HEAD, "audio_text_condition": True}
@@ -60,7 +60,7 @@ def transformer_state(stage: str, version: str) -> dict[str, torch.Tensor]:
             at = f"transformer.layers.{layer}.{index}."
             shapes |= {at + ("branch." if streams else "") + name: shape for name, shape in branch.items()}
             shapes |= {at + name: shape for name, shape in _CONNECTION.items() if streams}
-    return {name: _draw(name.replace(".branch.", "."), shape) for name, shape in shapes.items()}
+    return drawn({name: torch.zeros(shape) for name, shape in shapes.items()})
 
 
 _CROSS = {"null_kv": (2, 1, DIM_HEAD), "context_norm.gamma": (DIM,), "context_norm.beta": (DIM,)}
@@ -96,15 +96,3 @@ def _bias(stage: str) -> dict[str, tuple[int, ...]]:
     widths = [2 if fine else 1, *[width] * (len(names) - 1), HEADS]
     weights = {f"{name}.weight": (widths[i + 1], widths[i]) for i, name in enumerate(names)}
     return weights | {f"{name}.bias": (widths[i + 1],) for i, name in enumerate(names)}
-
-
-def _draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Numbers that depend on a tensor's name alone, of a size that lets every branch count."""
-    drawn = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
-    if name.endswith("beta") and "static" not in name:
-        drawn = np.zeros(shape, np.float32)  # a buffer of upstream's norms, which no training moves
-    elif name.endswith("gamma"):
-        drawn = np.float32(1) + drawn / 10
-    elif len(shape) == 2:
-        drawn = drawn / np.float32(shape[1] ** 0.5)
-    return torch.from_numpy(np.asarray(drawn, np.float32))
