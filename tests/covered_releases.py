@@ -30,8 +30,8 @@ _RELEASES = """## Releases
 
 The meaning of a file depends on the release that saved it, whose version is in the file. Releases *tried* made files by their own
 classes, which were exported and compared with what these classes compute, or refused. The sources of the other releases that run are the
-same where it matters. A release newer than all of these is run as the newest, with a warning. [export.md](export.md#files-of-older-releases)
-says what happens to a file without a version, and to one whose tensors contradict its version.
+same where it matters. A release newer than all of these is run as the newest, with a warning. What happens to a file without a version,
+and to one whose tensors contradict its version, is in [export.md](export.md#files-of-older-releases).
 
 | files | releases | in a bundle | tried |
 |---|---|---|---|"""
