@@ -22,6 +22,7 @@ from ..model.stand_ins import class_of, is_object
 from ..model.tensor_file import UnreadableFile, files_of, read_package
 from .errors import ExportError, naming
 from .state_dicts import DESCRIPTIONS, StateDict, choose, first_tensor, state_dicts
+from .tensor_names import serves_training
 from .trained_tokens import Moments, moments_of
 
 TOKEN_TABLE = "text.token_emb.weight"  # MuLaN's, with a row for each token
@@ -60,9 +61,11 @@ class Checkpoint:
         return shape_of(self.name, name, self.state[name], dims)
 
     def refuse_unread(self, ignored: Iterable[str] = ()) -> None:
-        """Tensors that nobody read mean a variant this export does not know; their effect must not get lost silently."""
+        """Tensors that nobody read mean a variant this export does not know; their effect must not get lost silently. Those of training
+        beside the layers have none."""
         ignored = tuple(ignored)
         unread = [name for name in self.state if name not in self._read and not name.startswith(ignored)]
+        unread = [name for name in unread if name.startswith("transformer.") or not serves_training(name)]
         if unread:
             shown = ", ".join(unread[:5]) + (f" and {len(unread) - 5} more" if len(unread) > 5 else "")
             raise ExportError(f"{self.name}: {shown}: these tensors belong to a variant that the export does not cover.")

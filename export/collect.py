@@ -20,6 +20,7 @@ from .errors import ExportError, MissingCheckpoint, naming
 from .mulan import check_conditioner, conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
 from .semantic_tokens import infer_mel, read_hubert_kmeans, tokens_per_second
 from .settings import Settings
+from .tensor_names import mulan_tensors
 from .transformers import STAGES, infer_transformer
 
 # Of SoundStream's codebooks, and of EnCodec's in both its packages: whether they have seen data.
@@ -158,9 +159,10 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 
 def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
     """Quantizer and MuLaN must belong together: codes of one model's latents mean nothing to another."""
-    differ = [name for name, tensor in first.state.items() if name in second.state and not tensor.equal(second.state[name])]
-    if differ or first.state.keys() != second.state.keys():
-        example = differ[0] if differ else next(iter(first.state.keys() ^ second.state.keys()))
+    one, other = mulan_tensors(first.state), mulan_tensors(second.state)
+    differ = [name for name, tensor in one.items() if name in other and not tensor.equal(other[name])]
+    if differ or one.keys() != other.keys():
+        example = differ[0] if differ else next(iter(one.keys() ^ other.keys()))
         raise ExportError(f"{first.name} and {second.name} are not the same MuLaN: {example!r} differs. Give the files of one training.")
     return first
 
@@ -228,7 +230,8 @@ def warnings_of(collected: Collected) -> list[str]:
         quantizer = f"quantizer.{stage}"
         if namespace_of(collected.settings[quantizer], stage) in collected.settings[quantizer]["untrained_tables"]:
             untrained.setdefault(collected.checkpoints[quantizer].name, []).append(stage)
-    return [
+    notes = [f"{collected.checkpoints[part].name}: {text}" for part, settings in collected.settings.items() for text in settings.warnings]
+    return list(dict.fromkeys(notes)) + [
         f"{name}: the conditioning of {', '.join(stages)} is as it was drawn at random, as audiolm-pytorch's trainers leave it. "
         "That is right only if the transformers were trained with this very file."
         for name, stages in untrained.items()

@@ -40,7 +40,8 @@ class DecoderBuilder:
         """
         self.capacity = capacity
         self.stage, self.checkpoint, self.settings, self.form = stage, checkpoint, settings, form
-        self.streams: int = settings["num_residual_streams"]
+        self.attends: bool = settings["self_attention"]
+        self.streams: int = settings["num_residual_streams"] if self.attends else 2  # see `_without_attention`
         self.wrapped = branch(0, 0, True) + "to_q.weight" in checkpoint.state
         self.prefix: bool = settings["cond_as_self_attn_prefix"]
         self.cross: bool = settings["audio_text_condition"] and not self.prefix
@@ -96,18 +97,36 @@ class DecoderBuilder:
     def _connect(self, x: str, layer: int, index: int, place) -> str:
         if self.streams == 1:
             return residual(self.g, x, place)
+        name = f"layers.{layer}.{index}.connection"
+        if not self.attends:
+            return hyper_connection(self.g, name, self._without_attention(layer, index), x, place, fused=self.capacity is None)
         at, read = f"transformer.layers.{layer}.{index}.", self.checkpoint.array
         dim, s = self.settings["dim"], self.streams
+        static_alpha = read(at + "static_alpha", s, s + 1)
+        if not self.settings["stream_mixing"]:
+            static_alpha = np.concatenate([static_alpha[:, :1], np.eye(s, dtype=np.float32)], axis=1)
         connection = HyperConnection(
             gamma=read(at + "norm.gamma", dim),
             dynamic_alpha=read(at + "dynamic_alpha_fn", dim, s + 1),
             alpha_scale=float(read(at + "dynamic_alpha_scale")),
-            static_alpha=read(at + "static_alpha", s, s + 1),
+            static_alpha=static_alpha,
             dynamic_beta=read(at + "dynamic_beta_fn", dim),
             beta_scale=float(read(at + "dynamic_beta_scale")),
             static_beta=read(at + "static_beta", s),
         )
-        return hyper_connection(self.g, f"layers.{layer}.{index}.connection", connection, x, place, fused=self.capacity is None)
+        return hyper_connection(self.g, name, connection, x, place, fused=self.capacity is None)
+
+    def _without_attention(self, layer: int, index: int) -> HyperConnection:
+        """Constants for releases that throw the result of self-attention away and add a layer's input to itself.
+
+        Two streams express this in every form of a step. Stream 0 is the model's: doubled around self-attention, added to a branch's
+        result elsewhere. Stream 1 keeps the input, since a stream of zeros has no norm, until the last connection drops it.
+        """
+        dim = self.settings["dim"]
+        last = layer == self.settings["depth"] - 1 and index == 2
+        alpha = np.array([[1, 1 if index else 2, 0], [0, 0, not last]], np.float32)
+        beta = np.array([index > 0, 0], np.float32)
+        return HyperConnection(np.zeros(dim), np.zeros((dim, 3)), 0.0, alpha, np.zeros(dim), 0.0, beta)
 
     def _self_attention(self, x: str, layer: int, bias: str) -> str:
         """Keys and values come from the branch input before the norm; values of layer 0 are averaged into later layers."""
@@ -121,6 +140,8 @@ class DecoderBuilder:
             H * padded, dim
         )
         averaged = self.settings["add_value_residual"] and layer > 0
+        if not self.attends:
+            w_kv = np.zeros_like(w_kv)  # it never trained, and what attends to inputs doubled by every layer leaves 16 bits
         if averaged:
             w_kv[:, 1] *= 0.5  # exact, and saves a node in every layer: v = v_layer / 2 + v_first / 2
 

@@ -27,6 +27,7 @@ from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .stage import build_stage
 from .state_dicts import DESCRIPTIONS
+from .tensor_names import serves_training
 from .transformers import STAGES
 
 _NEEDED = (*STAGES, "codec", "mulan", "quantizer")
@@ -108,7 +109,7 @@ def _is_kmeans(path: Path) -> bool:
 
 
 def _non_finite(checkpoint: Checkpoint) -> list[str]:
-    return [name for name, tensor in checkpoint.state.items() if not torch.isfinite(tensor).all()]
+    return [name for name, tensor in checkpoint.state.items() if not serves_training(name) and not torch.isfinite(tensor).all()]
 
 
 def _assign(files: list[FileReport], faults: list[str]) -> dict[str, Path]:

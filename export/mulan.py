@@ -20,6 +20,7 @@ from ..model.residual_vq import nearest_codes
 from .checkpoint import TOKEN_TABLE, check_finite, check_size, shape_of
 from .errors import ExportError
 from .settings import Settings
+from .tensor_names import mulan_tensors, serves_training
 from .trace import trace
 from .trained_tokens import Moments, trained_tokens
 
@@ -32,6 +33,8 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
     unless overridden or held by a checkpoint with mel filters. `trained_tokens` counts the tokens that its captions had, None if that
     cannot be known; moments: the optimizer's, if the file holds them."""
     settings = Settings("mulan", overrides)
+    state = mulan_tensors(state)
+    _refuse_old_attention(state)
     (audio_patch,), (window,) = _shape(state, "audio.to_patch_tokens.1.weight", 1), _shape(state, "audio.spec.window", 1)
     _infer_tower(settings, "audio", state)
     side = math.isqrt(audio_patch)
@@ -76,45 +79,46 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
     settings.infer("trained_tokens", None if trained is None else int(trained.sum()), reason)
     (dim_latent,) = _shape(state, "audio_to_latents.bias", 1)
     settings.infer("dim_latent", dim_latent, f"audio_to_latents.bias [{dim_latent}]")
-    sigmoid, layers = "contrast.bias" in state, state.get("audio_layers_indices")
-    settings.infer("sigmoid_contrastive_loss", sigmoid, f"contrast.bias {'present' if sigmoid else 'absent'}")
-    settings.infer(
-        "hierarchical_contrastive_loss_layers",
-        None if layers is None else len(layers),
-        "audio_layers_indices absent" if layers is None else f"audio_layers_indices [{len(layers)}]",
-    )
     return settings.finish()
 
 
 def build_mulan(settings: Settings, state: Mapping[str, Tensor]) -> MuLaN:
-    """The MuLaN of `state`, every tensor of which it must take, in evaluation mode."""
+    """The MuLaN of `state`, in evaluation mode. It must take every tensor but those that training alone reads; its loss is as drawn."""
     values = settings.values()
     audio = _below(values, "audio.") | {name: value for name, value in values.items() if name.startswith(("spec_", "accept_"))}
     audio["patch_size"] = _pair(audio["patch_size"])
     if "spec_n_mels" in audio:
         audio["spec_sample_hz"] = values["sample_hz"]
-    layers = values["hierarchical_contrastive_loss_layers"]
+    tensors = mulan_tensors(state)
 
     def build(**spectrogram: Any) -> MuLaN:
         return MuLaN(
             AudioSpectrogramTransformer(**audio | spectrogram),
             TextTransformer(**_below(values, "text.")),
             dim_latent=values["dim_latent"],
-            hierarchical_contrastive_loss=layers is not None,
-            hierarchical_contrastive_loss_layers=layers,
-            sigmoid_contrastive_loss=values["sigmoid_contrastive_loss"],
         )
 
     try:
-        check_size("mulan", state, lambda: build(spec_n_mels=None, spec_sample_hz=None))  # the filters cannot be made without their values
+        # The mel filters cannot be made without their values, so their size is not counted.
+        check_size("mulan", tensors, lambda: build(spec_n_mels=None, spec_sample_hz=None))
         mulan = build()
-        mulan.load_state_dict(dict(state))
+        mulan.load_state_dict(tensors | {f"contrast.{name}": tensor for name, tensor in mulan.contrast.state_dict().items()})
     except ExportError:
         raise
     except (ValueError, RuntimeError) as error:  # torch lists every missing, unexpected and misshapen tensor
         raise ExportError(f"mulan: the checkpoint and its settings do not fit together. {error}") from error
-    check_finite("mulan", state)
+    check_finite("mulan", tensors)
     return mulan.eval()
+
+
+def _refuse_old_attention(state: Mapping[str, Tensor]) -> None:
+    """Refuse towers from before musiclm-pytorch 0.0.23, whose attention has other scores."""
+    layer = "audio.transformer.layers.0.0."
+    if layer + "to_q.weight" in state and layer + "q_scale" not in state:
+        raise ExportError(
+            "mulan: saved by musiclm-pytorch 0.0.22 or earlier, whose attention does not normalise queries and keys. The export covers "
+            "files of musiclm-pytorch 0.0.24 and later: train with such a version."
+        )
 
 
 def split_quantizer_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -142,7 +146,9 @@ def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -
     settings.infer("conditioning_dims", tuple(shape[-1] for shape in tables.values()), f"cond_embeddings {list(tables.values())}")
     untrained = tuple(name for name, table in _below(state, "cond_embeddings.").items() if _as_drawn(table))
     settings.infer("untrained_tables", untrained, "spread of cond_embeddings, drawn with a deviation of 0.02")
-    foreign = [name for name in state if not name.startswith("cond_embeddings.") and "._codebook." not in name]
+    foreign = [
+        name for name in state if not name.startswith("cond_embeddings.") and "._codebook." not in name and not serves_training(name)
+    ]
     if foreign or not tables:
         raise ExportError(f"quantizer: not a MuLaNEmbedQuantizer: {f'unknown tensors {foreign[:5]}' if foreign else 'no cond_embeddings'}.")
     return settings.finish()

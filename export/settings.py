@@ -24,6 +24,7 @@ class Settings:
         self.stage = stage
         self._overrides = dict(overrides or {})
         self._settings: dict[str, Setting] = {}
+        self.warnings: list[str] = []  # about values that may be wrong or will surprise, in sentences that do not name the file
 
     def infer(self, name: str, value: Any, source: str) -> Any:
         """Record a value that the checkpoint itself fixes. An override may repeat it, not contradict it."""

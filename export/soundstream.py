@@ -1,13 +1,9 @@
 """A SoundStream from a checkpoint.
 
 In: the state dict of an audiolm-pytorch `SoundStream`, the pickled arguments that upstream saves beside it, the user's overrides.
-Out: `Settings` under upstream's argument names, decoder and encoder as PyTorch modules. Upstream's pickle is read without running
-anything in it.
+Out: `Settings` under upstream's argument names, decoder and encoder as PyTorch modules.
 """
 
-import io
-import pickle
-import pickletools
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -22,53 +18,14 @@ from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder, codebooks
 from ..model.soundstream_encoder import SoundStreamEncoder
 from .checkpoint import check_finite, check_size, shape_of
 from .errors import ExportError
+from .pickled_config import read_pickled_config
 from .settings import Settings
+from .tensor_names import soundstream_tensors
+from .versions import NEWEST, RELEASES, Releases, is_before, releases_of
 
-_UPSTREAM_VERSION = "2.4.0"
+_KIND = "soundstream"
 _PAD_MODES = ("reflect", "constant", "replicate")
-_MAX_CONFIG_BYTES = 64 * 1024  # upstream's own is about 1 KB
-# All that upstream's arguments can name without being a whole module: a window function of the STFT discriminator, bare or in a partial.
-_WINDOW_FUNCTION = {("functools", "partial"), ("builtins", "getattr"), ("torch._C", "_VariableFunctionsClass")}
 _RETRAIN = "The export does not cover that: train the codec without it."
-_WITHOUT_CONFIG = "Remove the entry 'config' from the checkpoint and give what the tensors do not tell with --config."
-
-
-class _Inert:
-    """Stands where a pickle names a function: takes any arguments and state, does nothing."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, _: Any) -> None:
-        pass
-
-
-class _ConfigUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> type:
-        if (module_name, global_name) not in _WINDOW_FUNCTION:
-            raise ExportError(f"codec: the saved config names {module_name}.{global_name}, which could run code. {_WITHOUT_CONFIG}")
-        return _Inert
-
-
-def read_pickled_config(data: bytes) -> dict[str, Any]:
-    """The arguments that `SoundStream` was built with, from the pickle it saves. Nothing in it is called or imported.
-
-    Raises ExportError if it names anything but numbers, strings, containers and window functions, is damaged, or asks for much memory.
-    """
-    if len(data) > _MAX_CONFIG_BYTES:
-        raise ExportError(f"codec: the saved config has {len(data)} bytes, expected at most {_MAX_CONFIG_BYTES}. {_WITHOUT_CONFIG}")
-    try:
-        for opcode, argument, _ in pickletools.genops(data):  # checks every length against the data
-            if opcode.name in ("PUT", "LONG_BINPUT") and isinstance(argument, int) and argument > len(data):
-                raise ValueError("a memo index beyond its own size")  # the unpickler would allocate a table up to it
-        config = _ConfigUnpickler(io.BytesIO(data)).load()
-    except ExportError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise ExportError(f"codec: the saved config is damaged ({error}). {_WITHOUT_CONFIG}") from error
-    if not isinstance(config, dict):
-        raise ExportError(f"codec: the saved config is a {type(config).__name__}, expected a dictionary of arguments. {_WITHOUT_CONFIG}")
-    return config
 
 
 def infer_soundstream(
@@ -80,8 +37,10 @@ def infer_soundstream(
     Raises ExportError for a variant that the decoder does not cover.
     """
     config = {} if pickled_config is None else read_pickled_config(pickled_config)
-    _refuse_variants(state)
     settings = Settings("codec", overrides)
+    releases = _releases(state, version, settings)
+    state = soundstream_tensors(state)
+    _refuse_variants(state)
     for name, (value, source) in _from_tensors(state).items():
         if name in config:
             saved = tuple(config[name]) if isinstance(config[name], list) else config[name]
@@ -90,14 +49,16 @@ def infer_soundstream(
                 raise ExportError(f"codec: {told}. They must come from one model: save it again with SoundStream.save.")
         settings.infer(name, value, "saved config" if name in config else source)
 
-    default = f"default of audiolm-pytorch {_UPSTREAM_VERSION}"
-    if version not in (None, _UPSTREAM_VERSION):
+    default = f"default of audiolm-pytorch {NEWEST[_KIND]}"
+    if version not in (None, NEWEST[_KIND]):
         default += f" (the checkpoint was saved by {version})"
     music = settings["strides"] == (3, 4, 5, 8)
+    for name, value in releases.values.items():
+        settings.infer(name, value, f"as version {settings['version']} does")
     untold = [
         ("enc_cycle_dilations", (1, 3, 9), default),
         ("dec_cycle_dilations", (1, 3, 9), default),
-        ("pad_mode", "reflect", default),
+        *([] if "pad_mode" in releases.values else [("pad_mode", "reflect", default)]),
         ("target_sample_hz", 24000 if music else 16000, f"{default}, {'MusicLMSoundStream' if music else 'SoundStream'}"),
     ]
     if settings["use_local_attn"]:
@@ -116,7 +77,7 @@ def build_decoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStrea
     """The decoder with the weights of `state`, in evaluation mode. Tensors that serve training alone are ignored."""
     check_size("codec", state, lambda: SoundStreamDecoder(_config(settings)))
     decoder = SoundStreamDecoder(_config(settings))
-    _load(decoder, state, "decoder")
+    _load(decoder, soundstream_tensors(state), "decoder")
     return decoder.eval()
 
 
@@ -126,7 +87,7 @@ def build_encoder(settings: Settings, state: Mapping[str, Tensor]) -> SoundStrea
         return None
     check_size("codec", state, lambda: SoundStreamEncoder(_config(settings)))
     encoder = SoundStreamEncoder(_config(settings), cosine if settings["rq_kwargs.use_cosine_sim"] else euclidean)
-    _load(encoder, state, "encoder")
+    _load(encoder, soundstream_tensors(state), "encoder")
     return encoder.eval()
 
 
@@ -142,6 +103,30 @@ def _config(settings: Settings) -> SoundStreamConfig:
     values = settings.values()
     known = {field.name: values[field.name] for field in fields(SoundStreamConfig) if field.name in values}
     return SoundStreamConfig(**known)
+
+
+def _releases(state: Mapping[str, Tensor], version: str | None, settings: Settings) -> Releases:
+    """Return the releases that give these tensors their meaning: of the version in the file, else of the one that the user names.
+
+    Raises ExportError for releases that are refused, and where no version is known but the tensors mean different things to different ones.
+    """
+    old = not any(name.startswith(("decoder_film.", "rq.rvqs.")) for name in state)
+    source = "the file" if version else "none in the file; the tensors mean the same from 0.29.0 on"
+    version = settings.assume("version", version or ("" if old else NEWEST[_KIND]), source)
+    if not version:
+        raise ExportError(
+            "codec: this is a SoundStream of audiolm-pytorch before 0.29.0, whose releases compute different things with them, and "
+            'no version stands in the file. Name the release that trained it with --config: {"codec": {"version": "0.28.2"}}.'
+        )
+    if not old and is_before(version, "0.29.0"):
+        raise ExportError(
+            f"codec: said to be of audiolm-pytorch {version}, but its tensors have the names of 0.29.0 or later. Name the release that "
+            f'trained it with --config: {{"codec": {{"version": "{NEWEST[_KIND]}"}}}}.'
+        )
+    releases = releases_of(_KIND, "codec", version)
+    if releases is None:
+        settings.warnings.append(f"saved by audiolm-pytorch {version}, newer than any known to this export, and taken for {NEWEST[_KIND]}.")
+    return releases or RELEASES[_KIND][-1]
 
 
 def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
@@ -176,12 +161,14 @@ def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:
     if attention + "to_qkv.weight" not in state:
         return facts | {"use_local_attn": (False, "decoder_attn absent")}
     depth = len({name.split(".")[2] for name in state if name.startswith("decoder_attn.layers.")})
-    bias = "decoder_attn.pos_bias.mlp.0.weight" in state
+    bias, gate = "decoder_attn.pos_bias.mlp.0.weight" in state, attention + "to_v_gate.0.weight"
+    (dim_head,), (_, inner) = _shape(state, attention + "q_scale", 1), _shape(state, attention + "to_out.weight", 2)
     return facts | {
         "use_local_attn": (True, "decoder_attn present"),
         "attn_depth": (depth, "number of decoder_attn.layers"),
-        "attn_heads": (_shape(state, attention + "to_v_gate.0.weight", 2)[0], f"outputs of {attention}to_v_gate"),
-        "attn_dim_head": (_shape(state, attention + "q_scale", 1)[0], f"size of {attention}q_scale"),
+        "attn_heads": (inner // dim_head, f"{attention}to_out [..., {inner}] over q_scale [{dim_head}]"),
+        "attn_dim_head": (dim_head, f"size of {attention}q_scale"),
+        "gate_values_per_head": (gate in state, f"{gate} {'present' if gate in state else 'absent, as before 1.6.3'}"),
         "attn_dynamic_pos_bias": (bias, f"decoder_attn.pos_bias {'present' if bias else 'absent'}"),
     }
 
@@ -215,7 +202,7 @@ def _refuse_variants(state: Mapping[str, Tensor]) -> None:
         "use_gate_loop_layers": has(r"decoder\.\d+\.fn\."),
         "rq_kwargs: implicit_neural_codebook": has(r"rq\.rvqs\.\d+\.mlps\."),
         "rq_kwargs: vq_bridge": has(r"rq\.rvqs\.\d+\.layers\.\d+\._codebook\.vq_bridge\."),
-        "rq_kwargs: codebook_dim": has(r"rq\.rvqs\.\d+\.project_out\."),
+        "rq_kwargs: codebook_dim": has(r"rq\.rvqs\.\d+\.(layers\.\d+\.)?project_out\."),
     }
     for argument, used in variants.items():
         if used:

@@ -92,7 +92,7 @@ def build_stage(
         step=Step(
             dim_head=settings["dim_head"],
             inner=builder.inner,
-            streams=settings["num_residual_streams"],
+            streams=builder.streams,
             value_residual=settings["add_value_residual"],
             precision=precision,
             block=form.block,

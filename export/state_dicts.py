@@ -21,7 +21,7 @@ _MARKS = (
     ("semantic", "start_token"),
     ("coarse", "coarse_start_token|semantic_start_token"),
     ("fine", "fine_start_token"),
-    ("codec", "decoder_film.to_cond.weight"),
+    ("codec", "encoder.0.conv.weight|decoder.0.conv.weight"),  # SoundStream
     ("codec", "quantizer.vq.layers.0._codebook.embed"),  # EnCodec, of its own package
     ("codec", "quantizer.layers.0.codebook.embed"),  # and of transformers
     ("quantizer", "rq.layers.0._codebook.embed"),

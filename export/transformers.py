@@ -3,16 +3,22 @@
 In: a checkpoint, the user's overrides. Out: `Settings` under audiolm-pytorch's own argument names, each value with its source.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from .checkpoint import Checkpoint
 from .errors import ExportError
 from .settings import Settings
+from .versions import NEWEST, RELEASES, covered, numbers, releases_of
 
 STAGES = ("semantic", "coarse", "fine")
 _T5_DIM = 768  # width of upstream's default text encoder, which it plans for when a stage has no condition of its own
 _UPSTREAM = "default of audiolm-pytorch 2.4.0"
+_KIND = "transformer"
+_BEFORE_1_2 = re.compile(r"\.(ds_conv|relative_attention_bias)\.|\.q_scale$|\.0\.norm\.weight$")  # names that later releases do not have
 
 
 def branch(layer: int, index: int, streams: bool) -> str:
@@ -24,12 +30,13 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
     """Settings of the semantic, coarse or fine transformer in `checkpoint`."""
     state, shape = checkpoint.state, checkpoint.shape
     settings = Settings(stage, overrides)
+    wrapped = branch(0, 0, True) + "to_q.weight" in state
+    _release(checkpoint, wrapped, settings, explicit="version" in overrides)
     start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
     (dim,) = shape(start, 1)
     settings.infer("dim", dim, f"{start} [{dim}]")
     _vocabulary(stage, checkpoint, settings)
 
-    wrapped = "transformer.layers.0.0.branch.to_q.weight" in state
     prefix = branch(0, 0, wrapped)
     depth = len({name.split(".")[2] for name in state if name.startswith("transformer.layers.")})
     settings.infer("depth", depth, "number of transformer.layers")
@@ -46,11 +53,12 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
         settings.infer("num_residual_streams", count, f"static_beta [{count}]")
     else:
         settings.infer("num_residual_streams", 1, "no static_beta: one stream, or before version 2.4")
-    _value_residual(checkpoint, wrapped, settings)
+    _stream_mixing(checkpoint, settings)
 
     bias = {"semantic": "transformer.rel_pos_bias.net.0.0.weight", "coarse": "cross_attn_bias", "fine": "null_pos_bias"}[stage]
     settings.infer("rel_pos_bias", bias in state, f"{bias} {'present' if bias in state else 'absent: flash attention or no bias'}")
     _conditioning(checkpoint, wrapped, dim, settings, explicit="cond_as_self_attn_prefix" in overrides)
+    _self_attention(checkpoint, settings)
     if stage == "semantic":
         settings.assume("unique_consecutive", True, _UPSTREAM)
         settings.assume("max_length", 2048, _UPSTREAM + " (AudioLM.forward): trained window, in tokens")
@@ -81,18 +89,65 @@ def _vocabulary(stage: str, checkpoint: Checkpoint, settings: Settings) -> None:
         settings.infer("project_coarse_logits", name in state, f"{name} {'present' if name in state else 'absent'}")
 
 
-def _value_residual(checkpoint: Checkpoint, wrapped: bool, settings: Settings) -> None:
-    """Averaging layer 0's values into later layers has no parameters: audiolm-pytorch does it from 2.2 on."""
-    version = checkpoint.version
-    if version is None:
-        why = "branch wrappers: version 2.4 or later" if wrapped else "no version in the file: 2.2 or later assumed"
-        settings.assume("add_value_residual", True, why)
-        return
-    try:
-        since = tuple(int(part) for part in version.split(".")[:2]) >= (2, 2)
-    except ValueError as error:
-        raise ExportError(f"{checkpoint.name}: the version {version!r} is not a version number.") from error
-    settings.assume("add_value_residual", since, f"saved by version {version}")
+def _stream_mixing(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Set whether residual streams are mixed with each other: hyper-connections before 0.3.10 computed that and threw it away.
+
+    No version of that package is in the file. Its mixing weights had no gradient, though: what starts at zero has stayed there, and the
+    identity, which mixes nothing, was at most scaled by weight decay.
+    """
+    streams = settings["num_residual_streams"]
+    scales = _scales_of_unused_mixing(checkpoint, streams)
+    if any(scale != 1 for scale in scales):
+        why = f"static_alpha is {scales[0]:.4g} times the identity, dynamic_alpha_fn zero: unused, hyper-connections before 0.3.10"
+        settings.assume("stream_mixing", False, why)
+    else:
+        settings.assume("stream_mixing", streams > 1, f"static_alpha [{streams}, ...]" if streams > 1 else "one stream")
+
+
+def _scales_of_unused_mixing(checkpoint: Checkpoint, streams: int) -> list[float]:
+    """Return what the identity is multiplied with in each connection's mixing weights; nothing if one of them holds anything else."""
+    scales = []
+    for at in [name.removesuffix("static_alpha") for name in checkpoint.state if name.endswith(".static_alpha") and streams > 1]:
+        if {checkpoint.shape(at + "static_alpha", 2)[1], checkpoint.shape(at + "dynamic_alpha_fn", 2)[1]} != {streams + 1}:
+            return []  # refused by name when the weights are read
+        static, dynamic = (checkpoint.state[at + name][:, 1:].float() for name in ("static_alpha", "dynamic_alpha_fn"))
+        if dynamic.any() or not static.equal(static[0, 0] * torch.eye(streams)):
+            return []
+        scales.append(static[0, 0].item())
+    return scales
+
+
+def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit: bool) -> None:
+    """Set what no tensor tells and the release that saved the file decides, if its version agrees with the names of the tensors.
+
+    explicit: whether the user named the version.
+    """
+    name, known = checkpoint.name, checkpoint.version is not None or explicit
+    old = next((tensor for tensor in checkpoint.state if _BEFORE_1_2.search(tensor)), None)
+    if old and not known:
+        raise ExportError(f"{name}: the tensor {old!r} is of audiolm-pytorch before 1.2.0. {covered(_KIND)}")
+    names, assumed = ("branch wrappers, as 2.4.0 and later have", "2.4.0") if wrapped else ("no branch wrappers, as before 2.4.0", "2.3.1")
+    source = "the file" if checkpoint.version else f"none in the file; {names}"
+    version = settings.assume("version", checkpoint.version or assumed, source)
+    releases = releases_of(_KIND, name, version)
+    advice = f'--config: {{"{settings.stage}": {{"version": "{assumed}"}}}}.'
+    if releases is None:
+        settings.warnings.append(
+            f"saved by audiolm-pytorch {version}, which this export does not know. It is run as {NEWEST[_KIND]}, the newest release known."
+        )
+    elif old:
+        raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but the tensor {old!r} is of one before 1.2.0. {covered(_KIND)}")
+    elif wrapped != (numbers(version) >= numbers("2.4.0")):
+        raise ExportError(
+            f"{name}: saved by audiolm-pytorch {version}, but its tensors have {names}. If another one saved it, say which with {advice}"
+        )
+    elif not known and not wrapped:
+        settings.warnings.append(
+            f"the file has no version, and audiolm-pytorch 1.2.0 to 2.3.1 compute three different things with its tensors. {assumed} is "
+            f"assumed. Say which release trained it with {advice}"
+        )
+    for setting, value in (releases or RELEASES[_KIND][-1]).values.items():
+        settings.assume(setting, value, f"as version {version} does")
 
 
 def _conditioning(checkpoint: Checkpoint, wrapped: bool, dim: int, settings: Settings, explicit: bool) -> None:
@@ -115,3 +170,18 @@ def _conditioning(checkpoint: Checkpoint, wrapped: bool, dim: int, settings: Set
         )
     else:
         settings.infer("audio_text_condition", False, "no cross-attention")
+
+
+def _self_attention(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Refuse a model without self-attention that no release had; warn of one that some had."""
+    if settings["self_attention"]:
+        return
+    if settings["num_residual_streams"] > 1:
+        raise ExportError(
+            f"{checkpoint.name}: self_attention = false is of releases with one residual stream, got {settings['num_residual_streams']}."
+        )
+    prefix = " Its condition, a prefix, has no effect." if settings["cond_as_self_attn_prefix"] else ""
+    settings.warnings.append(
+        "audiolm-pytorch 1.4.3 to 2.0.6 compute self-attention and throw its result away. The bundle does the same, so a token depends on "
+        f"no earlier one but the last.{prefix} Train the model again with a later release, if you can."
+    )

@@ -18,6 +18,9 @@ from .checkpoint import is_encodec
 from .encodec import plain_state
 from .errors import ExportError
 from .settings import Settings
+from .tensor_names import soundstream_tensors
+
+_OF_RELEASES = ("version", "gate_values_per_head", "pads_whole_kernels")  # settings that are no arguments of SoundStream
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,11 @@ def _soundstream(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCod
 
     values = settings.values()
     use_cosine = values["rq_kwargs.use_cosine_sim"]
-    arguments: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    arguments: dict[str, Any] = {name: value for name, value in values.items() if "." not in name and name not in _OF_RELEASES}
     model = SoundStream(**arguments, rq_kwargs={"use_cosine_sim": use_cosine}, discr_multi_scales=(1,))
+    _as_older_releases(model, values)
     ours = ("encoder.", "encoder_attn.", "decoder.", "decoder_attn.", "rq.")
-    result = model.load_state_dict({name: tensor for name, tensor in state.items() if name.startswith(ours)}, strict=False)
+    result = model.load_state_dict(soundstream_tensors(state), strict=False)
     missing = [name for name in result.missing_keys if name.startswith(ours) and not name.endswith(".inv_freq")]
     if missing:
         raise ExportError(f"codec: audiolm-pytorch's SoundStream has tensors that the checkpoint lacks: {', '.join(missing[:5])}.")
@@ -55,6 +59,16 @@ def _soundstream(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCod
         return model.decode_from_codebook_indices(codes).squeeze(1)
 
     return UpstreamCodec(decode, latents, model.rq.codebooks.float(), cosine if use_cosine else euclidean)
+
+
+def _as_older_releases(model: Any, values: Mapping[str, Any]) -> None:
+    """Change a SoundStream of audiolm-pytorch 2.4.0 into that of the release which saved the file."""
+    for attention in (model.encoder_attn, model.decoder_attn) if not values.get("gate_values_per_head", True) else ():
+        for layer, _ in attention.layers:
+            layer.to_v_gate = None  # as local-attention leaves it without gates
+    for block in model.encoder[1:-1] if values["pads_whole_kernels"] else ():
+        downsample = block[-1]
+        downsample.pad_mode, downsample.causal_padding = "constant", downsample.conv.kernel_size[0] - 1
 
 
 def _encodec(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCodec:

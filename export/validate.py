@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..kernels.spectrogram.reference import patches as patches_of
 from ..model.upstream import load_upstream
@@ -239,7 +239,25 @@ def upstream_transformer(stage: str, settings: Settings, state: dict[str, Tensor
     missing = [name for name in transformer.load_state_dict(state, strict=False).missing_keys if not name.startswith("proj_text_embed")]
     if missing:
         raise ExportError(f"{stage}: audiolm-pytorch's transformer has tensors that the checkpoint lacks: {', '.join(missing[:5])}.")
+    for module in transformer.modules():
+        if hasattr(module, "static_alpha") and not values["stream_mixing"]:
+            module.static_alpha.data[:, 1:] = torch.eye(values["num_residual_streams"])
+    if not values["self_attention"]:
+        for connection, *_ in transformer.transformer.layers:
+            connection.branch = _ThrownAway(connection.branch)
     return transformer.float().eval()
+
+
+class _ThrownAway(nn.Module):
+    """Self-attention as audiolm-pytorch 1.4.3 to 2.0.6 have it: its input in place of its result, caches as they are."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor, **options: Any) -> tuple[Tensor, Any]:
+        _, caches = self.attention(x, **options)
+        return x, caches
 
 
 def _renamed(name: str) -> str:

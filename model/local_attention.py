@@ -41,19 +41,21 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 
 
 class LocalAttention(nn.Module):
-    """Causal attention over a sliding window: normalised queries and keys, rotary positions with xpos, a gate per head."""
+    """Causal attention over a sliding window: normalised queries and keys, rotary positions with xpos, mostly a gate per head."""
 
     query_rotary: Tensor
     key_rotary: Tensor
 
-    def __init__(self, dim: int, heads: int, dim_head: int, window: int, xpos_scale_base: float | None, rotary: bool) -> None:
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, window: int, xpos_scale_base: float | None, rotary: bool, gate_values_per_head: bool
+    ) -> None:
         super().__init__()
         self.heads, self.window = heads, window
         self.norm = nn.LayerNorm(dim)
         self.to_qkv = nn.Linear(dim, 3 * self.heads * dim_head, bias=False)
         self.q_scale = nn.Parameter(torch.ones(dim_head))
         self.k_scale = nn.Parameter(torch.ones(dim_head))
-        self.to_v_gate = nn.Sequential(nn.Linear(dim, self.heads))
+        self.to_v_gate = nn.Sequential(nn.Linear(dim, self.heads)) if gate_values_per_head else None
         self.to_out = nn.Linear(self.heads * dim_head, dim, bias=False)
         self.rotary = rotary
         if rotary:
@@ -82,7 +84,9 @@ class LocalAttention(nn.Module):
             q, k = rotate(q, self.query_rotary), rotate(k, self.key_rotary)
         attention = (q @ k.transpose(-1, -2) + bias).softmax(-1)
         out = (attention @ v).transpose(2, 3).flatten(1, 2).narrow(1, 0, length)  # [B, S, H, D]; slicing leaves a Min in the graph
-        return self.to_out((out * self.to_v_gate(x).sigmoid().unsqueeze(-1)).flatten(2))
+        if self.to_v_gate is not None:
+            out = out * self.to_v_gate(x).sigmoid().unsqueeze(-1)
+        return self.to_out(out.flatten(2))
 
 
 class GEGLU(nn.Module):
@@ -105,9 +109,10 @@ class LocalTransformer(nn.Module):
         window: int,
         xpos_scale_base: float | None = None,
         dynamic_pos_bias: bool = False,
+        gate_values_per_head: bool = True,
     ) -> None:
         """window: a position sees itself and this many before it. xpos_scale_base: None for half the window.
-        dynamic_pos_bias: a learned bias in place of rotary positions."""
+        dynamic_pos_bias: a learned bias in place of rotary positions. gate_values_per_head: a gate on each head's output."""
         super().__init__()
         self.window = window
         inner = int(dim * 4 * 2 / 3)
@@ -115,7 +120,7 @@ class LocalTransformer(nn.Module):
         for _ in range(depth):
             norm, expand, contract = nn.LayerNorm(dim), nn.Linear(dim, 2 * inner, bias=False), nn.Linear(inner, dim, bias=False)
             feed_forward = nn.Sequential(norm, expand, GEGLU(), nn.Identity(), contract)  # upstream's dropout keeps its number
-            attention = LocalAttention(dim, heads, dim_head, window, xpos_scale_base, rotary=not dynamic_pos_bias)
+            attention = LocalAttention(dim, heads, dim_head, window, xpos_scale_base, not dynamic_pos_bias, gate_values_per_head)
             self.layers.append(nn.ModuleList([attention, feed_forward]))
         self.pos_bias = DynamicPositionBias(dim // 2, heads) if dynamic_pos_bias else None
 

@@ -42,6 +42,8 @@ class SoundStreamConfig:
     attn_window_size: int = 128  # a frame sees itself and this many frames before it
     attn_xpos_scale_base: float | None = None  # None: half the window
     attn_dynamic_pos_bias: bool = False  # a learned bias in place of rotary positions
+    gate_values_per_head: bool = True  # of the attention; before 1.6.3 there was no gate
+    pads_whole_kernels: bool = False  # before 0.26.3 the encoder's changes of rate padded zeros, a kernel less one, whatever the stride
 
     @property
     def hop(self) -> int:
@@ -100,6 +102,7 @@ class SoundStreamConfig:
             self.attn_window_size,
             self.attn_xpos_scale_base,
             self.attn_dynamic_pos_bias,
+            self.gate_values_per_head,
         )
 
 
@@ -111,9 +114,19 @@ def three(dilations: Sequence[int]) -> tuple[int, ...]:
 class CausalConv1d(nn.Module):
     """[B, C, T] -> [B, C', T / stride], T a multiple of the stride."""
 
-    def __init__(self, channels_in: int, channels_out: int, kernel_size: int, pad_mode: str, dilation: int = 1, stride: int = 1) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        kernel_size: int,
+        pad_mode: str,
+        dilation: int = 1,
+        stride: int = 1,
+        padding: int | None = None,
+    ) -> None:
+        """padding: positions before the first; None for as many as an output reads of the past."""
         super().__init__()
-        self.padding = dilation * (kernel_size - 1) + 1 - stride
+        self.padding = dilation * (kernel_size - 1) + 1 - stride if padding is None else padding
         self.pad_mode = pad_mode
         self.conv = nn.Conv1d(channels_in, channels_out, kernel_size, stride, dilation=dilation)
 

@@ -14,6 +14,13 @@ from .soundstream import KERNEL_SIZE, CausalConv1d, ResidualUnit, SoundStreamCon
 LAST_KERNEL_SIZE = 3
 
 
+def _downsample(channels_in: int, channels_out: int, stride: int, pads_whole_kernels: bool) -> CausalConv1d:
+    """Return the convolution that changes the rate, which upstream's pad_mode does not reach."""
+    if pads_whole_kernels:
+        return CausalConv1d(channels_in, channels_out, 2 * stride, "constant", stride=stride, padding=2 * stride - 1)
+    return CausalConv1d(channels_in, channels_out, 2 * stride, "reflect", stride=stride)
+
+
 class SoundStreamEncoder(nn.Module):
     """wave [B, frames * hop] fp32 -> codes [B, frames, G*Q] int64. frames >= min_frames, and no part of a frame over."""
 
@@ -24,7 +31,7 @@ class SoundStreamEncoder(nn.Module):
         blocks = [
             nn.Sequential(
                 *(ResidualUnit(narrow, dilation, config.pad_mode, config.squeeze_excite) for dilation in three(config.enc_cycle_dilations)),
-                CausalConv1d(narrow, wide, 2 * stride, "reflect", stride=stride),  # upstream's pad_mode does not reach this one
+                _downsample(narrow, wide, stride, config.pads_whole_kernels),
             )
             for narrow, wide, stride in zip(widths[:-1], widths[1:], config.strides, strict=True)
         ]
@@ -47,8 +54,8 @@ class SoundStreamEncoder(nn.Module):
             downsampled.append((stride, rate))
             rate //= stride
         padded.append((LAST_KERNEL_SIZE - 1, rate))
-        reflected = downsampled + (padded if config.pad_mode == "reflect" else [])
-        return max(padding // positions + 1 for padding, positions in reflected)
+        reflected = ([] if config.pads_whole_kernels else downsampled) + (padded if config.pad_mode == "reflect" else [])
+        return max((padding // positions + 1 for padding, positions in reflected), default=1)
 
     def load_upstream(self, state: Mapping[str, Tensor]) -> None:
         """Take what encoding needs from a whole SoundStream's state dict: `encoder.*`, `encoder_attn.*` and the codebooks."""

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import covered_releases
 from support import covered_models as models
 from torch import nn
 
@@ -75,6 +76,8 @@ def no_effect(why: str, *options: str, **others: Any) -> list[Row]:
 
 
 _TOKENS = "test_tokens.py::test_same_noise_same_tokens"
+_OLD_CODECS = "test_versions_soundstream.py::test_computes_as_its_release"
+_LOGITS = "test_versions.py::test_logits_are_those_of_the_release"
 _DECODES, _ENCODES = "test_soundstream.py::test_decodes_as_upstream", "test_codec_encode.py::test_encodes_as_upstream"
 _AUDIO, _TEXT = "test_mulan.py::test_audio_latents", "test_mulan.py::test_text_latents"
 _HUBERT = (
@@ -107,7 +110,13 @@ def _transformers() -> Section:
         *covered(_TOKENS, "dim", "depth", "heads", "dim_head", "num_semantic_tokens", "codebook_size"),
         *covered(_TOKENS, "num_coarse_quantizers", "num_fine_quantizers", "audio_text_condition", "cond_as_self_attn_prefix", "cond_dim"),
         *covered(_TOKENS, "rel_pos_bias, flash_attn: flash attention has no bias", "num_residual_streams"),
-        *covered(_TOKENS, "add_value_residual: by the version in the file, else of 2.2 and later"),
+        *covered(_TOKENS, "add_value_residual"),
+        *covered(_LOGITS, "version: of the release that saved the file, on which `add_value_residual` and `self_attention` depend"),
+        *covered(_LOGITS, "self_attention: releases 1.4.3 to 2.0.6 compute it and throw it away"),
+        *covered(
+            "test_versions.py::test_streams_that_were_never_mixed",
+            "stream_mixing: hyper-connections before 0.3.10 compute it and throw it away",
+        ),
         *covered(_TOKENS, "project_semantic_logits", "project_coarse_logits"),
         *covered("test_bad_checkpoints.py::test_names_from_before_2_4", ": names from before 2.4"),
         *covered("test_windows.py::test_planned_windows_stay_within_what_was_trained", "max_length, max_time_steps: the trained windows"),
@@ -156,6 +165,10 @@ def _soundstream() -> Section:
         *covered(_DECODES, "attn_depth", "attn_xpos_scale_base", "attn_dynamic_pos_bias", "squeeze_excite"),
         *covered(_DECODES, "pad_mode: reflect, constant, replicate"),
         *covered(_ENCODES, "enc_cycle_dilations"),
+        *covered(
+            _OLD_CODECS, "version: of audiolm-pytorch, where no file tells it", "gate_values_per_head: of its attention, from 1.6.3 on"
+        ),
+        *covered(_OLD_CODECS, "pads_whole_kernels: where the rate changes, before 0.26.3"),
         refused("pad_mode: another", models.infer_codec, {"pad_mode": "circular"}),
         refused("input_channels: other than 1", refuse, input_channels=2),
         refused("use_lookup_free_quantizer", refuse, use_lookup_free_quantizer=True, codebook_size=16, codebook_dim=4),
@@ -254,13 +267,9 @@ def _mulan() -> Section:
     rows = [
         *covered("test_mulan_export.py::test_settings_rebuild_the_model", "audio_transformer", "text_transformer", "dim_latent"),
         *covered("test_words.py::test_the_demo", "trained_tokens: those that its captions had, where the file shows it"),
-        *covered("test_mulan.py::test_state_dicts_load_both_ways", "sigmoid_contrastive_loss: of training, but it has a tensor"),
-        *covered(
-            "test_mulan.py::test_state_dicts_load_both_ways",
-            "hierarchical_contrastive_loss, hierarchical_contrastive_loss_layers: of training, but they have tensors",
-        ),
         *covered("test_musiclm_torch.py::test_ours_exports", "sample_hz: of the waves it was trained on, else the codec's"),
-        *no_effect(_TRAINING, "decoupled_contrastive_learning"),
+        *no_effect(_TRAINING, "decoupled_contrastive_learning", "sigmoid_contrastive_loss"),
+        *no_effect(_TRAINING, "hierarchical_contrastive_loss, hierarchical_contrastive_loss_layers"),
     ]
     return Section("MuLaN", ("musiclm_pytorch.MuLaN",), rows, (models.infer_towers,))
 
@@ -349,7 +358,7 @@ def make_page() -> str:
         for same, group in groupby(cells, key=lambda cell: cell[1:]):
             lines.append(f"| {'; '.join(name for name, *_ in group)} | {' | '.join(same)} |")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join(lines + covered_releases.table())
 
 
 def _named(row: Row) -> str:

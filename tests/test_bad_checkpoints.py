@@ -307,6 +307,19 @@ def test_other_mulan_inside_the_quantizer(changed):
     is_refused(lambda: collect(sources, {}), "mulan.pt and quantizer.pt (its MuLaN) are not the same MuLaN: 'text_to_latents.bias' differs")
 
 
+def test_one_mulan_with_two_losses(changed):
+    """A MuLaN and the one inside its quantizer taken for strangers, since one file was saved with another loss, or by another release."""
+    sources = changed("mulan", lambda state: state.update({"temperature": torch.tensor(1.0), "contrast.temperatures": torch.ones(1, 1, 1)}))
+    assert collect(sources, {}).checkpoints["mulan"].name == "mulan.pt"
+
+
+@pytest.mark.parametrize("kind", ["semantic", "coarse", "fine", "codec", "quantizer"])
+def test_tensors_of_training_are_no_reason_to_refuse(changed, tmp_path, kind):
+    """A loss's numbers and the counters of an average beside a model, for which the whole file would be refused."""
+    extra = {"loss_fn.weight": torch.tensor([torch.nan]), "initted": torch.tensor(True), "n_averaged": torch.tensor(5)}
+    build(collect(changed(kind, lambda state: state.update(extra)), {}), tmp_path)
+
+
 def test_all_disagreements_at_once(packages, changed):
     """Two faults in two files are two lines of one message, so that nobody exports twice to learn of both."""
     sources = changed("quantizer", lambda state: state.update({"rq.layers.0._codebook.initted": torch.tensor([False])}))
@@ -550,13 +563,6 @@ def test_prefix_conditioning_needs_a_word(good, tmp_path):
     assert collected.conditioned == ["semantic", "coarse", "fine"]
     unconditioned = collect(sources, {"semantic": {"cond_as_self_attn_prefix": False}})
     assert unconditioned.conditioned == ["coarse", "fine"]
-
-
-@pytest.mark.parametrize(("version", "expected"), [("1.9.9", False), ("2.1.12", False), ("2.2.0", True), ("2.10", True), (None, True)])
-def test_value_residual_by_version(packages, version, expected):
-    """Averaging the first layer's values came with 2.2 and has no tensor: only the version in the package tells."""
-    settings = infer_transformer("fine", Checkpoint("fine.pt", state_of(packages["fine"]), version), {})
-    assert settings["add_value_residual"] is expected
 
 
 def test_version_that_is_none(packages):

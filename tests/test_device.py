@@ -61,6 +61,7 @@ def small(monkeypatch) -> None:
         ("no condition, flash, three streams", "coarse", False, False),
         ("one stream, before 2.4, one layer, 64", "semantic", False, True),
         ("no value residual, before 2.2, five heads of 7", "fine", True, False),
+        ("no self-attention, 2.0.4, heads of 12", "coarse", True, True),
     ],
 )
 def test_a_stage_makes_the_cpus_tokens(variant: str, name: str, guided: bool, ends: bool, compute: Compute, stages) -> None:

@@ -50,6 +50,7 @@ CASES = [
     ("no condition, flash, three streams", "coarse", False, False),
     ("one stream, before 2.4, one layer, 64", "semantic", False, True),
     ("no value residual, before 2.2, five heads of 7", "fine", False, False),
+    ("no self-attention, 2.0.4, heads of 12", "semantic", True, True),
 ]
 INTERPRETED = CASES[2]  # it launches every kernel that runs beside engines; the other cases are nightly tests
 

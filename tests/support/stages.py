@@ -46,6 +46,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
         {"num_residual_streams": 1, "add_value_residual": False, "heads": 5, "dim_head": 7, "dim": 17},
         "2.1.4",
     ),
+    "no self-attention, 2.0.4, heads of 12": (
+        {"num_residual_streams": 1, "add_value_residual": False, "dim_head": 12, "depth": 3},
+        "2.0.4",
+    ),
     "wide: whole blocks and panels": ({"dim": 128, "heads": 8, "dim_head": 64}, "2.4.0"),
 }
 
