@@ -29,7 +29,7 @@ def describe(bundle: Bundle) -> str:
     choice = choose_step("auto", list(decoders.values()))
     clip = f"a default clip: {seconds:.2f} s, {frames} frames, at {codec.sample_hz} Hz"
     lines = [
-        f"{bundle.root}: {megabytes:.1f} MB in {len(manifest.files)} files; {clip}",
+        f"{bundle.given}: {megabytes:.1f} MB in {len(manifest.files)} files; {clip}",
         f"  made by   {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}",
         f"  SHA-256   {bundle.sha256}",
     ]
