@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from ..runtime.user_files import read_text
 from .archive import HostileFile, check_archive, check_tensors
 
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -112,7 +113,7 @@ def _read_folder(folder: Path) -> HubertFile:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: holds no config.json.")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / "config.json"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder}: config.json cannot be read ({error}).") from error
     if not isinstance(config, dict) or config.get("model_type") != "hubert":

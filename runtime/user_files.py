@@ -45,7 +45,8 @@ def decode_text(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         read = error.object  # for utf-8-sig without the mark, from which its position counts
         line = len(LINE_ENDS.findall(read[: error.start].decode(error.encoding, "replace"))) + 1
-        found = f"byte {read[error.start]:#04x} at position {error.start + len(data) - len(read)} is not {name}"
+        position = error.start + len(data) - len(read)
+        found = f"byte {read[error.start]:#04x} is not {name}. It stands at position {position}"
         raise ValueError(f"{where}, line {line}: {found}. Save the text as UTF-8.") from error
     if "\0" in text:
         line = len(LINE_ENDS.findall(text[: text.index("\0")])) + 1

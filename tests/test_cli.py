@@ -369,6 +369,11 @@ def test_wrong_window(run, never_loads, text):
         (["--quantizer", "fine=q.pt", "--quantizer", "fine=p.pt"], "--quantizer fine=p.pt: fine was given already."),
         (["--quantizer", "q.pt", "--config", "none.json"], "--config none.json cannot be read: No such file or directory."),
         (["--quantizer", "q.pt", "--config", "text.json"], "--config text.json: Expecting value"),
+        (
+            ["--quantizer", "q.pt", "--config", "latin.json"],
+            "--config latin.json, line 1: byte 0xe9 is not UTF-8.",
+        ),
+        (["--quantizer", "q.pt", "--config", "utf16.json"], "the overrides name 'décoder'; known are semantic, coarse, fine"),
         (["--quantizer", "q.pt", "--config", "list.json"], "--config list.json: expected a JSON object, got list."),
         (["--quantizer", "q.pt", "--config", "unknown.json"], "the overrides name 'decoder'; known are semantic, coarse, fine"),
     ],
@@ -377,6 +382,8 @@ def test_refused_exports(run, tmp_path, arguments, message):
     """What can be refused at once is, with exit status 1, one line, and no folder left behind."""
     for name, content in (("text", "dim = 24"), ("list", "[]"), ("unknown", '{"decoder": {}}')):
         Path(f"{name}.json").write_text(content)
+    Path("latin.json").write_bytes('{"é": {}}'.encode("latin-1"))
+    Path("utf16.json").write_bytes('{"décoder": {}}'.encode("utf-16"))
     before = sorted(os.listdir(tmp_path))
     status, out, err = run(*EXPORT, "--quiet", *arguments)
     assert (status, out) == (1, "") and err.startswith("musiclm: ") and err.count("\n") == 1 and message in err, err
