@@ -269,9 +269,14 @@ def validate_in_new_process(
     result = subprocess.run(
         [sys.executable, "-m", "musiclm_deploy.export.validate"],
         input=json.dumps(task),
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the same packages as here
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the same packages as here
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+        },
     )
     if result.returncode != 0:
         raise ExportError(f"validation failed:\n{result.stderr.strip() or f'its process ended with status {result.returncode}'}")

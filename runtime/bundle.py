@@ -29,6 +29,7 @@ import binascii
 import hashlib
 import json
 import os
+import re
 import types
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -199,7 +200,8 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold halves of characters, which JSON escapes alike
 
 
 class Bundle:
@@ -251,9 +253,13 @@ class Bundle:
             if file in self._checked and _identity(self.root / file) != self._checked[file]:
                 raise BundleError(f"{self.root / file} was changed or replaced after the bundle was opened. Load the bundle again.")
 
-    def linked_data(self) -> dict[str, Path]:
-        """Return the files of the graphs' weights by name if any file of the bundle is a link that leaves its folder, else {}."""
-        if all((self.root / name).resolve().is_relative_to(self.root) for name in self.manifest.files):
+    def data_to_map(self) -> dict[str, Path]:
+        """Return the files of the graphs' weights by name if ONNX Runtime could not open them by itself, else {}.
+
+        It refuses links that leave the folder, and takes no path that is not UTF-8.
+        """
+        within = all((self.root / name).resolve().is_relative_to(self.root) for name in self.manifest.files)
+        if within and not re.search("[\ud800-\udfff]", str(self.root)):  # halves of characters, by which Python keeps other bytes
             return {}
         return {name: self.root / name for name, record in self.manifest.files.items() if name.endswith(".data") and record.bytes}
 

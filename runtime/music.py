@@ -129,7 +129,9 @@ class Music:
             record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
             record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
             record |= {"sample_rate": hz, "normalize": None if mastering.normalize is None else float(mastering.normalize)}
-            return encode(path, form, wave, hz, json.dumps(record, ensure_ascii=form.ascii_only))
+            comment = json.dumps(record, ensure_ascii=form.ascii_only)
+            comment = comment.encode("utf-8", "backslashreplace").decode()  # the bundle's name may hold halves of characters
+            return encode(path, form, wave, hz, comment)
 
     def save_tokens(self, path: str | Path) -> Path:
         """Write every candidate's tokens as .npz, from which `generate(tokens=...)` goes on."""

@@ -275,7 +275,7 @@ class MusicLM:
                 raise RuntimeError("this MusicLM is closed.")
             if graph not in self._sessions:
                 with self._there():
-                    self._sessions[graph] = open_session(self.bundle.path(graph), self.threads, self.device, self.bundle.linked_data())
+                    self._sessions[graph] = open_session(self.bundle.path(graph), self.threads, self.device, self.bundle.data_to_map())
             return self._sessions[graph]
 
     def transformer(self, stage: str) -> Any:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .console import print_done
 from .values import count
 
 
@@ -36,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
     folder, made, built = build(bundle, target, Limits(options.sequences, options.seconds), options.quiet)
     for graph, engine in made.engines.items():
         spent = f"{engine.seconds:7.1f} s" if graph in built else "as it was"
-        print(f"  {Path(graph).stem:17} {engine.bytes / 1e6:7.1f} MB  {spent}")
-    print(f"{folder}: {len(made.engines)} engines in {made.precision}, {len(built)} built, for {target}")
+        print_done(f"  {Path(graph).stem:17} {engine.bytes / 1e6:7.1f} MB  {spent}")
+    print_done(f"{folder}: {len(made.engines)} engines in {made.precision}, {len(built)} built, for {target}")
     return 0

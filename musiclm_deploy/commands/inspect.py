@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .console import print_json
+
 
 def add_options(commands: Any) -> None:
     parser = commands.add_parser(
@@ -32,5 +34,8 @@ def run(options: argparse.Namespace) -> int:
     from ..runtime.description import describe
 
     bundle = Bundle.open(options.bundle)
-    print(bundle.manifest.to_json() if options.json else describe(bundle), end="")
+    if options.json:
+        print_json(bundle.manifest.to_json())
+    else:
+        print(describe(bundle), end="")
     return 0

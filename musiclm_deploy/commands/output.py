@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from .console import leave_output
+
 if TYPE_CHECKING:
     from ..runtime.mastering import Mastering
     from ..runtime.music import Music
@@ -165,8 +167,15 @@ class Report(io.TextIOBase):
         return len(text)
 
     def finish(self) -> None:
-        """Raise the OSError with which a message failed."""
-        if self._error is not None:
+        """Raise the OSError with which a message failed. A reader that is gone is no failure: the files are written."""
+        if self._error is None and self._stream is not None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._error = error
+        if isinstance(self._error, BrokenPipeError) and self._stream is sys.stdout:
+            leave_output()
+        elif self._error is not None:
             raise self._error
 
 

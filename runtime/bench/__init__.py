@@ -73,7 +73,7 @@ def time_steps(bundle: Bundle, steps: int, threads: int, rows: Sequence[int] = R
     pool = _pool(threads)
     memory, found = Memory(pool), []
     for stage, decoder in zip(STAGES, decoders, strict=True):
-        data = bundle.linked_data()
+        data = bundle.data_to_map()
         session = open_session(bundle.path(decoder.graph), threads, data=data)
         context_graph = decoder.context and open_session(bundle.path(decoder.context), threads, data=data)
         _, conditioned = random_context(bundle.manifest, stage, context_graph)
