@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..model.text_transformer import clip_merges_path
+from ..runtime.aside import folder_aside, remove_abandoned, replace_folder
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
 from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
@@ -101,6 +101,8 @@ def export_checkpoints(
     if kernels or engines:
         capabilities_of(compute_capabilities)  # now, and not when minutes have gone into the graphs
     sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
+    if out.parent.is_dir():
+        remove_abandoned(out.parent, out.name)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, traces_in(trace_cache), _aside(out) as folder:
@@ -130,7 +132,7 @@ def export_checkpoints(
         if kernels or engines:
             pack_kernels(folder, kernels, compute_capabilities, quiet, engines)
         _check_out(out, overwrite)  # once more: something may have been put there meanwhile
-        _replace(folder, out)
+        replace_folder(folder, out)
         bar.update()
     return out
 
@@ -311,9 +313,7 @@ def _aside(out: Path) -> Iterator[Path]:
     for number in fatal:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent, ignore_cleanup_errors=True) as parent:
-            folder = Path(parent) / "new"
-            folder.mkdir()  # unlike its parent, readable by whom the umask says
+        with folder_aside(out) as folder:
             yield folder
     except OSError as error:
         # numpy gives no number for a file that ends early, which a full disk and ulimit -f bring about
@@ -322,19 +322,6 @@ def _aside(out: Path) -> Iterator[Path]:
     finally:
         for number in fatal:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; an older bundle there is moved away first, and put back if the rename fails."""
-    older = folder.with_name("older")
-    try:
-        if out.exists():
-            out.rename(older)
-        folder.rename(out)
-    except BaseException:
-        if older.exists() and not out.exists():
-            older.rename(out)
-        raise
 
 
 def _step(bar: tqdm, name: str, first: bool = False) -> None:
