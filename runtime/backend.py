@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .bundle import BundleError
+from .container import available_processors
 from .install import install_command
 from .ort import import_onnxruntime
 from .shortage import naming_shortage
@@ -53,11 +54,6 @@ def choose_device(device: str) -> str:
             raise BackendError(f"device='cuda': this ONNX Runtime is for CPUs alone. Uninstall onnxruntime, then {install_command('gpu')}.")
         ort.preload_dlls()  # CUDA's libraries as pip installs them, which the system's loader does not find
     return "cpu" if device == "auto" else device
-
-
-def available_processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def useful_threads(threads: int | None) -> int | None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import __version__
-from .backend import available_processors
 from .bundle import STAGES, Bundle, Sampling
+from .container import available_processors
 from .music import Tokens, audio_sha256
 from .ort import import_onnxruntime
 from .prompts import Blend, Prompt, Sound
