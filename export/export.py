@@ -27,6 +27,7 @@ from ..runtime.aside import folder_aside, remove_abandoned, replace_folder
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
 from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
+from ..runtime.user_files import expanded
 from . import graph, trace
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
@@ -88,19 +89,19 @@ def export_checkpoints(
     takes a quarter to a half of the time; by default the one that MUSICLM_TRACE_CACHE names, or none.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
-    sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
+    sources = {name: expanded(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
     optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
-    sources |= {name: Path(path) for name, path in optional.items() if path is not None}
+    sources |= {name: expanded(path) for name, path in optional.items() if path is not None}
     quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
-    sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
+    sources |= {f"quantizer.{stage}" if stage else "quantizer": expanded(path) for stage, path in quantizers.items()}
 
-    out, asked = Path(out), wanted(precision, target)
+    out, asked = expanded(out), wanted(precision, target)
     engines = asked[STAGES[0]] if target == "tensorrt" else None
     if "int8" in kernels and set(asked.values()) != {"int8"}:
         raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
     if kernels or engines:
         capabilities_of(compute_capabilities)  # now, and not when minutes have gone into the graphs
-    sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
+    sounds = [] if calibration is None else _calibration(expanded(calibration), asked, sources)
     if out.parent.is_dir():
         remove_abandoned(out.parent, out.name)
     _check_out(out, overwrite)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..runtime.user_files import expanded
 from .console import print_done
 from .values import count
 
@@ -16,7 +17,7 @@ def add_options(commands: Any) -> None:
         help="build TensorRT's engines of a bundle",
         description="Build TensorRT's engines of a bundle, for this GPU or another.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="exported with --target tensorrt")
+    parser.add_argument("bundle", type=expanded, metavar="BUNDLE", help="exported with --target tensorrt")
     parser.add_argument(
         "--compute-capability", type=count, metavar="N", help="another GPU's, 89 for 8.9: by TensorRT-RTX, which needs no GPU here"
     )

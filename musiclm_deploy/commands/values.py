@@ -45,12 +45,12 @@ def stage_window(text: str) -> tuple[str, tuple[int | None, int | None]]:
 
 def read_config(path: Path | None) -> dict[str, Any]:
     from ..export.errors import ExportError
-    from ..runtime.user_files import read_text
+    from ..runtime.user_files import expanded, read_text
 
     if path is None:
         return {}
     try:
-        config = json.loads(read_text(path, f"--config {path}"))
+        config = json.loads(read_text(expanded(path), f"--config {path}"))
     except OSError as error:
         raise ExportError(f"--config {path} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, RecursionError) as error:
