@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import musiclm_deploy as md
+from musiclm_deploy.commands.console import open_console
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "demo"
@@ -37,6 +38,7 @@ def trained() -> dict[str, Path] | None:
 def main() -> None:
     parser = argparse.ArgumentParser("demo/demo.py", description="Export the demo's model and generate two clips, explaining each step.")
     parser.add_argument("--out", type=Path, default=BUILD, metavar="DIR", help="for the bundle and the clips (default: build/demo)")
+    open_console()  # a folder may have a name that this terminal cannot show
     out = parser.parse_args().out.resolve()
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)

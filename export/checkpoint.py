@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..model.archive import HostileFile, check_tensors
 from ..model.stand_ins import class_of, is_object
 from ..model.tensor_file import UnreadableFile, files_of, read_package
+from ..runtime.user_files import read_text
 from .errors import ExportError, naming
 from .state_dicts import DESCRIPTIONS, StateDict, choose, first_tensor, state_dicts
 from .tensor_names import serves_training
@@ -161,7 +162,7 @@ def _config_beside(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise ExportError(f"{option}{path}: not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..model.hubert_files import is_hubert_folder
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..model.tensor_file import UnreadableFile, files_of
 from ..runtime.bundle import BundleError
@@ -71,7 +72,7 @@ def _examine(path: Path) -> list[FileReport]:
     unknown or cannot be read."""
     if is_bundle(path):
         return [describe_bundle(path)]
-    if os.path.isdir(path) and (path / "config.json").is_file() and b'"hubert"' in (path / "config.json").read_bytes():
+    if is_hubert_folder(path):
         return [FileReport(str(path), "hubert", "HuBERT, a folder of transformers")]
     try:
         package = read_file(path)

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +23,11 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..model.text_transformer import clip_merges_path
+from ..runtime.aside import folder_aside, remove_abandoned, replace_folder
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
 from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
+from ..runtime.user_files import expanded
 from . import graph, trace
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
@@ -88,19 +89,21 @@ def export_checkpoints(
     takes a quarter to a half of the time; by default the one that MUSICLM_TRACE_CACHE names, or none.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
-    sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
+    sources = {name: expanded(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
     optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
-    sources |= {name: Path(path) for name, path in optional.items() if path is not None}
+    sources |= {name: expanded(path) for name, path in optional.items() if path is not None}
     quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
-    sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
+    sources |= {f"quantizer.{stage}" if stage else "quantizer": expanded(path) for stage, path in quantizers.items()}
 
-    out, asked = Path(out), wanted(precision, target)
+    out, asked = expanded(out), wanted(precision, target)
     engines = asked[STAGES[0]] if target == "tensorrt" else None
     if "int8" in kernels and set(asked.values()) != {"int8"}:
         raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
     if kernels or engines:
         capabilities_of(compute_capabilities)  # now, and not when minutes have gone into the graphs
-    sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
+    sounds = [] if calibration is None else _calibration(expanded(calibration), asked, sources)
+    if out.parent.is_dir():
+        remove_abandoned(out.parent, out.name)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, traces_in(trace_cache), _aside(out) as folder:
@@ -130,7 +133,7 @@ def export_checkpoints(
         if kernels or engines:
             pack_kernels(folder, kernels, compute_capabilities, quiet, engines)
         _check_out(out, overwrite)  # once more: something may have been put there meanwhile
-        _replace(folder, out)
+        replace_folder(folder, out)
         bar.update()
     return out
 
@@ -275,9 +278,14 @@ def validate_in_new_process(
     result = subprocess.run(
         [sys.executable, "-m", "musiclm_deploy.export.validate"],
         input=json.dumps(task),
-        text=True,
+        encoding="utf-8",
+        errors="backslashreplace",
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # the same packages as here
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),  # the same packages as here
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+        },
     )
     if result.returncode != 0:
         raise ExportError(f"validation failed:\n{result.stderr.strip() or f'its process ended with status {result.returncode}'}")
@@ -312,9 +320,7 @@ def _aside(out: Path) -> Iterator[Path]:
     for number in fatal:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent, ignore_cleanup_errors=True) as parent:
-            folder = Path(parent) / "new"
-            folder.mkdir()  # unlike its parent, readable by whom the umask says
+        with folder_aside(out) as folder:
             yield folder
     except OSError as error:
         # numpy gives no number for a file that ends early, which a full disk and ulimit -f bring about
@@ -323,19 +329,6 @@ def _aside(out: Path) -> Iterator[Path]:
     finally:
         for number in fatal:
             signal.signal(number, signal.SIG_DFL)
-
-
-def _replace(folder: Path, out: Path) -> None:
-    """Rename `folder` to `out`; an older bundle there is moved away first, and put back if the rename fails."""
-    older = folder.with_name("older")
-    try:
-        if out.exists():
-            out.rename(older)
-        folder.rename(out)
-    except BaseException:
-        if older.exists() and not out.exists():
-            older.rename(out)
-        raise
 
 
 def _step(bar: tqdm, name: str, first: bool = False) -> None:

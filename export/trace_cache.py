@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +24,9 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+from ..runtime.aside import file_aside, remove_abandoned
+from ..runtime.user_files import expanded
+
 VARIABLE = "MUSICLM_TRACE_CACHE"  # environment variable that names the folder if the caller does not
 
 _DIGEST_BYTES = 32  # SHA-256 of the graph, before it in a file
@@ -37,7 +39,7 @@ _PRIVATE = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"
 @contextmanager
 def traces_in(folder: str | os.PathLike | None) -> Iterator[None]:
     """Keep the traces made within this context in `folder`, which is made if it is missing. None leaves the choice to the environment."""
-    token = _folder.set(None if folder is None else Path(folder))
+    token = _folder.set(None if folder is None else expanded(folder).absolute())
     try:
         yield
     finally:
@@ -82,21 +84,18 @@ def write(key: str, model: ir.Model) -> None:
     if folder is None:
         return
     graph = ir.to_proto(model).SerializeToString()
-    aside = folder / f".{key}.{os.getpid()}.{threading.get_ident()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(sha256(graph).digest() + graph)
-            aside.replace(folder / f"{key}.trace")
-        finally:
-            aside.unlink(missing_ok=True)
+        remove_abandoned(folder)
+        with file_aside(folder / f"{key}.trace") as file:
+            file.write(sha256(graph).digest() + graph)
     except OSError as error:
         _LOG.warning("a trace is not kept in %s: %s. The next export traces it again.", folder, error.strerror)
 
 
 def _named_folder() -> Path | None:
     named = _folder.get() or os.environ.get(VARIABLE)
-    return Path(named) if named else None
+    return expanded(named) if named else None
 
 
 def _class_of(part: Any) -> str:

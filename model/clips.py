@@ -1,16 +1,11 @@
 """A data set of (wave, text) from a folder of sound files with captions, the one that MuLaN is trained on.
 
-In: a folder with `metadata.csv` or `metadata.jsonl`, as Hugging Face's audiofolder has it: `file_name`, relative to the folder, and `text`.
-Out: clips of one rate and at most one length. It does not know batches or models.
+In: a folder with a table of captions (`captions.py`). Out: clips of one rate and at most one length. It does not know batches or models.
 """
 
-import csv
-import json
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -19,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..runtime.audio import resample
+from ..runtime.user_files import expanded
+from .captions import read_captions
 
 _log = logging.getLogger(__name__)
-_TABLES = ("metadata.csv", "metadata.jsonl")
 _MOST_FAULTS = 20  # listed in one message
 
 
@@ -32,7 +28,7 @@ class ClipDataset(Dataset):
     both drawn from torch's global generator. corrupt: what becomes of files that cannot be read, hold NaN, or are shorter than
     `min_seconds`: "refuse" raises ValueError (all that the files' headers tell at once, the rest when a clip is read), "skip" leaves them
     out with a warning; a clip that turns out bad when it is read is then None, which the trainer leaves out of its batch.
-    Captions must be there: a row without one is always refused.
+    A fault of the table, such as a row without a caption, is always refused.
     """
 
     def __init__(
@@ -42,8 +38,9 @@ class ClipDataset(Dataset):
             raise ValueError(f"corrupt must be 'refuse' or 'skip', got {corrupt!r}")
         if sample_hz < 1 or not 0 < min_seconds <= seconds:
             raise ValueError(f"expected a rate and 0 < min_seconds <= seconds, got {sample_hz} Hz, {min_seconds} and {seconds}")
-        self.folder, self.sample_hz, self.seconds, self.min_seconds, self.corrupt = Path(folder), sample_hz, seconds, min_seconds, corrupt
-        captions, faults = _read_captions(self.folder)
+        self.folder, self.sample_hz, self.corrupt = expanded(folder), sample_hz, corrupt
+        self.seconds, self.min_seconds = seconds, min_seconds
+        captions, faults = read_captions(self.folder)
         _refuse(self.folder, faults)
         found = {name: self._fault(name) for name in captions}
         bad = [f"{name}: {fault}" for name, fault in found.items() if fault]
@@ -94,44 +91,6 @@ class ClipDataset(Dataset):
         if not np.isfinite(wave).all():
             raise ValueError("the wave holds NaN or infinite samples")
         return resample(wave, hz, self.sample_hz)[: round(self.seconds * self.sample_hz)]
-
-
-def _read_captions(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """{file: its captions} in the order of the table, and what is wrong with its rows."""
-    tables = [folder / name for name in _TABLES if (folder / name).is_file()]
-    if len(tables) != 1:
-        raise ValueError(f"{folder}: expected one of {' and '.join(_TABLES)} with the columns file_name and text, found {len(tables)}")
-    captions: dict[str, list[str]] = {}
-    faults = []
-    for line, row in _rows(tables[0]):
-        name, text = row.get("file_name"), row.get("text")
-        texts: list[Any] = text if isinstance(text, list) else [text]
-        if not isinstance(name, str) or not name:
-            faults.append(f"{tables[0].name}, line {line}: no file_name")
-        elif not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-            faults.append(f"{tables[0].name}, line {line}: {name} has an empty caption")
-        else:
-            captions.setdefault(name, []).extend(texts)
-    if not captions and not faults:
-        faults.append(f"{tables[0].name} has no rows")
-    return captions, faults
-
-
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, row) of a table."""
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        if table.suffix == ".csv":
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield reader.line_num, row
-            return
-        for line, text in enumerate(file, start=1):
-            if text.strip():
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    raise ValueError(f"{table}, line {line}: not JSON ({error})") from error
-                yield line, row if isinstance(row, dict) else {}
 
 
 def _refuse(folder: Path, faults: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..runtime.user_files import read_text
 from .archive import HostileFile, check_tensors
 from .stand_ins import arguments_of, class_of, is_object
 from .tensor_file import files_of, read_package
@@ -71,6 +72,15 @@ def read_hubert(path: str | os.PathLike) -> HubertFile:
     return _read_fairseq(path)
 
 
+def is_hubert_folder(path: Path) -> bool:
+    """Return whether a path is a folder whose config.json says that it is of a HuBERT, with its tensors or without."""
+    try:
+        config = json.loads(read_text(path / "config.json"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "hubert"
+
+
 def _read_fairseq(path: Path) -> HubertFile:
     package = read_package(path)
     model = package.get("model") if isinstance(package, Mapping) else None
@@ -91,7 +101,7 @@ def _read_folder(folder: Path) -> HubertFile:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: holds no config.json.")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / "config.json"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder}: config.json cannot be read ({error}).") from error
     if not isinstance(config, dict) or config.get("model_type") != "hubert":

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch.serialization import safe_globals
 
+from ..runtime.user_files import read_text
 from .archive import HostileFile, check_archive
 from .stand_ins import names_in, stand_ins
 
@@ -96,7 +97,7 @@ def files_of(path: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
         plain = all(isinstance(name, str) and name == Path(name).name for name in names)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UnreadableFile(f"{index}: not an index of files of tensors, which has an entry 'weight_map'.") from error

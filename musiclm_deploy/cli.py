@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
-import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from . import __version__
 from .commands import bench, build, doctor, export, generate, inspect
+from .commands.console import leave_output, open_console
 from .commands.output import STDOUT
 
 _COMMANDS = (generate, inspect, bench, export, build, doctor)
@@ -56,6 +55,7 @@ def _add_verbose(parser: argparse.ArgumentParser, default: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    open_console()
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     for name, kind in (("bundle", Path), ("text", str)):
@@ -65,9 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         words = options.command == "generate" and not any(argument.startswith("-") for argument in rest)
         parser.error(f"unrecognized arguments: {' '.join(rest)}{'. A TEXT of several words needs quotes around it' if words else ''}")
-    sys.stderr = sys.stderr or io.StringIO()  # closed by the caller; a progress bar cannot do without
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a prompt or a name that it cannot show must not end the work
     plain, full = (logging.WARNING, "musiclm: warning: %(message)s"), (logging.INFO, "%(levelname)s %(name)s: %(message)s")
     level, form = full if options.verbose else plain
     logging.basicConfig(level=level, format=form)
@@ -78,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader is gone: nothing more can be said there
+        leave_output()
         return 1
     except (ValueError, OSError, RuntimeError, MemoryError, ImportError) as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # while a module of machine code was loaded

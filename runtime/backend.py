@@ -8,11 +8,16 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
+import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .bundle import BundleError
+from .container import available_processors
 from .install import install_command
 from .ort import import_onnxruntime
 from .shortage import naming_shortage
@@ -51,11 +56,6 @@ def choose_device(device: str) -> str:
     return "cpu" if device == "auto" else device
 
 
-def available_processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def useful_threads(threads: int | None) -> int | None:
     """Return `threads`, or the number of processors, with a warning, if `threads` is larger.
 
@@ -68,9 +68,11 @@ def useful_threads(threads: int | None) -> int | None:
     return most
 
 
-def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.InferenceSession:
+def open_session(path: Path, threads: int | None, device: str = "cpu", data: Mapping[str, Path] | None = None) -> ort.InferenceSession:
     """Open a session on "cpu" or "cuda". `threads` None takes one per physical core, or one per processor if this process may not use all.
 
+    data: the files that the graph may take weights from, by the names that it has for them. By default ONNX Runtime opens what the graph
+    names, in the graph's own folder only, so that most links to other folders are refused.
     Raises BundleError for a graph that does not load, MemoryError for one that does not fit, and BackendError if it would run on another
     device than was asked for.
     """
@@ -89,7 +91,12 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
     try:
         with naming_shortage(f"while {path.name} was opened"):
             # On a CPU there is no other provider to fall back to; ONNX Runtime would print the failure and only try the same again.
-            session = ort.InferenceSession(path, options, providers=providers, enable_fallback=int(device != "cpu"))
+            mapped = _map(data or {})  # must live until the session has copied what it needs
+            graph: Path | bytes = path
+            if mapped:  # a graph without a path has no folder: ONNX Runtime then refuses every file that is not among these
+                options.add_external_initializers_from_files_in_memory(list(mapped), list(mapped.values()), [*map(len, mapped.values())])
+                graph = path.read_bytes()
+            session = ort.InferenceSession(graph, options, providers=providers, enable_fallback=int(device != "cpu"))
     except MemoryError:
         raise
     except Exception as error:  # ONNX Runtime's own errors have no common base
@@ -97,6 +104,15 @@ def open_session(path: Path, threads: int | None, device: str = "cpu") -> ort.In
     if session.get_providers()[0] != providers[0]:  # it goes on without one that fails to start
         raise BackendError(f"device={device!r}: ONNX Runtime could not start {providers[0]}: check the GPU's driver and CUDA's libraries.")
     return session
+
+
+def _map(files: Mapping[str, Path]) -> dict[str, np.ndarray]:
+    """Map files into memory: uint8 [bytes] by name."""
+    mapped = {}
+    for name, path in files.items():
+        with path.open("rb") as file:
+            mapped[name] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    return mapped
 
 
 def _either() -> str:

@@ -28,14 +28,19 @@ import base64
 import binascii
 import hashlib
 import json
+import os
+import re
 import types
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from .user_files import expanded
 
 FORMAT = 5  # rises when the layout changes
 MANIFEST = "musiclm.json"
@@ -195,23 +200,30 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold halves of characters, which JSON escapes alike
 
 
 class Bundle:
     """A directory whose manifest and files were checked."""
 
     def __init__(self, root: Path, manifest: Manifest, sha256: str) -> None:
-        self.root, self.manifest = root, manifest
+        self.given, self.manifest = root, manifest
+        # Files are opened when they are first used: by then the program may have another current folder, and a link may lead elsewhere.
+        self.root = root.resolve()
         self.sha256 = sha256  # of the manifest, which holds the hash of every other file: it names the whole bundle
+        self._checked = {name: _identity(self.root / name) for name in manifest.files}
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.root)!r}, SHA-256 {self.sha256[:12]}...)"
 
     @classmethod
-    def open(cls, root: str | Path) -> Bundle:
-        """Check everything about the bundle at `root` before using any of it; all faults are listed together."""
-        root = Path(root)
+    def open(cls, root: str | os.PathLike) -> Bundle:
+        """Check everything about the bundle at `root` before using any of it; all faults are listed together.
+
+        `~` stands for the home folder. A link is followed if what it leads to has the size and SHA-256 that the manifest gives.
+        """
+        root = expanded(root)
         path = root / MANIFEST
         if not path.is_file():
             why = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
@@ -228,7 +240,28 @@ class Bundle:
         return cls(root, manifest, hashlib.sha256(data).hexdigest())
 
     def path(self, name: str) -> Path:
+        """Return where a file of the bundle lies. Raises BundleError as `check_unchanged`."""
+        self.check_unchanged(name)
         return self.root / name
+
+    def check_unchanged(self, name: str) -> None:
+        """Raise BundleError if a file, or the weights of a graph of that name, is not the one that was there when the bundle was opened.
+
+        A new export in its place would otherwise lend its graphs to this bundle's manifest.
+        """
+        for file in (name, f"{name}.data"):
+            if file in self._checked and _identity(self.root / file) != self._checked[file]:
+                raise BundleError(f"{self.root / file} was changed or replaced after the bundle was opened. Load the bundle again.")
+
+    def data_to_map(self) -> dict[str, Path]:
+        """Return the files of the graphs' weights by name if ONNX Runtime could not open them by itself, else {}.
+
+        It refuses links that leave the folder, and takes no path that is not UTF-8.
+        """
+        within = all((self.root / name).resolve().is_relative_to(self.root) for name in self.manifest.files)
+        if within and not re.search("[\ud800-\udfff]", str(self.root)):  # halves of characters, by which Python keeps other bytes
+            return {}
+        return {name: self.root / name for name, record in self.manifest.files.items() if name.endswith(".data") and record.bytes}
 
 
 def pack_tokens(trained: np.ndarray) -> str:
@@ -299,7 +332,7 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     if spectrogram := manifest.mulan.spectrogram:
         named += [name for name in (spectrogram.graph, spectrogram.filters) if name]
     named += [manifest.wav2vec.graph] if manifest.wav2vec else []
-    named += [name for decoder in decoders for name in (decoder.graph, decoder.context) if name]
+    named += [name for decoder in decoders for name in (decoder.graph, f"{decoder.graph}.data", decoder.context) if name]
     named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
     with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
@@ -315,15 +348,26 @@ def fault_of_file(root: Path, name: str, record: FileRecord) -> str | None:
 
 
 def _fault_of_path(root: Path, name: str, record: FileRecord) -> str | None:
-    path = (root / name).resolve()
-    if Path(name).is_absolute() or not path.is_relative_to(root.resolve()):
+    if Path(name).anchor or ".." in Path(name).parts:
         return "this path leaves the bundle"
+    path = root / name
     if not path.is_file():
-        return "the file is missing"
-    size = path.stat().st_size
+        return f"it is a link to {os.readlink(path)}, where there is no file" if path.is_symlink() else "the file is missing"
+    size, linked = path.stat().st_size, not path.resolve().is_relative_to(root.resolve())
+    with path.open("rb") if size == record.bytes else nullcontext() as file:
+        if file is not None and hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
+            return None
+    if linked:  # a manifest from elsewhere must not tell the size or the hash of any other file of this machine
+        return "it is a link that leaves the bundle, to another file than the manifest describes"
     if size != record.bytes:
         return f"{size} bytes, the manifest says {record.bytes}: it was cut short or changed"
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-            return "its content was changed after the export (SHA-256 differs)"
-    return None
+    return "its content was changed after the export (SHA-256 differs)"
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Return what distinguishes a file from another one of its name: device, inode, size and time of change; None if there is none."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .bundle import STAGES, Bundle, Manifest
+from .container import available_processors
 from .device.kernels import FOLDER as KERNELS
 from .device.kernels import Kernels
 from .engines.build import BuiltEngines, folders_of
 from .engines.form import FOLDER as FORM
-from .memory import cache_bytes, largest_runs
+from .memory import cache_bytes, largest_runs, least_memory
 from .request import default_frames, make_request
 from .step import choose_step
 from .windows import longest_window
@@ -29,7 +30,7 @@ def describe(bundle: Bundle) -> str:
     choice = choose_step("auto", list(decoders.values()))
     clip = f"a default clip: {seconds:.2f} s, {frames} frames, at {codec.sample_hz} Hz"
     lines = [
-        f"{bundle.root}: {megabytes:.1f} MB in {len(manifest.files)} files; {clip}",
+        f"{bundle.given}: {megabytes:.1f} MB in {len(manifest.files)} files; {clip}",
         f"  made by   {', '.join(f'{name} {version}' for name, version in manifest.made_by.items())}",
         f"  SHA-256   {bundle.sha256}",
     ]
@@ -45,6 +46,7 @@ def describe(bundle: Bundle) -> str:
         f"  codec     {codec.quantizers} quantizers of {codec.codebook_size}, {rate:g} frames a second",
         f"  steps     {'native' if choice.native else 'graph'}: {choice.reason}",
         f"  memory    weights {megabytes:.1f} MB, caches {_caches(manifest) / 1e6:.1f} MB for a default clip",
+        f"  here      {available_processors()} processors{_free_memory()}",
         f"  mulan     latents of {mulan.dim_latent}, texts up to {mulan.max_tokens} tokens, audio at {mulan.sample_hz} Hz",
     ]
     if manifest.wav2vec:
@@ -73,6 +75,12 @@ def _for_gpus(bundle: Bundle) -> list[str]:
         made = BuiltEngines.open(folder)
         lines.append(f"  engines   {len(made.engines)} in {made.precision}: {folder.name}")
     return lines
+
+
+def _free_memory() -> str:
+    """Return what a request may take of this machine, and the limit that says so."""
+    least = least_memory()
+    return "" if least is None else f", {least.bytes / 1e6:.1f} MB of memory free by {least.source}"
 
 
 def _caches(manifest: Manifest) -> int:

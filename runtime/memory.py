@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bundle import Decoder, Manifest, Mulan, SemanticTokenizer
+from .container import MemoryLimit, memory_left
 from .noise import STEPS_AHEAD
 from .windows import semantic_with_prime
 
@@ -143,50 +144,36 @@ def check_memory(needed: dict[str, int], weights: int = 0) -> None:
     stage = max(needed, key=lambda name: needed[name], default="")
     if available is not None and stage and needed[stage] + weights > available:
         loaded = f" and {weights / 1e6:.1f} MB for the weights" if weights else ""
+        least = least_memory()
+        limit = "" if least is None else f" What is free is limited by {least.source}."
         raise OutOfMemory(
             f"the {stage} stage of this request needs {needed[stage] / 1e6:.1f} MB{loaded}, {available / 1e6:.1f} MB are free. "
-            "Ask for fewer seconds, samples or prompts at once."
+            f"Ask for fewer seconds, samples or prompts at once.{limit}"
         )
 
 
 def available_memory_bytes() -> int | None:
-    """Return the bytes that this process can take without swapping: the least of the free memory, its container's limit and `ulimit -v`.
+    """Return the bytes that this process can take without swapping: the least that the machine, a control group or `ulimit -v` leaves.
 
     None if the system tells none of them.
     """
-    found = [limit for limit in (_free_bytes(), _container_bytes(), _address_space_bytes()) if limit is not None]
-    return max(min(found), 0) if found else None
+    least = least_memory()
+    return None if least is None else least.bytes
 
 
-def _free_bytes() -> int | None:
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return None
+def least_memory() -> MemoryLimit | None:
+    """Return the limit that counts, of all that this process has. None if the system tells none."""
+    return min([*memory_left(), *_address_space()], key=lambda limit: limit.bytes, default=None)
 
 
-def _container_bytes() -> int | None:
-    """Return the rest of the control group's limit (version 2). File caches, which the system can drop, count as free."""
-    most, taken = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-    if not most.isdigit() or not taken.isdigit():
-        return None
-    files = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
-    return int(most) - int(taken) + int(files.get("inactive_file", 0))
-
-
-def _address_space_bytes() -> int | None:
-    """Return the rest of the limit that `ulimit -v` sets, None without one."""
+def _address_space() -> list[MemoryLimit]:
+    """Return the rest of the limit that `ulimit -v` sets, if it does."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
-        return None
-    most, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _read("/proc/self/statm").split()
-    return None if most == resource.RLIM_INFINITY or not pages else most - int(pages[0]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _read(path: str) -> str:
-    """Return the text of a file of the system, "" if there is none."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+        return []
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY or not Path("/proc/self/statm").is_file():
+        return []
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return [MemoryLimit(max(most - pages * os.sysconf("SC_PAGE_SIZE"), 0), "ulimit -v")]

@@ -16,6 +16,7 @@ from .outputs import is_stream, write_output
 from .player import player
 from .shortage import naming_shortage
 from .sound_files import encode, format_of
+from .user_files import expanded
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
 _WHOLE_REQUEST = ("total", "real_time_factor_made", "real_time_factor_kept")  # timings that belong to no single stage
@@ -111,7 +112,7 @@ class Music:
         sample_rate: of the file, in Hz, by default the codec's. normalize: its integrated loudness in LUFS (ITU-R BS.1770), by default as
         generated. Raises ValueError for a suffix, a rate or samples that no such file has, OSError for a file that cannot be written.
         """
-        path, mastering = Path(path), Mastering(sample_rate, normalize)
+        path, mastering = expanded(path), Mastering(sample_rate, normalize)
         write_output(path, self._encoded(path, candidate, mastering))
         return path
 
@@ -129,11 +130,13 @@ class Music:
             record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
             record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
             record |= {"sample_rate": hz, "normalize": None if mastering.normalize is None else float(mastering.normalize)}
-            return encode(path, form, wave, hz, json.dumps(record, ensure_ascii=form.ascii_only))
+            comment = json.dumps(record, ensure_ascii=form.ascii_only)
+            comment = comment.encode("utf-8", "backslashreplace").decode()  # the bundle's name may hold halves of characters
+            return encode(path, form, wave, hz, comment)
 
     def save_tokens(self, path: str | Path) -> Path:
         """Write every candidate's tokens as .npz, from which `generate(tokens=...)` goes on."""
-        return save_tokens(Path(path), [candidate.tokens for candidate in self.candidates])
+        return save_tokens(expanded(path), [candidate.tokens for candidate in self.candidates])
 
 
 def audio_sha256(wave: np.ndarray) -> str:

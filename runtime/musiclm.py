@@ -10,7 +10,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,7 +65,7 @@ def load(
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
     if weights not in TYPES:
         raise ValueError(f"weights must be one of {', '.join(TYPES)}, got {weights!r}.")
-    opened, chosen, threads = Bundle.open(Path(bundle)), choose_device(device), useful_threads(threads)
+    opened, chosen, threads = Bundle.open(bundle), choose_device(device), useful_threads(threads)
     if chosen == "cuda":
         return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), CudaDriver(opened.root), weights)
     if chosen == "tensorrt":
@@ -276,7 +275,7 @@ class MusicLM:
                 raise RuntimeError("this MusicLM is closed.")
             if graph not in self._sessions:
                 with self._there():
-                    self._sessions[graph] = open_session(self.bundle.path(graph), self.threads, self.device)
+                    self._sessions[graph] = open_session(self.bundle.path(graph), self.threads, self.device, self.bundle.data_to_map())
             return self._sessions[graph]
 
     def transformer(self, stage: str) -> Any:
@@ -287,7 +286,9 @@ class MusicLM:
             if self._sessions is None:
                 raise RuntimeError("this MusicLM is closed.")
             if stage not in self._native:
-                self._native[stage] = open_native(self.bundle.root, self._decoder(stage), self._pool)
+                decoder = self._decoder(stage)
+                self.bundle.check_unchanged(decoder.graph)
+                self._native[stage] = open_native(self.bundle.root, decoder, self._pool)
             return self._native[stage]
 
     def weights_to_load(self) -> int:
@@ -308,7 +309,9 @@ class MusicLM:
             if self._sessions is None:
                 raise RuntimeError("this MusicLM is closed.")
             if stage not in self._on_device:
-                _, sizes, numbers = open_weights(self.bundle.root, self._decoder(stage))
+                decoder = self._decoder(stage)
+                self.bundle.check_unchanged(decoder.graph)
+                _, sizes, numbers = open_weights(self.bundle.root, decoder)
                 if isinstance(self.driver, Engines):
                     self._on_device[stage] = EngineModel(self.driver, stage, sizes, numbers)
                 else:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
+
+from .aside import file_aside, probe, remove_abandoned
 
 _REASONS = {
     errno.ENOSPC: "no space is left on its disk. Free some, or write to another disk.",
@@ -30,7 +31,10 @@ _REASONS = {
 
 
 def check_output(path: Path) -> None:
-    """Raise OSError for a path that cannot be written. The file, if there is one, is neither opened nor changed."""
+    """Raise OSError for a path that cannot be written. The file, if there is one, is neither opened nor changed.
+
+    Partial files of killed processes in its folder are removed.
+    """
     with named_errors(path):
         if is_stream(path):
             if not os.access(path, os.W_OK):
@@ -39,7 +43,8 @@ def check_output(path: Path) -> None:
         target = _target(path)
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(f"cannot write {path}: the file is write-protected. Give another name, or change its permissions.")
-        _probe(target)
+        remove_abandoned(target.parent)
+        probe(target.parent)
 
 
 def check_appendable(path: Path) -> None:
@@ -50,7 +55,7 @@ def check_appendable(path: Path) -> None:
                 raise PermissionError(errno.EACCES, "")
             return
         folder = next(above for above in _target(path, missing_folders=True).parents if above.exists())
-        _probe(folder / "probe")
+        probe(folder)
 
 
 def write_output(path: Path, data: bytes | memoryview) -> None:
@@ -63,16 +68,8 @@ def write_output(path: Path, data: bytes | memoryview) -> None:
             with path.open("wb") as stream:
                 stream.write(data)
             return
-        target = _target(path)
-        handle, aside = _make_aside(target)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.chmod(aside, 0o666 & ~_umask())
-            os.replace(aside, target)
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
+        with file_aside(_target(path)) as file:
+            file.write(data)
 
 
 def append_output(path: Path, text: str) -> None:
@@ -122,18 +119,6 @@ def _target(path: Path, missing_folders: bool = False) -> Path:
     return target
 
 
-def _make_aside(target: Path) -> tuple[int, str]:
-    """Make an empty file in the target's folder; return its descriptor and name."""
-    return tempfile.mkstemp(prefix=".partial.", dir=target.parent)
-
-
-def _probe(target: Path) -> None:
-    """Make and remove a file in the target's folder: the only test that also finds full disks, immutable folders and access lists."""
-    handle, probe = _make_aside(target)
-    os.close(handle)
-    os.unlink(probe)
-
-
 @contextmanager
 def named_errors(path: Path | str) -> Iterator[None]:
     """Turn the system's errors into sentences that name the path."""
@@ -146,9 +131,3 @@ def named_errors(path: Path | str) -> Iterator[None]:
             raise
         reason = _REASONS.get(error.errno, f"{error.strerror or error}.")
         raise type(error)(f"cannot write {path}: {reason}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

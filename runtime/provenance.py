@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import __version__
-from .backend import available_processors
-from .bundle import STAGES, Sampling
+from .bundle import STAGES, Bundle, Sampling
+from .container import available_processors
 from .music import Tokens, audio_sha256
 from .ort import import_onnxruntime
 from .prompts import Blend, Prompt, Sound
@@ -51,7 +50,7 @@ def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) 
         "include_prime": request.include_prime,
         "tokens": None if request.tokens is None else tokens_record(request.tokens),
         "own_noise": own_noise,
-        "bundle": _folder(model.bundle.root),
+        "bundle": _folder(model.bundle),
         "bundle_sha256": model.bundle.sha256,
         "device": model.device,
         "step": model.device if not on_host else f"native, {model.step.reason}" if model.step.native else "graph",
@@ -104,9 +103,11 @@ def tokens_record(tokens: Sequence[Tokens]) -> dict[str, Any]:
     return {"candidates": len(tokens), "sha256": digest.hexdigest()}
 
 
-def _folder(root: Path) -> str:
+def _folder(bundle: Bundle) -> str:
     """Return the bundle's path if it was given as one below the current folder, else its name alone: files are passed on to others."""
-    return root.resolve().name if root.is_absolute() or ".." in root.parts else root.as_posix()
+    given = bundle.given
+    below = not given.is_absolute() and ".." not in given.parts and given.resolve() == bundle.root  # and the folder is still the same
+    return given.as_posix() if below else bundle.root.name
 
 
 def _check_given(what: str, option: str, given: dict[str, Any] | None, expected: dict[str, Any] | None) -> None:

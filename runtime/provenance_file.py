@@ -19,6 +19,7 @@ from .bundle import STAGES
 from .provenance import VERSION, VERSION_FIELD, shown
 from .request import MOST_ITEMS
 from .sampling import SamplingConfig
+from .user_files import expanded
 from .windows import Window
 
 _MOST_LIST_BYTES = 1 << 20  # longer RIFF lists are skipped; our comments are far shorter
@@ -42,7 +43,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """Read the record of a sound file. Raises ValueError for a file that has none, with the reason as far as it can be known."""
     import soundfile
 
-    path = Path(path)
+    path = expanded(path)
     check_readable(path)
     try:
         with path.open("rb") as file:

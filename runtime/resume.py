@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from .bundle import STAGES, Manifest
 from .music import Tokens, load_tokens
+from .user_files import expanded
 from .windows import Clip
 
 
@@ -23,7 +23,7 @@ def given_tokens(tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None, m
     if tokens is None:
         return None
     if isinstance(tokens, str | os.PathLike):
-        given = load_tokens(Path(tokens))
+        given = load_tokens(expanded(tokens))
     else:
         given = list(tokens) if isinstance(tokens, Iterable) else [tokens]
     if not given or not all(isinstance(item, Tokens) for item in given):

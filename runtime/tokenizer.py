@@ -17,6 +17,8 @@ import regex
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
+from .user_files import read_text
+
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 _END_OF_WORD = "</w>"
 _MERGES = 49152 - 256 - 2  # CLIP's file lists more merges than CLIP uses
@@ -69,7 +71,7 @@ class ClipTokenizer:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {_MAX_FILE_BYTES} a tokenizer may have")
         try:
-            model = json.loads(path.read_text(encoding="utf-8"))["model"]
+            model = json.loads(read_text(path))["model"]
             if model["type"] != "BPE" or model["end_of_word_suffix"] != _END_OF_WORD:
                 raise ValueError(f"the model is not a BPE with the end-of-word suffix {_END_OF_WORD!r}")
             return cls(_vocabulary(model["vocab"]), [_merge(pair) for pair in model["merges"]])

@@ -132,13 +132,75 @@ def test_damage_behind_the_header_is_found_on_reading(fault: str, folder: Path, 
         (["file,caption", "b.wav,x"], "line 2: no file_name"),
         (["file_name,text"], "has no rows"),
         ([], "has no rows"),
+        (["file_name,text", "b.wav,calm, slow, sad"], 'line 2: 4 fields, the header has 2. Put .* in it in quotes: "calm, slow, sad"'),
+        (["file_name;text", "b.wav;calm; slow"], "line 2: 3 fields, the header has 2. Put a caption with ';' in it in quotes"),
+        (["file_name,text,bpm", "b.wav,calm, slow,90"], "line 2: 4 fields, the header has 3"),
+        (["b.wav,calm"], r"line 1: the columns are 'b.wav', 'calm', expected file_name and text, each once, in the first line"),
+        (["file_name,text,Text", "b.wav,calm,sad"], "line 1: the columns are 'file_name', 'text', 'Text', expected"),
+        (["file_name,text", "b.wav"], "line 2: b.wav has an empty caption"),
+        (["file_name,text", "", 'b.wav,"calm', "low/a.flac,x"], r"line 3: not a row of a CSV file \(unexpected end of data\)"),
+        (["file_name,text", 'b.wav,"calm', 'low/a.flac,"a low one"'], "line 2: not a row of a CSV file"),
+        (
+            ["file_name,text", 'b.wav,"calm', 'low/a.flac,low"'],
+            "line 2: the caption of b.wav goes on to the line of low/a.flac. Close",
+        ),
+        (["file_name,text", "b.wav,calm\0"], "metadata.csv, line 2: it holds zero bytes"),
     ],
 )
 def test_bad_tables_are_refused(rows: list[str], message: str, folder: Path) -> None:
-    """A caption that says nothing trained on, columns of another name taken for no clips."""
+    """A caption of which a part is trained on, or nothing; columns of another name taken for no clips."""
     (folder / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         ClipDataset(folder, sample_hz=8000, corrupt="skip")
+
+
+@pytest.mark.parametrize(
+    ("rows", "captions"),
+    [
+        (["file_name;text", "b.wav;calm, slow"], ["calm, slow"]),
+        (["file_name\ttext", "b.wav\tcalm, slow; sad"], ["calm, slow; sad"]),
+        (["sep,File_Name, Text ", '1,b.wav, "calm, slow"'], ["calm, slow"]),
+        (["file_name,text,,", "b.wav,calm,,", ",,,"], ["calm"]),
+        (["text,file_name", '"a ""blue"" note",b.wav', 'the "blues",b.wav'], ['a "blue" note', 'the "blues"']),
+        (["file_name,text", 'b.wav,"in two', 'lines"'], ["in two\nlines"]),
+        (["file_name,text", ".\\b.wav,calm"], ["calm"]),
+        (["file_name,text", "b.wav,caf\u00e9 \u2028 noir"], ["caf\u00e9 \u2028 noir"]),
+    ],
+)
+@pytest.mark.parametrize(("ends", "encoding"), [("\n", "utf-8"), ("\r\n", "utf-16"), ("\r", "utf-8-sig")])
+def test_tables_of_other_programs(rows: list[str], captions: list[str], ends: str, encoding: str, folder: Path) -> None:
+    """Semicolons of Excel, its encodings and old line ends, quotes and spaces: no caption is another than was written."""
+    (folder / "metadata.csv").write_bytes(ends.join(rows).encode(encoding))
+    (clip,) = ClipDataset(folder, sample_hz=8000).clips
+    assert (Path(clip[0]), clip[1]) == (Path("b.wav"), captions)
+
+
+def test_another_encoding_is_named(folder: Path) -> None:
+    """A UnicodeDecodeError that does not say which file it is about."""
+    (folder / "metadata.csv").write_bytes("file_name,text\nb.wav,café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"metadata\.csv, line 2: byte 0xe9 is not UTF-8\. It stands at position 24\. Save"):
+        ClipDataset(folder, sample_hz=8000)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ('{"file_name": "b.wav"}', "line 1: b.wav has an empty caption"),
+        ('{"file_name": "b.wav", "text": []}', "line 1: b.wav has an empty caption"),
+        ('{"file_name": "b.wav", "text": ["x", ""]}', "line 1: b.wav has an empty caption"),
+        ('{"file_name": "b.wav", "text": ["x", 3]}', r"line 1: the caption of b.wav is \['x', 3\], expected a text or a list of texts"),
+        ('{"file_name": "b.wav", "text": {"en": "x"}}', "line 1: the caption of b.wav is .*, expected a text or a list of texts"),
+        ('{"file_name": "b.wav", "text": "x", "text": "y"}', "line 1: text twice"),
+        ('["b.wav", "x"]', r'line 1: expected an object with file_name and text, got \["b.wav", "x"\]'),
+        ('{"text": "x"}', "line 1: no file_name"),
+    ],
+)
+def test_bad_lines_of_json_are_refused(row: str, message: str, folder: Path) -> None:
+    """A caption that is lost without a word, the first of two among them."""
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.jsonl").write_text(f"{row}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"metadata.jsonl, {message}"):
+        ClipDataset(folder, sample_hz=8000)
 
 
 def test_one_table_is_expected(folder: Path) -> None:

@@ -209,6 +209,18 @@ def test_full_disk_at_the_tokenizer(tiny_checkpoints, tmp_path, monkeypatch):
 # --- signals
 
 
+def test_the_next_export_removes_what_a_killed_one_left(tiny_checkpoints, tiny_bundle, tmp_path, instant, unvalidated, caplog):
+    """A kill, or the system out of memory, left a hidden folder as large as the bundle for ever, and the old bundle in it at worst."""
+    out, killed = tmp_path / "bundle", tmp_path / ".bundle.partial-abcdefgh"
+    shutil.copytree(tiny_bundle, killed / "older")
+    with pytest.raises(ExportError, match="exists already; give another --out, or --overwrite to replace it"):
+        export_checkpoints(**tiny_checkpoints, out=out, quiet=True)
+    assert content(out) == content(tiny_bundle) and os.listdir(tmp_path) == ["bundle"]
+    killed.mkdir()
+    export_checkpoints(**tiny_checkpoints, out=out, overwrite=True, quiet=True)
+    assert os.listdir(tmp_path) == ["bundle"] and f"{killed} is removed: a process that was killed had left it." in caplog.text
+
+
 def start(checkpoints: dict[str, Path], out: Path, until: Callable[[subprocess.Popen], bool]) -> subprocess.Popen:
     """Start an export in a process of its own; return when it has come as far as `until` says, however long that takes."""
     process = subprocess.Popen([*CLI, *options(checkpoints), "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -87,6 +87,15 @@ def test_what_cannot_fit_is_refused(music, monkeypatch):
         memory.check_memory({"coarse": 5_000_000}, 4_294_000_000)
 
 
+def test_the_limit_that_counts_is_named(run, tiny_bundle):
+    """Fault: in a container of little memory on a large machine nobody knows whose limit a refusal is about."""
+    least = memory.least_memory()
+    assert least is not None
+    with pytest.raises(MemoryError, match=rf"What is free is limited by {least.source}\.$"):
+        memory.check_memory({"coarse": 1 << 60})
+    assert f"MB of memory free by {least.source}\n" in run("inspect", tiny_bundle)[1]
+
+
 def test_a_limit_on_the_address_space():
     """Under `ulimit -v` all memory of the machine was said to be free, and a request that could not fit began."""
     code = """

@@ -29,6 +29,7 @@ def pipe(monkeypatch) -> Callable[[bytes], None]:
     [
         (b"calm piano\nbrass band\n", [Listed("calm piano"), Listed("brass band")]),
         (b"\xef\xbb\xbfcalm piano\r\n\r\n  brass band  \r\n", [Listed("calm piano"), Listed("brass band")]),
+        ("calm piano\r\ncafé\r\n".encode("utf-16"), [Listed("calm piano"), Listed("café")]),
         (b"# of last week\rcalm piano\rcaf\xc3\xa9", [Listed("calm piano"), Listed("café")]),
         (b'{"text": "calm piano", "seed": 7}\n\n{"text": "brass {band}"}\n', [Listed("calm piano", 7), Listed("brass {band}")]),
         (b'first: {"text"}\n{"text": "not JSON here"}', [Listed('first: {"text"}'), Listed('{"text": "not JSON here"}')]),
@@ -48,7 +49,8 @@ def test_lists(tmp_path, data, expected):
         (b"", "prompts.txt holds no prompt: write one on each line."),
         (b"\xef\xbb\xbf\r\n \n# nothing\n", "prompts.txt holds no prompt"),
         (b"calm\npiano \xff\n", "prompts.txt, line 2: byte 0xff is not UTF-8."),
-        ("calm".encode("utf-16"), "prompts.txt, line 1: byte 0xff is not UTF-8."),
+        ("calm\ncafé".encode("latin-1"), "prompts.txt, line 2: byte 0xe9 is not UTF-8. It stands at position 8. Save the text as UTF-8."),
+        ("calm".encode("utf-16-le"), "prompts.txt, line 1: it holds zero bytes, as UTF-16 without its mark does. Save the text as UTF-8."),
         (b'\n{"text": "calm"}\n{"text": "piano"\n', "prompts.txt, line 3: not a JSON object, as the first line is: "),
         (b'{"text": "calm"}\nbrass band\n', "prompts.txt, line 2: not a JSON object, as the first line is: "),
         (b'{"text": "calm"}\n"brass band"\n', 'prompts.txt, line 2: expected an object with a "text" that is not empty, got \'"brass'),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ..runtime.user_files import expanded
+
 if TYPE_CHECKING:
     from ..runtime.bundle import Bundle
     from ..runtime.music import Music
@@ -30,7 +32,7 @@ _ANSWERED = {
 def add_again_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--again",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help="repeat the request that made this sound file; the sounds and tokens of that request must be given again",
     )

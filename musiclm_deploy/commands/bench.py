@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from ..runtime.user_files import expanded
 from .values import count
 
 
@@ -13,7 +13,7 @@ def add_options(commands: Any) -> None:
     parser = commands.add_parser(
         "bench", help="say what a bundle costs here", description="Time a bundle's steps, clips and start on this machine."
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("bundle", type=expanded, metavar="BUNDLE")
     parser.add_argument("--only", choices=["steps", "clips", "start"], help="one part of it (default: all three)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of the clips (default: 2)")
     parser.add_argument("--cond-scale", type=float, metavar="X", help="guidance of the clips (default: the bundle's)")
@@ -21,7 +21,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--steps", type=count, default=40, metavar="N", help="timed steps of each case (default: 40)")
     parser.add_argument("--repeats", type=count, default=3, metavar="N", help="runs of each clip and each start (default: 3)")
     parser.add_argument("--threads", type=count, metavar="N", help="CPU threads (default: one per core)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this file, one JSON object a line")
+    parser.add_argument("--json", type=expanded, metavar="FILE", help="append the rows to this file, one JSON object a line")
     parser.set_defaults(run=run)
 
 

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..runtime.user_files import expanded
+from .console import print_done
 from .values import count
 
 
@@ -15,7 +17,7 @@ def add_options(commands: Any) -> None:
         help="build TensorRT's engines of a bundle",
         description="Build TensorRT's engines of a bundle, for this GPU or another.",
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="exported with --target tensorrt")
+    parser.add_argument("bundle", type=expanded, metavar="BUNDLE", help="exported with --target tensorrt")
     parser.add_argument(
         "--compute-capability", type=count, metavar="N", help="another GPU's, 89 for 8.9: by TensorRT-RTX, which needs no GPU here"
     )
@@ -36,6 +38,6 @@ def run(options: argparse.Namespace) -> int:
     folder, made, built = build(bundle, target, Limits(options.sequences, options.seconds), options.quiet)
     for graph, engine in made.engines.items():
         spent = f"{engine.seconds:7.1f} s" if graph in built else "as it was"
-        print(f"  {Path(graph).stem:17} {engine.bytes / 1e6:7.1f} MB  {spent}")
-    print(f"{folder}: {len(made.engines)} engines in {made.precision}, {len(built)} built, for {target}")
+        print_done(f"  {Path(graph).stem:17} {engine.bytes / 1e6:7.1f} MB  {spent}")
+    print_done(f"{folder}: {len(made.engines)} engines in {made.precision}, {len(built)} built, for {target}")
     return 0

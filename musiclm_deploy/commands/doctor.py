@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .console import print_json
 from .values import read_config
 
 
@@ -25,5 +26,8 @@ def run(options: argparse.Namespace) -> int:
     from .. import diagnose
 
     report = diagnose(options.files, read_config(options.config))
-    print(report.to_json() if options.json else report)
+    if options.json:
+        print_json(f"{report.to_json()}\n")
+    else:
+        print(report)
     return 1 if report.faults else 0

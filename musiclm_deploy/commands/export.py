@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .console import print_done
 from .values import count, read_config
 
 
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
         overwrite=options.overwrite,
         quiet=options.quiet,
     )
-    print(f'{out}: done. Try: musiclm generate {out} "calm piano" -o out.wav')
+    print_done(f'{out}: done. Try: musiclm generate {out} "calm piano" -o out.wav')
     return 0
 
 

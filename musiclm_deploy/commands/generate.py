@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from ..runtime.user_files import expanded
 from .again import Again, add_again_options
 from .output import Outputs, Report, add_output_options
 from .prompts import Listed, batches_of, read_prompts, read_text, seeds_of
@@ -19,7 +19,7 @@ _ANNOUNCED_S = 30.0  # longer requests state their time and memory before they b
 def add_options(commands: Any) -> None:
     parser = commands.add_parser("generate", help="make music from a text", description="Make music from a text.")
     parser.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", nargs="?", help="the folder that the export made; may be left out with --again"
+        "bundle", type=expanded, metavar="BUNDLE", nargs="?", help="the folder that the export made; may be left out with --again"
     )
     parser.add_argument("text", metavar="TEXT", nargs="?", help="a description of the music; - reads it from standard input")
     parser.add_argument(
@@ -27,9 +27,9 @@ def add_options(commands: Any) -> None:
         metavar="FILE",
         help="in place of TEXT, a file with a prompt a line, or JSON lines with text and seed; - is standard input",
     )
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="a reference sound, in place of TEXT or together with it")
+    parser.add_argument("--audio", type=expanded, metavar="FILE", help="a reference sound, in place of TEXT or together with it")
     parser.add_argument("--audio-weight", type=float, metavar="W", help="weight of --audio beside TEXT, from 0 to 1 (default: 0.5)")
-    parser.add_argument("--prime", type=Path, metavar="FILE", help="a sound that the music continues; alone, it is also the prompt")
+    parser.add_argument("--prime", type=expanded, metavar="FILE", help="a sound that the music continues; alone, it is also the prompt")
     parser.add_argument("--without-prime", action="store_true", help="write only what follows the sound of --prime")
     add_output_options(parser)
     add_again_options(parser)
@@ -59,7 +59,7 @@ def add_options(commands: Any) -> None:
         metavar="STAGE=LENGTH:OVERLAP",
         help="windows of clips longer than the trained ones, in tokens or frames; repeat for other stages (docs/long_clips.md)",
     )
-    parser.add_argument("--tokens", type=Path, metavar="FILE", help="continue from saved tokens (.npz)")
+    parser.add_argument("--tokens", type=expanded, metavar="FILE", help="continue from saved tokens (.npz)")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "tensorrt"], help="where to run (default: auto)")
     parser.add_argument(
         "--weights",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
+
+from ..runtime.user_files import expanded
+from .console import print_json
 
 
 def add_options(commands: Any) -> None:
@@ -14,7 +16,7 @@ def add_options(commands: Any) -> None:
         help="say what a bundle holds, or how a sound file was made",
         description="Check a bundle and say what it holds; or say how a sound file of musiclm generate was made.",
     )
-    parser.add_argument("bundle", type=Path, metavar="PATH", help="a bundle, or a sound file")
+    parser.add_argument("bundle", type=expanded, metavar="PATH", help="a bundle, or a sound file")
     parser.add_argument("--json", action="store_true", help="print the manifest, or the file's record, as JSON")
     parser.set_defaults(run=run)
 
@@ -32,5 +34,8 @@ def run(options: argparse.Namespace) -> int:
     from ..runtime.description import describe
 
     bundle = Bundle.open(options.bundle)
-    print(bundle.manifest.to_json() if options.json else describe(bundle), end="")
+    if options.json:
+        print_json(bundle.manifest.to_json())
+    else:
+        print(describe(bundle), end="")
     return 0

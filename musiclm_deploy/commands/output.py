@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from ..runtime.user_files import expanded
+from .console import leave_output
+
 if TYPE_CHECKING:
     from ..runtime.mastering import Mastering
     from ..runtime.music import Music
@@ -24,7 +27,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--out",
-        type=Path,
+        type=expanded,
         metavar="FILE",
         help=".wav, .flac, .ogg, .opus or .mp3, mono; - writes a wav to standard output (default: out.wav)",
     )
@@ -36,7 +39,7 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
         help="bring the clip to this loudness (ITU-R BS.1770), such as -14 (default: as generated)",
     )
     parser.add_argument("--all", action="store_true", help="also write every candidate, as FILE-1, FILE-2, ...")
-    parser.add_argument("--save-tokens", type=Path, metavar="FILE", help="save every candidate's tokens (.npz)")
+    parser.add_argument("--save-tokens", type=expanded, metavar="FILE", help="save every candidate's tokens (.npz)")
 
 
 def numbered(path: Path, index: int) -> Path:
@@ -165,8 +168,15 @@ class Report(io.TextIOBase):
         return len(text)
 
     def finish(self) -> None:
-        """Raise the OSError with which a message failed."""
-        if self._error is not None:
+        """Raise the OSError with which a message failed. A reader that is gone is no failure: the files are written."""
+        if self._error is None and self._stream is not None:
+            try:
+                self._stream.flush()
+            except OSError as error:
+                self._error = error
+        if isinstance(self._error, BrokenPipeError) and self._stream is sys.stdout:
+            leave_output()
+        elif self._error is not None:
             raise self._error
 
 

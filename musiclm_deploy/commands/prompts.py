@@ -6,13 +6,13 @@ In: TEXT and --prompts as they were given. Out: texts with their seeds, or a Val
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from ..runtime.user_files import LINE_ENDS, decode_text, expanded
 
 STANDARD_INPUT = "-"
 _FIELDS = ("text", "seed")
@@ -35,7 +35,7 @@ def read_text(text: str | None) -> str | None:
         )
     if text != STANDARD_INPUT:
         return text
-    found = " ".join(_decode(_standard_input(), "standard input").split())
+    found = " ".join(decode_text(_standard_input(), "standard input").split())
     if not found:
         raise ValueError("standard input holds no prompt: pipe a text into it.")
     return found
@@ -49,10 +49,10 @@ def read_prompts(name: str) -> list[Listed]:
     """
     where = "standard input" if name == STANDARD_INPUT else f"--prompts {name}"
     try:
-        data = _standard_input() if name == STANDARD_INPUT else Path(name).read_bytes()
+        data = _standard_input() if name == STANDARD_INPUT else expanded(name).read_bytes()
     except OSError as error:
         raise ValueError(f"{where} cannot be read: {error.strerror}.") from error
-    lines = enumerate(re.split(r"\r\n|\n|\r", _decode(data, where)), start=1)
+    lines = enumerate(LINE_ENDS.split(decode_text(data, where)), start=1)
     kept = [(number, line.strip()) for number, line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not kept:
         raise ValueError(f"{where} holds no prompt: write one on each line.")
@@ -92,15 +92,6 @@ def _standard_input() -> bytes:
     if sys.stdin is None:  # closed by the caller
         raise ValueError("standard input is closed: pipe a text into it.")
     return sys.stdin.buffer.read()
-
-
-def _decode(data: bytes, where: str) -> str:
-    """Decode UTF-8, with or without a byte-order mark."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{where}, line {line}: byte {data[error.start]:#04x} is not UTF-8. Save the text as UTF-8.") from error
 
 
 def _parse(line: str, where: str) -> Listed:

@@ -45,15 +45,18 @@ def stage_window(text: str) -> tuple[str, tuple[int | None, int | None]]:
 
 def read_config(path: Path | None) -> dict[str, Any]:
     from ..export.errors import ExportError
+    from ..runtime.user_files import expanded, read_text
 
     if path is None:
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(expanded(path), f"--config {path}"))
     except OSError as error:
         raise ExportError(f"--config {path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ExportError(f"--config {path}: {error}") from error
+    except ValueError as error:
+        raise ExportError(str(error)) from error
     if not isinstance(config, dict):
         raise ExportError(f"--config {path}: expected a JSON object, got {type(config).__name__}.")
     return config

@@ -73,8 +73,10 @@ def time_steps(bundle: Bundle, steps: int, threads: int, rows: Sequence[int] = R
     pool = _pool(threads)
     memory, found = Memory(pool), []
     for stage, decoder in zip(STAGES, decoders, strict=True):
-        session = open_session(bundle.path(decoder.graph), threads)
-        _, conditioned = random_context(bundle.manifest, stage, decoder.context and open_session(bundle.path(decoder.context), threads))
+        data = bundle.data_to_map()
+        session = open_session(bundle.path(decoder.graph), threads, data=data)
+        context_graph = decoder.context and open_session(bundle.path(decoder.context), threads, data=data)
+        _, conditioned = random_context(bundle.manifest, stage, context_graph)
         use = pool is not None and choose_step("auto", [decoder]).native
         model = open_native(bundle.root, decoder, pool) if use and pool is not None else None
         checked = False

@@ -23,6 +23,7 @@ import numpy as np
 from ... import __version__
 from ...kernels.decoder_step import Pool
 from ..outputs import append_output
+from ..user_files import LINE_ENDS, read_text
 
 Row = dict[str, Any]
 _READ = 1 << 26  # float32 numbers in a reading of the memory: 256 MB, more than any cache holds
@@ -101,9 +102,9 @@ def read(paths: Iterable[Path]) -> list[Row]:
     """The rows of files of JSON lines, in their order. ValueError names the line that is none."""
     rows = []
     for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(LINE_ENDS.split(read_text(path)), start=1):
             try:
-                rows.append(json.loads(line))
+                rows += [json.loads(line)] if line else []
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
     return rows

@@ -11,7 +11,6 @@ import json
 import re
 import shutil
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..aside import folder_aside, remove_abandoned, replace_folder
 from ..backend import BackendError
 from ..bundle import Bundle, BundleError, FileRecord, fault_of_file, parse
 from ..device.cuda import find_gpu
@@ -119,14 +119,13 @@ def build(bundle: Bundle, target: Target, limits: Limits | None = None, quiet: b
     """
     form = Form.open(bundle)
     folder = bundle.root / FOLDER / target.folder
-    before = BuiltEngines.open(folder) if (folder / RECORD).is_file() else None
     folder.parent.mkdir(exist_ok=True)
+    remove_abandoned(folder.parent, folder.name)
+    before = BuiltEngines.open(folder) if (folder / RECORD).is_file() else None
     engines: dict[str, Engine] = {}
     built: list[str] = []
     wanted = profiles_of(bundle.manifest, form, limits or Limits())
-    with tempfile.TemporaryDirectory(prefix=f".{target.folder}.partial-", dir=folder.parent, ignore_cleanup_errors=True) as parent:
-        aside = Path(parent) / "new"
-        aside.mkdir()
+    with folder_aside(folder) as aside:
         if (folder / TIMINGS).is_file():
             shutil.copyfile(folder / TIMINGS, aside / TIMINGS)
         with tqdm(wanted.items(), desc="build", unit="engine", disable=quiet, file=sys.stderr) as bar:
@@ -148,9 +147,7 @@ def build(bundle: Bundle, target: Target, limits: Limits | None = None, quiet: b
                 built.append(graph)
         made = BuiltEngines(target.library.name, target.library.version, target.capability, target.gpu, form.precision, engines)
         (aside / RECORD).write_text(json.dumps(asdict(made), indent=1) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(Path(parent) / "older")
-        aside.rename(folder)
+        replace_folder(aside, folder)
     return folder, made, built
 
 

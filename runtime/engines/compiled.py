@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+from ..aside import file_aside, remove_abandoned
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,10 +45,9 @@ class Compiled:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.path.parent, prefix=f".{self.path.name}-") as aside:
-                written = Path(aside) / self.path.name
-                written.write_bytes(data)
-                written.replace(self.path)
+            remove_abandoned(self.path.parent)
+            with file_aside(self.path) as file:
+                file.write(data)
             self._before = data
         except OSError as error:
             _LOG.warning("%s cannot be written, the next start compiles again: %s", self.path, error)
