@@ -28,6 +28,7 @@ from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan,
 from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
+from .arguments import list_of, overrides_of, path_of, sources_of
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
 from .codec import export_codec
@@ -88,30 +89,30 @@ def export_checkpoints(
     takes a quarter to a half of the time; by default the one that MUSICLM_TRACE_CACHE names, or none.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
-    sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
+    files = {"semantic": semantic, "coarse": coarse, "fine": fine, "codec": codec}
     optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
-    sources |= {name: Path(path) for name, path in optional.items() if path is not None}
-    quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
-    sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
+    sources, overrides, kernels = sources_of(files, optional, quantizer), overrides_of(config), list_of(kernels, "kernels")
+    compute_capabilities = None if compute_capabilities is None else list_of(compute_capabilities, "compute_capabilities")
+    trace_cache = None if trace_cache is None else path_of(trace_cache, "trace_cache")
 
-    out, asked = Path(out), wanted(precision, target)
+    out, asked = path_of(out, "out"), wanted(precision, target)
     engines = asked[STAGES[0]] if target == "tensorrt" else None
     if "int8" in kernels and set(asked.values()) != {"int8"}:
         raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
     if kernels or engines:
         capabilities_of(compute_capabilities)  # now, and not when minutes have gone into the graphs
-    sounds = [] if calibration is None else _calibration(Path(calibration), asked, sources)
+    sounds = [] if calibration is None else _calibration(path_of(calibration, "calibration"), asked, sources)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, traces_in(trace_cache), _aside(out) as folder:
-        manifest = write_stages(sources, dict(config or {}), folder, bar, quiet, bool(kernels))
+        manifest = write_stages(sources, overrides, folder, bar, quiet, bool(kernels))
         if engines is None:
-            candidates = _write_narrow(sources, dict(config or {}), asked, folder)
+            candidates = _write_narrow(sources, overrides, asked, folder)
         else:
             _step(bar, "tensorrt")
-            candidates = write_form(collect(sources, config or {}), manifest, folder, engines)
+            candidates = write_form(collect(sources, overrides), manifest, folder, engines)
         _step(bar, "validate")
-        measured = validate_in_new_process(folder, sources, dict(config or {}), candidates, sounds)
+        measured = validate_in_new_process(folder, sources, overrides, candidates, sounds)
         chosen = choose(asked, measured["narrow"], force)
         if candidates and not quiet:
             bar.write("\n".join(f"{stage}: {item}" for stage, item in chosen.items()), file=sys.stderr)
