@@ -34,7 +34,7 @@ from .checkpoint import TOKEN_TABLE
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
-from .kernels import capabilities_of, pack_kernels
+from .kernels import capabilities_of, check_types, pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
 from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
@@ -97,6 +97,7 @@ def export_checkpoints(
 
     out, asked = path_of(out, "out"), wanted(precision, target)
     engines = asked[STAGES[0]] if target == "tensorrt" else None
+    check_types(kernels)
     if "int8" in kernels and set(asked.values()) != {"int8"}:
         raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
     if kernels or engines:

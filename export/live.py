@@ -55,8 +55,9 @@ def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str,
     given, out = overrides_of(config), path_of(out, "out")
     if not isinstance(musiclm, torch.nn.Module):
         raise ExportError(_refusal(musiclm))
-    with unwrapped(musiclm, "musiclm") as model, tempfile.TemporaryDirectory(prefix="musiclm-export-") as folder:
-        paths, read = _save_parts(model, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="musiclm-export-") as folder:
+        with unwrapped(musiclm, "musiclm") as model:
+            paths, read = _save_parts(model, Path(folder))
         overrides = {part: read.get(part, {}) for part in {*read, *given}}
         # what is no dict stays as it is, for the export to refuse
         overrides |= {part: {**overrides[part], **values} if isinstance(values, Mapping) else values for part, values in given.items()}

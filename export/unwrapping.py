@@ -55,7 +55,7 @@ def check_plain(module: nn.Module, name: str) -> None:
         kind = type(tensor)
         if not isinstance(tensor, torch.Tensor):
             raise ExportError(f"{name}.{below} is no tensor, but {kind.__name__}: such a state is unknown.")
-        if tensor.is_meta or isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if tensor.is_meta or nn.parameter.is_lazy(tensor):
             raise ExportError(f"{name}.{below} has no values: its module was built without memory for them. Load its weights first.")
         if tensor.is_quantized or not (kind in (torch.Tensor, nn.Parameter, nn.Buffer) or hasattr(tensor, "full_tensor")):
             raise ExportError(f"{name}.{below} is a {kind.__name__} of {tensor.dtype}: {_FOREIGN['torch.ao']}.")
@@ -75,7 +75,7 @@ def _inside(module: nn.Module, name: str) -> nn.Module:
         if inner is None:
             return module
         if key == "ema_model" or isinstance(module, AveragedModel):
-            warnings.warn(f"{name} is a {type(module).__name__}: its average of the weights is exported.", stacklevel=2)
+            warnings.warn(f"{name} is wrapped in {type(module).__name__}: the average of the weights is exported.", stacklevel=2)
         module = inner
 
 
