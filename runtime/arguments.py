@@ -32,12 +32,12 @@ def whole_number(value: Any) -> int | None:
 
 
 def items_of(value: Any, name: str) -> list[Any] | None:
-    """Return the items of a list, an array or an iterator. Return None for a single thing, which text and bytes are as well.
+    """Return the items of a list, an array or an iterator. Return None for a single thing; text and bytes are one too.
 
     Raises ValueError for a dict or a set, whose order is nobody's intention, and for more items than one request may have. name: of the
     items, for messages.
     """
-    if isinstance(value, str | bytes):
+    if isinstance(value, str | bytes | bytearray):
         return None
     if isinstance(value, Mapping | Set):
         raise ValueError(f"{name} must be given as a list, in order, got {type(value).__name__}.")

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from .arguments import MOST_ITEMS, items_of, number, whole_number
 from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens
@@ -85,7 +87,7 @@ def make_request(
         raise ValueError(f"stop must be 'exact' or 'eos', got {stop!r}.")
     if compat is not None and (not isinstance(compat, str) or compat != "upstream"):
         raise ValueError(f"compat must be None or 'upstream', got {compat!r}.")
-    if not isinstance(include_prime, bool):
+    if not isinstance(include_prime, bool | np.bool_):
         raise ValueError(f"include_prime must be True or False, got {include_prime!r}.")
     candidates = whole_number(num_samples)
     if candidates is None or candidates < 1:
@@ -134,7 +136,7 @@ def make_request(
         sampling=_sampling(manifest, sampling or {}),
         tokens=given,
         primes=primes,
-        include_prime=include_prime,
+        include_prime=bool(include_prime),
         max_semantic_tokens=whole_number(max_semantic_tokens),
         windows=windows,
     )
