@@ -24,13 +24,18 @@ import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
 import musiclm_pytorch  # noqa: E402 (imports only after load_upstream)
 from ema_pytorch import EMA  # noqa: E402 (imports only after load_upstream)
 
+
+def _compile(module: Any) -> Any:
+    return torch.compile(module)
+
+
 WRAPPERS: dict[str, Callable[[Any], Any]] = {
-    "compile": torch.compile,
+    "compile": _compile,
     "DataParallel": nn.DataParallel,
     "checkpoint": checkpoint_wrapper,
     "EMA": EMA,
     "AveragedModel": AveragedModel,
-    "all": lambda module: nn.DataParallel(checkpoint_wrapper(torch.compile(module))),
+    "all": lambda module: nn.DataParallel(checkpoint_wrapper(_compile(module))),
 }
 AVERAGES = ("EMA", "AveragedModel")
 PARTS = (

@@ -166,10 +166,16 @@ def test_refusals(call: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wave, message", [(torch.zeros(2, 479), "at least 480"), (torch.zeros(8000), "got"), (torch.full((1, 800), torch.inf), "infinite")]
+    "wave, message",
+    [
+        (torch.zeros(2, 479), "at least 480"),
+        (torch.zeros(8000), "got"),
+        (torch.full((1, 800), torch.inf), "infinite"),
+        (torch.zeros(1, 800, dtype=torch.int16), r"full scale at 1, got torch\.int16"),
+    ],
 )
 def test_waves_are_checked(mel_kmeans: MelKmeans, wave: Tensor, message: str) -> None:
-    """A shape error deep inside a convolution, tokens of NaN."""
+    """A shape error deep inside a convolution, tokens of NaN, or of samples 32767 times too large."""
     with pytest.raises(ValueError, match=message):
         mel_kmeans(wave)
 
