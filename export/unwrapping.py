@@ -48,6 +48,9 @@ def check_plain(module: nn.Module, name: str) -> None:
             raise ExportError(f"{at} is TorchScript: give the module that it was made of.")
         if is_parametrized(layer):
             raise ExportError(f"{at} is parametrized: call torch.nn.utils.parametrize.remove_parametrizations first.")
+        for hook in layer._forward_pre_hooks.values():
+            if type(hook).__module__.startswith("torch.nn.utils."):  # of weight_norm, spectral_norm and prune
+                raise ExportError(f"{at} has a {type(hook).__name__} of {type(hook).__module__}: remove it from the layer first.")
         for package, advice in _FOREIGN.items():
             if f"{kind.__module__}.".startswith(f"{package}."):
                 raise ExportError(f"{at} is a {kind.__name__} of {kind.__module__}: {advice}.")

@@ -67,9 +67,10 @@ def load_audio(source: Path | BinaryIO) -> tuple[np.ndarray, int]:
         check_readable(source)
     try:
         data, hz = soundfile.read(source, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # soundfile raises TypeError for .raw, whose rate no file says
         name = source if isinstance(source, Path) else "the bytes of a sound"
-        raise ValueError(f"{name}: not a sound file that can be read ({error.error_string})") from error
+        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else "samples without a header"
+        raise ValueError(f"{name}: not a sound file that can be read ({reason})") from error
     return data.mean(axis=1), hz
 
 

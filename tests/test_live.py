@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import musiclm_deploy as md
@@ -117,11 +118,22 @@ def _quantize(module: nn.Module) -> None:
     module.weight = nn.Parameter(torch.zeros(2, 2).as_subclass(Quantized))  # type: ignore[assignment]
 
 
+def _foreign(package: str) -> nn.Module:
+    return type("Linear", (nn.Linear,), {"__module__": package})(2, 2)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda module: nn.utils.parametrizations.weight_norm(module[0]), r"semantic\.0 is parametrized: call torch\.nn\.utils"),
+        (lambda module: nn.utils.weight_norm(module[0]), r"semantic\.0 has a WeightNorm of torch\.nn\.utils\.weight_norm: remove it"),
+        (
+            lambda module: prune.random_unstructured(module[0], "weight", 1),
+            r"semantic\.0 has a RandomUnstructured of torch",
+        ),
+        (lambda module: module.append(_foreign("peft.tuners.lora.layer")), r"semantic\.1 is a Linear of peft.*: merge its adapters first"),
+        (lambda module: module.append(_foreign("bitsandbytes.nn.modules")), r"semantic\.1 is a Linear of bitsandbytes.*: export the model"),
         (lambda module: module.to("meta"), r"semantic\.0\.weight has no values"),
         (lambda module: module.append(nn.LazyLinear(3)), r"semantic\.1\.weight has no values"),
         (lambda module: module.append(torch.jit.script(nn.ReLU())), r"semantic\.1 is TorchScript"),
