@@ -50,6 +50,9 @@ def of_sounds(model: MusicLM, paths: list[Path]) -> Calibration:
     for path in paths:
         try:
             sound = read_sound(path)
+        except ValueError as error:  # which names the file
+            raise ExportError(f"calibration: {error}") from error
+        try:
             prime = make_primes(sound, 1, model.bundle.manifest)[0]
             assert prime is not None
             tokens.append(prime_tokens(model, prime))
