@@ -30,7 +30,7 @@ from .memory import (
 )
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
-from .primes import prime_tokens, samples_at, tokenizer_of
+from .primes import prime_tokens, tokenizer_of
 from .progress import Progress
 from .prompts import latents_of
 from .provenance import make_record
@@ -141,7 +141,7 @@ class Generation:
             needed[stage] += loop_bytes(decoder, items, rows, prompt, capacity, manifest.conditioner.quantizers)
         for prime in filter(None, request.primes):
             tokenizer, codec = tokenizer_of(manifest), manifest.codec
-            hearing = wav2vec_bytes(tokenizer, 1, samples_at(prime.sound, tokenizer.sample_hz))
+            hearing = wav2vec_bytes(tokenizer, 1, prime.sound.samples_at(tokenizer.sample_hz))
             needed["prime"] = max(hearing, encode_bytes(1, prime.frames * codec.samples_per_frame), needed.get("prime", 0))
         chunk = max(chunk.stop - chunk.start for chunk in codec_chunks(manifest.codec, request.frames, CHUNK_FRAMES))
         needed["codec"] = decode_bytes(chunk * manifest.codec.samples_per_frame)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,8 +213,8 @@ class MusicLM:
     def embed_audio(self, audio: SoundInput | Sequence[SoundInput]) -> np.ndarray:
         """Return MuLaN's latents of a sound, or of a list of sounds of one length: float32 [B, dim_latent], of length 1."""
         mulan = self.bundle.manifest.mulan
-        wave = read_waves(on_host(audio, self.driver), mulan.sample_hz, mulan.min_samples, "MuLaN embeds")
-        check_memory({"mulan": mulan_audio_bytes(mulan, *wave.shape)})
+        sounds = on_host(audio, self.driver)
+        wave = read_waves(sounds, mulan.sample_hz, mulan.min_samples, "MuLaN embeds", _check("mulan", partial(mulan_audio_bytes, mulan)))
         if mulan.spectrogram is not None and self.driver is not None and not isinstance(self.driver, Engines):
             return self._embed_patches(mulan.spectrogram, wave)
         return self.run(mulan.audio, wave=wave)["latent"]
@@ -224,8 +225,8 @@ class MusicLM:
         Raises ValueError for a sound that cannot be used, and for a bundle that was exported without a semantic tokenizer.
         """
         wav2vec = tokenizer_of(self.bundle.manifest)
-        wave = read_waves(on_host(audio, self.driver), wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
-        check_memory({"wav2vec": wav2vec_bytes(wav2vec, *wave.shape)})
+        sounds, check = on_host(audio, self.driver), _check("wav2vec", partial(wav2vec_bytes, wav2vec))
+        wave = read_waves(sounds, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need", check)
         return self.run(wav2vec.graph, wave=wave)["tokens"]
 
     def encode_audio(self, audio: SoundInput | Sequence[SoundInput]) -> np.ndarray:
@@ -237,9 +238,9 @@ class MusicLM:
         graph = encoder_of(codec)
         hop = codec.samples_per_frame
         least = (codec.min_encode_frames - 1) * hop + 1  # filled up to whole frames
-        wave = read_waves(on_host(audio, self.driver), codec.sample_hz, least, "the codec encodes")
+        check = _check("codec", lambda rows, samples: encode_bytes(rows, samples + -samples % hop))
+        wave = read_waves(on_host(audio, self.driver), codec.sample_hz, least, "the codec encodes", check)
         wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop)))
-        check_memory({"codec": encode_bytes(*wave.shape)})
         return self.run(graph, wave=wave)["codes"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -342,3 +343,8 @@ def _quoted(words: Sequence[str]) -> str:
     """Quote words for a message: 'a', 'b' and 7 others."""
     named = ", ".join(repr(word if len(word) <= 40 else f"{word[:40]}...") for word in words[:_NAMED])
     return named if len(words) <= _NAMED else f"{named} and {len(words) - _NAMED} others"
+
+
+def _check(stage: str, needed: Callable[[int, int], int]) -> Callable[[int, int], None]:
+    """Return a function that raises MemoryError where a stage has no memory for B waves of t samples. needed: its bytes."""
+    return lambda rows, samples: check_memory({stage: needed(rows, samples)})

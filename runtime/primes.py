@@ -6,7 +6,6 @@ in `runtime.windows`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,8 +45,8 @@ def make_primes(prime: SoundInput | Sequence[SoundInput | None] | None, prompts:
         if sound is None:
             made.append(None)
             continue
-        frames = samples_at(sound, codec.sample_hz) // codec.samples_per_frame
-        if frames < least or samples_at(sound, wav2vec.sample_hz) < wav2vec.min_samples:
+        frames = sound.samples_at(codec.sample_hz) // codec.samples_per_frame
+        if frames < least or sound.samples_at(wav2vec.sample_hz) < wav2vec.min_samples:
             seconds = max(least * codec.samples_per_frame / codec.sample_hz, wav2vec.min_samples / wav2vec.sample_hz)
             raise ValueError(f"a prime must last at least {seconds:g} s, got {sound.seconds:g} s.")
         made.append(Prime(sound, frames))
@@ -64,11 +63,6 @@ def prime_tokens(model: MusicLM, prime: Prime) -> Tokens:
     coarse = (manifest.coarse.coarse_quantizers or 1) * codec.groups
     fine = (manifest.fine.fine_quantizers or 1) * codec.groups
     return Tokens(semantic, codes[:, :coarse], codes[:, coarse : coarse + fine])
-
-
-def samples_at(sound: Sound, hz: int) -> int:
-    """Return how many samples `resample` makes of a sound."""
-    return math.ceil(len(sound.wave) * hz / sound.hz)
 
 
 def tokenizer_of(manifest: Manifest) -> SemanticTokenizer:

@@ -15,7 +15,7 @@ import numpy as np
 from .arguments import MOST_ITEMS, items_of, number, whole_number
 from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens
-from .primes import Prime, make_primes, samples_at
+from .primes import Prime, make_primes
 from .prompts import Prompt, make_prompts, sounds_of
 from .resume import check_covered, given_tokens
 from .sampling import SamplingConfig
@@ -156,7 +156,7 @@ def _check_long_enough(prompts: Sequence[Prompt], manifest: Manifest) -> None:
     """Raise ValueError for a sound among the prompts that is too short to be embedded, before anything is computed."""
     mulan = manifest.mulan
     for sound in sounds_of(prompts):
-        if samples_at(sound, mulan.sample_hz) < mulan.min_samples:
+        if sound.samples_at(mulan.sample_hz) < mulan.min_samples:
             raise ValueError(f"a sound to be like must last at least {mulan.min_samples / mulan.sample_hz:g} s, got {sound.seconds:g} s.")
 
 

@@ -9,7 +9,7 @@ import array
 import io
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, BinaryIO, NamedTuple
@@ -42,6 +42,10 @@ class Sound(NamedTuple):
     @property
     def seconds(self) -> float:
         return len(self.wave) / self.hz
+
+    def samples_at(self, hz: int) -> int:
+        """Return how many samples `resample` makes of the sound."""
+        return -(-len(self.wave) * hz // self.hz)
 
 
 def read_sound(value: Any) -> Sound:
@@ -84,19 +88,23 @@ def read_sounds(value: Any) -> tuple[list[Sound | None], bool]:
     return sounds, False
 
 
-def read_waves(audio: Any, sample_hz: int, min_samples: int, who: str) -> np.ndarray:
-    """Read a sound or a list of sounds; return float32 [B, t] at `sample_hz`, finite. who: what takes them, with its verb, for messages."""
+def read_waves(audio: Any, sample_hz: int, min_samples: int, who: str, check: Callable[[int, int], None]) -> np.ndarray:
+    """Read a sound or a list of sounds; return float32 [B, t] at `sample_hz`, finite.
+
+    who: what takes the waves, with its verb, for messages. check: raises an error for B waves of t samples, before they are resampled.
+    """
     read, _ = read_sounds(audio)
     sounds = [sound for sound in read if sound is not None]
     if len(sounds) < len(read) or not sounds:
         raise ValueError("one of the sounds is None." if read else "no sound: the list is empty.")
-    waves = [resample(sound.wave, sound.hz, sample_hz) for sound in sounds]
-    lengths = {len(wave) for wave in waves}
+    lengths = {sound.samples_at(sample_hz) for sound in sounds}
     if len(lengths) > 1:
         raise ValueError(f"{who} sounds of one length in one call, got {min(lengths)} to {max(lengths)} samples: give them one by one.")
-    wave = np.stack(waves)
-    if wave.shape[1] < min_samples:
-        raise ValueError(f"{who} waves [B, t] of at least {min_samples} samples at {sample_hz} Hz, got {list(wave.shape)}.")
+    shape = len(sounds), lengths.pop()
+    if shape[1] < min_samples:
+        raise ValueError(f"{who} waves [B, t] of at least {min_samples} samples at {sample_hz} Hz, got {list(shape)}.")
+    check(*shape)
+    wave = np.stack([resample(sound.wave, sound.hz, sample_hz) for sound in sounds])
     if not np.isfinite(wave).all():  # a model whose weights went wrong makes such waves too
         raise ValueError("the wave holds NaN or infinite samples.")
     return wave

@@ -176,6 +176,14 @@ def test_a_list_of_sounds_is_a_batch(music: Any) -> None:
                 method(nothing)
 
 
+def test_memory_is_looked_at_before_a_sound_is_resampled(music: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: a rate in kHz, taken for Hz, fills the memory before it is refused."""
+    monkeypatch.setattr("musiclm_deploy.runtime.sounds.resample", lambda *_: pytest.fail("a sound was resampled"))
+    for method in (music.embed_audio, music.encode_audio, music.semantic_tokens):
+        with pytest.raises(MemoryError, match="stage of this request needs"):
+            method((np.tile(WAVE, 1000), 16))
+
+
 @pytest.mark.parametrize("texts", [None, b"piano", ["piano", None], Path("a.wav"), {"piano"}, {"a": "piano"}, 5])
 def test_texts_of_other_methods(texts: Any, music: Any) -> None:
     """Fault: an AttributeError from inside the tokenizer; texts in an order that nobody chose."""
