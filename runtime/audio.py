@@ -80,8 +80,9 @@ def check_readable(path: Path) -> None:
         mode = path.stat().st_mode
     except PermissionError:
         raise
-    except (OSError, ValueError):  # also for a text in place of a path: a name that is too long, or holds a null character
-        raise ValueError(f"{path}: there is no such file.") from None
+    except (OSError, ValueError) as error:  # ValueError: the name holds a null character
+        too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG  # a text in place of a path
+        raise ValueError(f"{path}: {'file name too long' if too_long else 'there is no such file'}.") from None
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path}: it is a folder. Give a sound file.")
     if not stat.S_ISREG(mode):

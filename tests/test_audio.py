@@ -104,7 +104,7 @@ def test_what_is_no_sound_file(tmp_path: Path) -> None:
         ("none.wav", "there is no such file."),
         ("text.wav", "not a sound file that can be read (Format not recognised.)"),
         ("samples.raw", "not a sound file that can be read (samples without a header)"),
-        ("la " * 100, "there is no such file."),
+        ("la " * 100, "file name too long."),
     ):
         with pytest.raises(ValueError) as error:
             load_audio(tmp_path / name)
