@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..runtime.audio import load_audio
 from ..runtime.music import Tokens
 from ..runtime.musiclm import MusicLM
 from ..runtime.primes import make_primes, prime_tokens
 from ..runtime.sound_files import FORMATS
+from ..runtime.sounds import read_sound
 from .errors import ExportError
 
 TEXTS = (
@@ -48,7 +48,10 @@ def of_sounds(model: MusicLM, paths: list[Path]) -> Calibration:
     """The beginnings of sounds, as long as the shortest of them or the model's window. Raises ExportError for one that cannot be used."""
     latents, tokens = [], []
     for path in paths:
-        sound = load_audio(path)
+        try:
+            sound = read_sound(path)
+        except ValueError as error:  # which names the file
+            raise ExportError(f"calibration: {error}") from error
         try:
             prime = make_primes(sound, 1, model.bundle.manifest)[0]
             assert prime is not None

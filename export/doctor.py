@@ -51,12 +51,14 @@ class Report:
         return "\n".join(lines if self.faults else [*lines, "nothing found that would be refused"])
 
 
-def diagnose(paths: Iterable[str | os.PathLike], config: Mapping[str, Any] | None = None) -> Report:
+def diagnose(paths: str | os.PathLike | Iterable[str | os.PathLike], config: Mapping[str, Any] | None = None) -> Report:
     """Examine checkpoints, folders and bundles. config: overrides, as for `export_checkpoints`. Raises nothing for what is in a file.
+
+    One path alone is a list of one.
 
     Raises ImportError, which says what to install, if torch is missing and one of the paths is not a bundle.
     """
-    paths = [Path(path) for path in paths]
+    paths = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if paths and not config and all(map(is_bundle, paths)):
         return _of_bundles(paths)
     try:

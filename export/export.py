@@ -27,14 +27,14 @@ from ..runtime.aside import folder_aside, remove_abandoned, replace_folder
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
 from ..runtime.engines.form import FOLDER as FORM
 from ..runtime.tokenizer import ClipTokenizer
-from ..runtime.user_files import expanded
 from . import graph, trace
+from .arguments import list_of, overrides_of, path_of, sources_of
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
-from .kernels import capabilities_of, pack_kernels
+from .kernels import capabilities_of, check_types, pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
 from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
@@ -89,32 +89,33 @@ def export_checkpoints(
     takes a quarter to a half of the time; by default the one that MUSICLM_TRACE_CACHE names, or none.
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
-    sources = {name: expanded(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
+    files = {"semantic": semantic, "coarse": coarse, "fine": fine, "codec": codec}
     optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
-    sources |= {name: expanded(path) for name, path in optional.items() if path is not None}
-    quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
-    sources |= {f"quantizer.{stage}" if stage else "quantizer": expanded(path) for stage, path in quantizers.items()}
+    sources, overrides, kernels = sources_of(files, optional, quantizer), overrides_of(config), list_of(kernels, "kernels")
+    compute_capabilities = None if compute_capabilities is None else list_of(compute_capabilities, "compute_capabilities")
+    trace_cache = None if trace_cache is None else path_of(trace_cache, "trace_cache")
 
-    out, asked = expanded(out), wanted(precision, target)
+    out, asked = path_of(out, "out"), wanted(precision, target)
     engines = asked[STAGES[0]] if target == "tensorrt" else None
+    check_types(kernels)
     if "int8" in kernels and set(asked.values()) != {"int8"}:
         raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
     if kernels or engines:
         capabilities_of(compute_capabilities)  # now, and not when minutes have gone into the graphs
-    sounds = [] if calibration is None else _calibration(expanded(calibration), asked, sources)
+    sounds = [] if calibration is None else _calibration(path_of(calibration, "calibration"), asked, sources)
     if out.parent.is_dir():
         remove_abandoned(out.parent, out.name)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, traces_in(trace_cache), _aside(out) as folder:
-        manifest = write_stages(sources, dict(config or {}), folder, bar, quiet, bool(kernels))
+        manifest = write_stages(sources, overrides, folder, bar, quiet, bool(kernels))
         if engines is None:
-            candidates = _write_narrow(sources, dict(config or {}), asked, folder)
+            candidates = _write_narrow(sources, overrides, asked, folder)
         else:
             _step(bar, "tensorrt")
-            candidates = write_form(collect(sources, config or {}), manifest, folder, engines)
+            candidates = write_form(collect(sources, overrides), manifest, folder, engines)
         _step(bar, "validate")
-        measured = validate_in_new_process(folder, sources, dict(config or {}), candidates, sounds)
+        measured = validate_in_new_process(folder, sources, overrides, candidates, sounds)
         chosen = choose(asked, measured["narrow"], force)
         if candidates and not quiet:
             bar.write("\n".join(f"{stage}: {item}" for stage, item in chosen.items()), file=sys.stderr)

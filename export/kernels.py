@@ -15,7 +15,7 @@ from ..kernels.decoder_step.sizes import Sizes
 from ..kernels.launch import Step
 from ..runtime.bundle import STAGES, Bundle
 from ..runtime.device.kernels import FOLDER
-from ..runtime.device.model import every_list
+from ..runtime.device.model import TYPES, every_list
 from ..runtime.device.patches import filters_of, list_patches
 from ..runtime.engines.model import every_list as of_engines
 from ..runtime.install import install_command
@@ -55,15 +55,21 @@ def steps_of(bundle: Bundle, types: Sequence[str], engines: str | None = None) -
     return steps + _of_patches(bundle)
 
 
+def check_types(types: Sequence[str]) -> None:
+    """Raise ExportError for a type of weights that no kernels are compiled for."""
+    if unknown := [repr(kind) for kind in types if kind not in TYPES]:
+        raise ExportError(f"kernels for weights of {', '.join(unknown)}: expected some of {', '.join(TYPES)}.")
+
+
 def capabilities_of(asked: Sequence[int] | None) -> Sequence[int]:
     """Those that are asked for, or all. ExportError for one that the compiler does not know, and where there is no compiler."""
     try:
         from ..kernels.compile import CAPABILITIES
     except ImportError as error:
         raise ExportError(f"kernels are compiled by Triton, which is not here ({error}): {install_command('kernels')}.") from error
-    if unknown := set(asked or ()) - set(CAPABILITIES):
+    if unknown := [repr(one) for one in asked or () if one not in CAPABILITIES]:
         known = ", ".join(map(str, CAPABILITIES))
-        raise ExportError(f"compute capability {', '.join(map(str, sorted(unknown)))}: kernels are compiled for {known}.")
+        raise ExportError(f"compute capability {', '.join(unknown)}: kernels are compiled for {known}.")
     return asked or CAPABILITIES
 
 

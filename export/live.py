@@ -17,7 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from ..model import HubertKmeans, MelKmeans
+from .arguments import overrides_of, path_of
+from .errors import ExportError
 from .export import export_checkpoints
+from .transformers import STAGES
+from .unwrapping import check_plain, plain_state, unwrapped
 
 
 class Options(TypedDict, total=False):
@@ -31,33 +35,82 @@ class Options(TypedDict, total=False):
     quiet: bool
 
 
+# What the export reads of a MusicLM.
+_PARTS = (
+    *(f"audio_lm.{stage}.transformer.transformer" for stage in STAGES),
+    "audio_lm.coarse.codec",
+    "mulan_embed_quantizer.mulan.audio.spec",
+    "mulan_embed_quantizer.mulan.text",
+)
+
+
 def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Path:
     """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (target, precision, force,
     kernels, compute_capabilities, trace_cache, overwrite, quiet): as for `export_checkpoints`.
 
+    It and its parts may be compiled, distributed, averaged or checkpointed; a UserWarning says where an average of weights is exported.
     Its `wav2vec` goes into the bundle if it is a `MelKmeans` or a `HubertKmeans`; a UserWarning says what to do if it is another.
+    Raises ExportError for any other object, and as `export_checkpoints` does.
     """
+    given, out = overrides_of(config), path_of(out, "out")
+    if not isinstance(musiclm, torch.nn.Module):
+        raise ExportError(_refusal(musiclm))
+    with tempfile.TemporaryDirectory(prefix="musiclm-export-") as folder:
+        with unwrapped(musiclm, "musiclm") as model:
+            paths, read = _save_parts(model, Path(folder))
+        overrides = {part: read.get(part, {}) for part in {*read, *given}}
+        # what is no dict stays as it is, for the export to refuse
+        overrides |= {part: {**overrides[part], **values} if isinstance(values, Mapping) else values for part, values in given.items()}
+        return export_checkpoints(**paths, out=out, config=overrides, **options)  # type: ignore[arg-type]
+
+
+def _save_parts(musiclm: Any, folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
+    """Write the parts of an unwrapped MusicLM into `folder` as checkpoints. Return their paths, and the settings that these files lack."""
+    for path in _PARTS:
+        part: Any = musiclm
+        for name in path.split("."):
+            part = getattr(part, name, None)
+            if part is None:
+                raise ExportError(_refusal(musiclm, path))
     audio_lm, quantizer = musiclm.audio_lm, musiclm.mulan_embed_quantizer
-    transformers = {stage: getattr(audio_lm, stage).transformer for stage in ("semantic", "coarse", "fine")}
+    transformers = {stage: getattr(audio_lm, stage).transformer for stage in STAGES}
     codec = audio_lm.coarse.codec
-    read = _settings_of(audio_lm, transformers, quantizer)
+    for name, part in {**transformers, "quantizer": quantizer}.items():
+        check_plain(part, name)
+    try:
+        settings = _settings_of(audio_lm, transformers, quantizer)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ExportError(f"the parts of this MusicLM are not those of audiolm-pytorch and musiclm-pytorch: {error}.") from error
     sample_hz = getattr(musiclm, "mulan_sample_hz", None)
     if sample_hz is not None:
-        read["mulan"]["sample_hz"] = sample_hz
-    overrides = {part: {**read.get(part, {}), **dict((config or {}).get(part, {}))} for part in {*read, *(config or {})}}
-    with tempfile.TemporaryDirectory(prefix="musiclm-export-") as folder:
-        paths = {name: Path(folder) / f"{name}.pt" for name in (*transformers, "codec", "quantizer")}
-        for stage, transformer in transformers.items():
-            torch.save(_state(transformer), paths[stage])
-        if hasattr(codec, "save"):
-            codec.save(str(paths["codec"]))
-        else:  # audiolm-pytorch's EncodecWrapper
-            torch.save(_state(codec), paths["codec"])
-        torch.save(_state(quantizer), paths["quantizer"])
-        told = save_wav2vec(audio_lm.semantic.wav2vec, Path(folder), paths)
-        if told:
-            overrides["wav2vec"] = told | overrides.get("wav2vec", {})
-        return export_checkpoints(**paths, out=out, config=overrides, **options)  # type: ignore[arg-type]
+        settings["mulan"]["sample_hz"] = sample_hz
+    paths = {name: folder / f"{name}.pt" for name in (*transformers, "codec", "quantizer")}
+    for stage, transformer in transformers.items():
+        torch.save(plain_state(transformer), paths[stage])
+    if hasattr(codec, "save"):
+        check_plain(codec, "codec")
+        codec.save(str(paths["codec"]))
+    else:  # audiolm-pytorch's EncodecWrapper
+        torch.save(plain_state(codec), paths["codec"])
+    torch.save(plain_state(quantizer), paths["quantizer"])
+    told = save_wav2vec(audio_lm.semantic.wav2vec, folder, paths)
+    return paths, settings | ({"wav2vec": told} if told else {})
+
+
+def _refusal(given: Any, lacking: str = "audio_lm") -> str:
+    """Return the message for an object that is no MusicLM. lacking: the part that it has not."""
+    if isinstance(given, str | os.PathLike | Mapping):
+        advice = " Files are exported by export_checkpoints, and by musiclm export."
+    elif hasattr(given, "bundle"):
+        advice = " This one was loaded from a bundle, which is an export already."
+    elif all(hasattr(given, name) for name in STAGES):
+        advice = " Put the AudioLM into one: MusicLM(audio_lm=..., mulan_embed_quantizer=...)."
+    else:
+        advice = f" It has no {lacking}."
+    return (
+        "export_musiclm takes a MusicLM of musiclm-pytorch or of musiclm_deploy.model, with .audio_lm and .mulan_embed_quantizer, "
+        f"got {type(given).__name__}.{advice}"
+    )
 
 
 def save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str, Any]:
@@ -69,7 +122,9 @@ def save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str
         paths |= {"hubert": folder / "hubert", "kmeans": folder / "kmeans.npy"}
         paths["hubert"].mkdir()
         wav2vec.hubert.config.to_json_file(paths["hubert"] / "config.json", use_diff=False)
-        save_file({name: tensor.contiguous() for name, tensor in _state(wav2vec.hubert).items()}, paths["hubert"] / "model.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in plain_state(wav2vec.hubert).items()}, paths["hubert"] / "model.safetensors"
+        )
         np.save(paths["kmeans"], wav2vec.centres.float().cpu().numpy())
         layers = wav2vec.hubert.config.num_hidden_layers  # those beyond were left out
         return {"target_sample_hz": wav2vec.target_sample_hz, "output_layer": layers, "normalize": wav2vec.normalize}
@@ -78,17 +133,13 @@ def save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str
             f"the bundle will have no semantic tokenizer: a wav2vec of type {type(wav2vec).__name__} cannot be exported from a live model. "
             "For HuBERT set audio_lm.semantic.wav2vec to HubertKmeans.from_files(checkpoint, kmeans) of musiclm_deploy.model before, or "
             "export files with export_checkpoints(..., hubert=checkpoint, kmeans=kmeans).",
-            stacklevel=3,
+            stacklevel=4,
         )
     return {}
 
 
-def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}
-
-
 def _settings_of(audio_lm: Any, transformers: dict[str, Any], quantizer: Any) -> dict[str, dict[str, Any]]:
-    """What the checkpoints will not say, under the names that overrides have."""
+    """Return what the checkpoints do not contain, under the names that overrides have."""
     settings: dict[str, dict[str, Any]] = {}
     for stage, transformer in transformers.items():
         inner = transformer.transformer

@@ -44,8 +44,10 @@ class Chosen:
 
 def wanted(precision: str | Mapping[str, str], target: str = "onnxruntime") -> dict[str, str]:
     """stage -> precision, of one name for all stages or {stage: name}; a stage that is not named, or "" for all, is fp32."""
-    if target not in TARGETS:
+    if not isinstance(target, str) or target not in TARGETS:
         raise ExportError(f"target {target!r}: expected one of {', '.join(TARGETS)}.")
+    if not isinstance(precision, str | Mapping):
+        raise ExportError(f"precision must be one for all stages, or a dict of stages and theirs, got {precision!r}.")
     named, names = {"": precision} if isinstance(precision, str) else dict(precision), TARGETS[target]
     for stage, name in named.items():
         if stage not in ("", *STAGES):

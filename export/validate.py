@@ -25,6 +25,7 @@ from ..runtime.codec import decode_codes
 from ..runtime.decoder import DecoderRun
 from ..runtime.device.patches import filters_of
 from ..runtime.musiclm import MusicLM, load
+from ..runtime.sounds import Sound
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from .calibration import of_sounds, of_texts
 from .collect import Collected, collect
@@ -166,7 +167,7 @@ def tokenizer_error(model: MusicLM, collected: Collected) -> float:
     errors = []
     for rows, samples in ((3, tokenizer.min_samples), (1, 7 * tokenizer.downsample_factor + tokenizer.min_samples + 131)):
         wave = torch.randn(rows, samples) * 0.1
-        found = torch.from_numpy(model.semantic_tokens((wave.numpy(), tokenizer.target_sample_hz)))
+        found = torch.from_numpy(model.semantic_tokens([Sound(row, tokenizer.target_sample_hz) for row in wave.numpy()]))
         distances = torch.cdist(tokenizer.features(wave), tokenizer.centres)
         if found.shape != distances.shape[:2]:
             raise ExportError(f"the exported semantic tokenizer gives the shape {list(found.shape)}, PyTorch {list(distances.shape[:2])}.")

@@ -71,6 +71,8 @@ class SemanticTokenizer(nn.Module):
         if wave.ndim != 2 or wave.shape[-1] < self.min_samples:
             need = f"at least {self.min_samples} samples at {self.target_sample_hz} Hz"
             raise ValueError(f"semantic tokens need waves [B, t] of {need}, got {list(wave.shape)}")
+        if not wave.is_floating_point():
+            raise ValueError(f"semantic tokens need waves of floats with full scale at 1, got {wave.dtype}: divide by its full scale first")
         if not wave.isfinite().all():
             raise ValueError("this wave holds NaN or infinite samples")
         return wave.float()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import math
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -57,23 +59,33 @@ def resample(wave: np.ndarray, from_hz: int, to_hz: int, lowpass: Lowpass = FOR_
     return out
 
 
-def load_audio(path: Path) -> tuple[np.ndarray, int]:
-    """A sound file as (wave float32 [t], rate in Hz), its channels mixed to one. ValueError for what libsndfile does not read."""
+def load_audio(source: Path | BinaryIO) -> tuple[np.ndarray, int]:
+    """Read a sound file as (wave float32 [t], rate in Hz), its channels mixed to one. Raises ValueError if libsndfile cannot read it."""
     import soundfile
 
-    check_readable(path)
+    if isinstance(source, Path):
+        check_readable(source)
     try:
-        data, hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: not a sound file that can be read ({error.error_string})") from error
+        data, hz = soundfile.read(source, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError) as error:  # soundfile raises TypeError for .raw, whose rate no file says
+        name = source if isinstance(source, Path) else "the bytes of a sound"
+        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else "samples without a header"
+        raise ValueError(f"{name}: not a sound file that can be read ({reason})") from error
     return data.mean(axis=1), hz
 
 
 def check_readable(path: Path) -> None:
     """Raise ValueError or PermissionError for a path that holds no file to read; a pipe is none, as a sound is read back and forth."""
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except PermissionError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: the name holds a null character
+        too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG  # a text in place of a path
+        raise ValueError(f"{path}: {'file name too long' if too_long else 'there is no such file'}.") from None
+    if stat.S_ISDIR(mode):
         raise ValueError(f"{path}: it is a folder. Give a sound file.")
-    if not path.is_file():
-        raise ValueError(f"{path}: {'it is a pipe or a device. Save the sound in a file' if path.exists() else 'there is no such file'}.")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: it is a pipe or a device. Save the sound in a file.")
     if not os.access(path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

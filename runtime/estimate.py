@@ -25,6 +25,7 @@ from .loop import decode
 from .memory import ROWS_AT_ONCE, largest_runs
 from .noise import STEPS_AHEAD, PhiloxNoise
 from .request import Request
+from .sounds import Sound
 from .stages import Plan, Positions
 from .token_stages import is_guided, with_null
 
@@ -158,7 +159,7 @@ def _time_rank(model: MusicLM, request: Request, at_once: int) -> float:
     if samples * mulan.sample_hz < mulan.min_samples * codec.sample_hz:
         return 0.0
     wave = np.zeros(samples, np.float32)
-    return request.items * math.ceil(request.samples / samples) * _time(lambda: model.embed_audio((wave, codec.sample_hz)))
+    return request.items * math.ceil(request.samples / samples) * _time(lambda: model.embed_audio(Sound(wave, codec.sample_hz)))
 
 
 def _time(call: Callable[[], object]) -> float:

@@ -30,12 +30,13 @@ from .memory import (
 )
 from .music import Candidate, Music, Tokens
 from .noise import GivenNoise, NoiseSource, PhiloxNoise
-from .primes import prime_tokens, samples_at, tokenizer_of
+from .primes import prime_tokens, tokenizer_of
 from .progress import Progress
 from .prompts import latents_of
 from .provenance import make_record
 from .request import Request
 from .shortage import naming_shortage
+from .sounds import Sound
 from .token_stages import TokenStages, is_guided
 from .windows import equal_parts
 
@@ -62,14 +63,15 @@ class Generation:
         self._timings: dict[str, float] = {}
         self._passed_on: list[Exception] = []  # errors of the caller's `progress`, raised as they are
 
-    def run(self, single: bool) -> Any:
+    def run(self) -> Any:
+        """Return a `Music`, or a list of them for a list of prompts."""
         self.check_memory()
         if self._model.driver is not None:  # a device's driver reports its own shortage
-            return self._run(single)
+            return self._run()
         with naming_shortage("while this request ran", max(self.memory().values()), self._passed_on):
-            return self._run(single)
+            return self._run()
 
-    def _run(self, single: bool) -> Any:
+    def _run(self) -> Any:
         started, request = time.perf_counter(), self._request
         with self._timed("mulan"):
             latents = latents_of(request.prompts, self._model.embed_text, self._model.embed_audio)
@@ -92,7 +94,7 @@ class Generation:
         audio = {"made": waves, "kept": [item.audio for item in music]}
         for name, parts in audio.items():
             timings[f"real_time_factor_{name}"] = taken * self._manifest.codec.sample_hz / sum(map(len, parts))
-        return music[0] if single else music
+        return music[0] if request.single else music
 
     def check_memory(self) -> None:
         """Raise MemoryError for a request that does not fit."""
@@ -139,7 +141,7 @@ class Generation:
             needed[stage] += loop_bytes(decoder, items, rows, prompt, capacity, manifest.conditioner.quantizers)
         for prime in filter(None, request.primes):
             tokenizer, codec = tokenizer_of(manifest), manifest.codec
-            hearing = wav2vec_bytes(tokenizer, 1, samples_at(prime.sound, tokenizer.sample_hz))
+            hearing = wav2vec_bytes(tokenizer, 1, prime.sound.samples_at(tokenizer.sample_hz))
             needed["prime"] = max(hearing, encode_bytes(1, prime.frames * codec.samples_per_frame), needed.get("prime", 0))
         chunk = max(chunk.stop - chunk.start for chunk in codec_chunks(manifest.codec, request.frames, CHUNK_FRAMES))
         needed["codec"] = decode_bytes(chunk * manifest.codec.samples_per_frame)
@@ -179,7 +181,7 @@ class Generation:
                 _LOG.warning("candidate %d is too short for MuLaN (%d samples): it is not ranked.", index, len(wave))
                 scores.append(None)
             else:
-                parts = [self._model.embed_audio((wave[part], rate))[0] for part in equal_parts(len(wave), self.ranked_at_once)]
+                parts = [self._model.embed_audio(Sound(wave[part], rate))[0] for part in equal_parts(len(wave), self.ranked_at_once)]
                 latent = parts[0] if len(parts) == 1 else np.mean(parts, axis=0) / np.linalg.norm(np.mean(parts, axis=0))
                 scores.append(float(latent @ latents[index // request.num_samples]))
             self._report("rank", index + 1, len(waves))

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 
+from .arguments import number, whole_number
 from .audio import FOR_LISTENERS, resample
 from .loudness import LEAST_HZ, loudness
 
@@ -29,14 +29,18 @@ class Mastering:
     normalize: float | None = None  # integrated loudness in LUFS (ITU-R BS.1770), by default as generated
 
     def __post_init__(self) -> None:
-        hz, lufs = self.sample_rate, self.normalize
-        if hz is not None and (not isinstance(hz, Integral) or isinstance(hz, bool) or not LEAST_HZ <= hz <= _MOST_HZ):
-            raise ValueError(f"the sample rate of a file must be a whole number from {LEAST_HZ} to {_MOST_HZ} Hz, got {hz!r}.")
-        if lufs is not None and (not isinstance(lufs, Real) or isinstance(lufs, bool) or not _LEAST_LUFS < lufs <= 0):
+        hz, lufs = whole_number(self.sample_rate), number(self.normalize)
+        if self.sample_rate is not None and (hz is None or not LEAST_HZ <= hz <= _MOST_HZ):
             raise ValueError(
-                f"the loudness to normalize to must be above {_LEAST_LUFS:g} and at most 0 LUFS, got {lufs!r}. "
+                f"the sample rate of a file must be a whole number from {LEAST_HZ} to {_MOST_HZ} Hz, got {self.sample_rate!r}."
+            )
+        if self.normalize is not None and (lufs is None or not _LEAST_LUFS < lufs <= 0):
+            raise ValueError(
+                f"the loudness to normalize to must be above {_LEAST_LUFS:g} and at most 0 LUFS, got {self.normalize!r}. "
                 "Streaming services play at -14, broadcasters at -23."
             )
+        object.__setattr__(self, "sample_rate", hz)
+        object.__setattr__(self, "normalize", lufs)
 
     def apply(self, path: Path, wave: np.ndarray, hz: int) -> tuple[np.ndarray, int]:
         """Convert float32 [t] at `hz`; return float32 [t'] and its rate. path: the file's name in messages.
@@ -44,7 +48,7 @@ class Mastering:
         If the gain for the loudness would lift the peak above full scale, a smaller gain is used, and a warning says how loud the clip is.
         """
         if self.sample_rate is not None:
-            wave, hz = resample(wave, hz, int(self.sample_rate), FOR_LISTENERS), int(self.sample_rate)
+            wave, hz = resample(wave, hz, self.sample_rate, FOR_LISTENERS), self.sample_rate
         if self.normalize is None:
             return wave, hz
         before, peak = loudness(wave, hz), float(np.abs(wave).max(initial=0))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import whole_number
 from .mastering import Mastering
 from .outputs import is_stream, write_output
 from .player import player
@@ -110,7 +111,8 @@ class Music:
         """Write the best (or the given) candidate as wav, flac, ogg, opus or mp3 by suffix, with a comment that says how it was made.
 
         sample_rate: of the file, in Hz, by default the codec's. normalize: its integrated loudness in LUFS (ITU-R BS.1770), by default as
-        generated. Raises ValueError for a suffix, a rate or samples that no such file has, OSError for a file that cannot be written.
+        generated. Raises ValueError for a candidate that is not there and for a suffix, a rate or samples that no such file has, OSError
+        for a file that cannot be written.
         """
         path, mastering = expanded(path), Mastering(sample_rate, normalize)
         write_output(path, self._encoded(path, candidate, mastering))
@@ -123,7 +125,9 @@ class Music:
         return self._encoded(Path(f"music{suffix}"), candidate, Mastering(sample_rate, normalize))
 
     def _encoded(self, path: Path, candidate: int | None, mastering: Mastering) -> memoryview:
-        form, index = format_of(path), self.best if candidate is None else candidate
+        form, index = format_of(path), self.best if candidate is None else whole_number(candidate)
+        if index is None or not -len(self.candidates) <= index < len(self.candidates):
+            raise ValueError(f"candidate must be a whole number from 0 to {len(self.candidates) - 1}, got {candidate!r}.")
         audio = self.candidates[index].audio
         with naming_shortage(f"while {path} was made"):
             wave, hz = mastering.apply(path, audio, self.sample_rate)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .audio import resample
+from .arguments import whole_number
 from .backend import choose_device, open_session, useful_threads
 from .bundle import STAGES, Bundle, Decoder, Spectrogram, unpack_tokens
 from .device.arrays import on_host
@@ -32,10 +33,11 @@ from .music import Tokens
 from .noise import NoiseSource
 from .primes import encoder_of, tokenizer_of
 from .progress import Progress, progress_bars
-from .prompts import Blend, Prompt, Sound, is_sound
-from .request import Request, make_request
+from .prompts import Prompt, read_texts
+from .request import Request, check_callbacks, make_request
 from .sampling import SamplingConfig
 from .shortage import naming_shortage
+from .sounds import SoundInput, read_waves
 from .step import Choice, choose_step, open_native, open_pool, open_weights
 from .tokenizer import ClipTokenizer
 from .windows import Window
@@ -61,11 +63,14 @@ def load(
     Raises BundleError with every fault of the bundle, BackendError when the device cannot be had. A graph is opened when it is first
     used; one that ONNX Runtime refuses, though its hash is right, is a BundleError then.
     """
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
+    count = whole_number(threads)
+    if threads is not None and (count is None or count < 1):
         raise ValueError(f"threads must be a whole number of at least 1, got {threads!r}.")
-    if weights not in TYPES:
+    if not isinstance(weights, str) or weights not in TYPES:
         raise ValueError(f"weights must be one of {', '.join(TYPES)}, got {weights!r}.")
-    opened, chosen, threads = Bundle.open(bundle), choose_device(device), useful_threads(threads)
+    if not isinstance(bundle, str | os.PathLike):
+        raise ValueError(f"a bundle is given by the path of its folder, got {type(bundle).__name__}.")
+    opened, chosen, threads = Bundle.open(bundle), choose_device(device), useful_threads(count)
     if chosen == "cuda":
         return MusicLM(opened, chosen, threads, Choice(False, "on the GPU"), CudaDriver(opened.root), weights)
     if chosen == "tensorrt":
@@ -98,8 +103,8 @@ class MusicLM:
         self,
         text: Prompt | Sequence[Prompt] | None = None,
         *,
-        audio: Sound | Sequence[Sound] | None = None,
-        prime: Sound | Sequence[Sound | None] | None = None,
+        audio: SoundInput | Sequence[SoundInput] | None = None,
+        prime: SoundInput | Sequence[SoundInput | None] | None = None,
         include_prime: bool = True,
         seconds: float | None = None,
         seed: int | Sequence[int] = 0,
@@ -116,11 +121,11 @@ class MusicLM:
     ) -> Any:
         """Generate music for a prompt: a `Music`; or for a list of prompts, all in one batch: a list of `Music`.
 
-        text: what it should be like, or a `Blend` of texts and sounds. audio: in place of a text, (wave float32 [t], rate in Hz) of what
-            it should sound like to MuLaN; the music does not begin with it.
-            On a GPU a wave, here and in what follows, may be an array in its memory (`__cuda_array_interface__`).
-        prime: (wave float32 [t], rate in Hz) that the music goes on from, one for all prompts or one (or None) each, cut to whole frames
-            of the codec. Without text and audio it is also what the music should be like.
+        text: what it should be like, or a `Blend` of texts and sounds. audio: in place of a text, a sound that it should be like to MuLaN;
+            the music does not begin with it. A sound, here and in what follows, is a path, (wave, rate in Hz), a dict of Hugging Face's
+            datasets, or another form that docs/reference.md lists.
+        prime: a sound that the music goes on from, one for all prompts or one (or None) each, cut to whole frames of the codec. Without
+            text and audio it is also what the music should be like.
         include_prime: whether the wave begins with the prime, as the codec decodes it. Tokens always do.
         seconds: length of the wave, exact to the sample, the prime's included whether the wave begins with it or not; by default the
             model's window. A longer clip is made window by window.
@@ -137,21 +142,22 @@ class MusicLM:
         progress: True for bars on standard error, or a function that is called with (stage, done, total).
         cancel: when set, the request stops with GenerationCancelled.
         """
+        check_callbacks(noise, progress, cancel)
         if noise is not None and self.driver is not None:
             raise ValueError("noise= is for device='cpu': on a GPU noise is drawn where the tokens are, from the seed, the same as here.")
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
-        request, single = self._request(text, audio, prime, include_prime, limits)
+        request = self._request(text, audio, prime, include_prime, limits)
         if unknown := self.unknown_words(texts_of(request.prompts)):
             _LOG.warning("no caption that MuLaN was trained on had %s: what such words do to the music is chance.", _quoted(unknown))
         with progress_bars() if progress is True else nullcontext(progress or None) as report:
-            return Generation(self, request, noise, report, cancel).run(single)
+            return Generation(self, request, noise, report, cancel).run()
 
     def estimate(
         self,
         text: Prompt | Sequence[Prompt] | None = None,
         *,
-        audio: Sound | Sequence[Sound] | None = None,
-        prime: Sound | Sequence[Sound | None] | None = None,
+        audio: SoundInput | Sequence[SoundInput] | None = None,
+        prime: SoundInput | Sequence[SoundInput | None] | None = None,
         include_prime: bool = True,
         seconds: float | None = None,
         seed: int | Sequence[int] = 0,
@@ -169,17 +175,15 @@ class MusicLM:
         it computes: ValueError, and MemoryError for what does not fit.
         """
         limits = (seconds, seed, num_samples, stop, compat, max_semantic_tokens, sampling, tokens, windows)
-        request, _ = self._request(text, audio, prime, include_prime, limits)
+        request = self._request(text, audio, prime, include_prime, limits)
         generation = Generation(self, request, None, None, None)
         generation.check_memory()
         return None if self.driver is not None or is_small(self, request) else estimate(self, generation, request)
 
-    def _request(self, text: Any, audio: Any, prime: Any, include_prime: bool, limits: tuple) -> tuple[Request, bool]:
-        """Return the request that these arguments make, and whether it has a single prompt rather than a list."""
+    def _request(self, text: Any, audio: Any, prime: Any, include_prime: bool, limits: tuple) -> Request:
+        """Return the request that these arguments make."""
         text, audio, prime = (on_host(given, self.driver) for given in (text, audio, prime))
-        like: Any = prime if text is None and audio is None else audio
-        request = make_request(self.bundle.manifest, text, *limits, audio=like, prime=prime, include_prime=include_prime)
-        return request, isinstance(text, str | Blend) or is_sound(like)
+        return make_request(self.bundle.manifest, text, *limits, audio=audio, prime=prime, include_prime=include_prime)
 
     def __repr__(self) -> str:
         steps = "native" if self.step.native else self.step.reason
@@ -187,14 +191,16 @@ class MusicLM:
 
     def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
         """Return the words of texts that no caption of MuLaN's training had, each once. Empty if the bundle does not know them."""
+        texts = read_texts(texts)
         if self._trained_tokens is None:
             return []
-        texts = [texts] if isinstance(texts, str) else texts
         return list(dict.fromkeys(word for text in texts for word in unknown_words(text, self.tokenizer, self._trained_tokens)))
 
     def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
         """MuLaN's latents of texts: float32 [B, dim_latent], of length 1."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+        texts = read_texts(texts)
+        if not texts:
+            raise ValueError("no text: the list is empty.")
         mulan = self.bundle.manifest.mulan
         # one text at a time: padding is masked, but a text alone costs what it is long
         latents = []
@@ -203,37 +209,37 @@ class MusicLM:
             latents.append(self.run(mulan.text, input_ids=input_ids, attention_mask=attention_mask)["latent"])
         return np.concatenate(latents)
 
-    def embed_audio(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
-        """MuLaN's latents of (wave float32 [t] or [B, t], rate in Hz): float32 [B, dim_latent], of length 1."""
+    def embed_audio(self, audio: SoundInput | Sequence[SoundInput]) -> np.ndarray:
+        """Return MuLaN's latents of a sound, or of a list of sounds of one length: float32 [B, dim_latent], of length 1."""
         mulan = self.bundle.manifest.mulan
-        wave = _wave_at(on_host(audio, self.driver), mulan.sample_hz, mulan.min_samples, "MuLaN embeds")
-        check_memory({"mulan": mulan_audio_bytes(mulan, *wave.shape)})
+        sounds = on_host(audio, self.driver)
+        wave = read_waves(sounds, mulan.sample_hz, mulan.min_samples, "MuLaN embeds", _check("mulan", partial(mulan_audio_bytes, mulan)))
         if mulan.spectrogram is not None and self.driver is not None and not isinstance(self.driver, Engines):
             return self._embed_patches(mulan.spectrogram, wave)
         return self.run(mulan.audio, wave=wave)["latent"]
 
-    def semantic_tokens(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
-        """Semantic tokens of (wave float32 [t] or [B, t], rate in Hz): int64 [B, n], one per frame, repeats and all.
+    def semantic_tokens(self, audio: SoundInput | Sequence[SoundInput]) -> np.ndarray:
+        """Return the semantic tokens of a sound, or of a list of sounds of one length: int64 [B, n], one per frame, repeats and all.
 
-        Raises ValueError for a wave that cannot be used, and for a bundle that was exported without a semantic tokenizer.
+        Raises ValueError for a sound that cannot be used, and for a bundle that was exported without a semantic tokenizer.
         """
         wav2vec = tokenizer_of(self.bundle.manifest)
-        wave = _wave_at(on_host(audio, self.driver), wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need")
-        check_memory({"wav2vec": wav2vec_bytes(wav2vec, *wave.shape)})
+        sounds, check = on_host(audio, self.driver), _check("wav2vec", partial(wav2vec_bytes, wav2vec))
+        wave = read_waves(sounds, wav2vec.sample_hz, wav2vec.min_samples, "semantic tokens need", check)
         return self.run(wav2vec.graph, wave=wave)["tokens"]
 
-    def encode_audio(self, audio: tuple[np.ndarray, int]) -> np.ndarray:
-        """The codec's codes of (wave float32 [t] or [B, t], rate in Hz): int64 [B, frames, Q], columns as in the graph `codec_encode`.
+    def encode_audio(self, audio: SoundInput | Sequence[SoundInput]) -> np.ndarray:
+        """Return the codec's codes of a sound, or of a list of sounds of one length: int64 [B, frames, Q], columns as in `codec_encode`.
 
-        The wave is resampled to the codec's rate, and what lacks of its last frame is filled with silence.
+        The sound is resampled to the codec's rate, and what lacks of its last frame is filled with silence.
         """
         codec = self.bundle.manifest.codec
         graph = encoder_of(codec)
         hop = codec.samples_per_frame
         least = (codec.min_encode_frames - 1) * hop + 1  # filled up to whole frames
-        wave = _wave_at(on_host(audio, self.driver), codec.sample_hz, least, "the codec encodes")
+        check = _check("codec", lambda rows, samples: encode_bytes(rows, samples + -samples % hop))
+        wave = read_waves(on_host(audio, self.driver), codec.sample_hz, least, "the codec encodes", check)
         wave = np.pad(wave, ((0, 0), (0, -wave.shape[1] % hop)))
-        check_memory({"codec": encode_bytes(*wave.shape)})
         return self.run(graph, wave=wave)["codes"]
 
     def run(self, graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -342,12 +348,6 @@ def _quoted(words: Sequence[str]) -> str:
     return named if len(words) <= _NAMED else f"{named} and {len(words) - _NAMED} others"
 
 
-def _wave_at(audio: tuple[np.ndarray, int], sample_hz: int, min_samples: int, who: str) -> np.ndarray:
-    """(wave [t] or [B, t], rate in Hz) -> float32 [B, t] at `sample_hz`, checked."""
-    wave, hz = audio
-    wave = resample(np.atleast_2d(np.asarray(wave, np.float32)), hz, sample_hz)
-    if wave.ndim != 2 or wave.shape[-1] < min_samples:
-        raise ValueError(f"{who} waves [B, t] of at least {min_samples} samples at {sample_hz} Hz, got {list(wave.shape)}.")
-    if not np.isfinite(wave).all():
-        raise ValueError("the wave holds NaN or infinite samples.")
-    return wave
+def _check(stage: str, needed: Callable[[int, int], int]) -> Callable[[int, int], None]:
+    """Return a function that raises MemoryError where a stage has no memory for B waves of t samples. needed: its bytes."""
+    return lambda rows, samples: check_memory({stage: needed(rows, samples)})

@@ -6,17 +6,14 @@ in `runtime.windows`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from .audio import resample
 from .bundle import Codec, Manifest, SemanticTokenizer
 from .music import Tokens
-from .prompts import Sound, check_sound, is_sound
+from .sounds import Sound, SoundInput, read_sounds
 
 if TYPE_CHECKING:
     from .musiclm import MusicLM
@@ -30,12 +27,15 @@ class Prime:
     frames: int  # whole frames of the codec: what is left over is cut, as a SoundStream does, so that no silence is continued
 
 
-def make_primes(prime: Sound | Sequence[Sound | None] | None, prompts: int, manifest: Manifest) -> list[Prime | None]:
-    """One per prompt; see `MusicLM.generate`. Raises ValueError for sounds that cannot be used, or a bundle that cannot read them."""
+def make_primes(prime: SoundInput | Sequence[SoundInput | None] | None, prompts: int, manifest: Manifest) -> list[Prime | None]:
+    """Return one prime per prompt; see `MusicLM.generate`.
+
+    Raises ValueError for sounds that cannot be used, and for a bundle that cannot read them.
+    """
     if prime is None:
         return [None] * prompts
-    sounds: list[Any] = [prime] if is_sound(prime) else list(prime)
-    if not is_sound(prime) and len(sounds) != prompts:
+    sounds, single = read_sounds(prime)
+    if not single and len(sounds) != prompts:
         raise ValueError(f"got {len(sounds)} primes for {prompts} prompts; give one prime, or one (or None) per prompt.")
     wav2vec, codec = tokenizer_of(manifest), manifest.codec
     encoder_of(codec)
@@ -45,32 +45,24 @@ def make_primes(prime: Sound | Sequence[Sound | None] | None, prompts: int, mani
         if sound is None:
             made.append(None)
             continue
-        if not is_sound(sound):
-            raise ValueError(f"a prime must be (samples [t], rate in Hz), got {type(sound).__name__}.")
-        check_sound(sound)
-        frames = samples_at(sound, codec.sample_hz) // codec.samples_per_frame
-        if frames < least or samples_at(sound, wav2vec.sample_hz) < wav2vec.min_samples:
+        frames = sound.samples_at(codec.sample_hz) // codec.samples_per_frame
+        if frames < least or sound.samples_at(wav2vec.sample_hz) < wav2vec.min_samples:
             seconds = max(least * codec.samples_per_frame / codec.sample_hz, wav2vec.min_samples / wav2vec.sample_hz)
-            raise ValueError(f"a prime must last at least {seconds:g} s, got {len(sound[0]) / sound[1]:g} s.")
+            raise ValueError(f"a prime must last at least {seconds:g} s, got {sound.seconds:g} s.")
         made.append(Prime(sound, frames))
-    return made * prompts if is_sound(prime) else made  # one object: it is heard once
+    return made * prompts if single else made  # one object, whose tokens are made once
 
 
 def prime_tokens(model: MusicLM, prime: Prime) -> Tokens:
-    """The prime's own tokens: semantic int64 [n] with its repeats, coarse and fine int64 [frames, Qc] and [frames, Qf]."""
-    manifest = model.bundle.manifest
-    codec, wave = manifest.codec, np.asarray(prime.sound[0], np.float32)
-    semantic = model.semantic_tokens((wave, prime.sound[1]))[0]
-    whole = resample(wave, prime.sound[1], codec.sample_hz)[: prime.frames * codec.samples_per_frame]
-    codes = model.encode_audio((whole, codec.sample_hz))[0]
+    """Return the prime's own tokens: semantic int64 [n] with its repeats, coarse and fine int64 [frames, Qc] and [frames, Qf]."""
+    manifest, sound = model.bundle.manifest, prime.sound
+    codec = manifest.codec
+    semantic = model.semantic_tokens(sound)[0]
+    whole = resample(sound.wave, sound.hz, codec.sample_hz)[: prime.frames * codec.samples_per_frame]
+    codes = model.encode_audio(Sound(whole, codec.sample_hz))[0]
     coarse = (manifest.coarse.coarse_quantizers or 1) * codec.groups
     fine = (manifest.fine.fine_quantizers or 1) * codec.groups
     return Tokens(semantic, codes[:, :coarse], codes[:, coarse : coarse + fine])
-
-
-def samples_at(sound: Sound, hz: int) -> int:
-    """How many samples `resample` makes of it."""
-    return math.ceil(len(sound[0]) * hz / sound[1])
 
 
 def tokenizer_of(manifest: Manifest) -> SemanticTokenizer:

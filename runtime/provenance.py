@@ -18,8 +18,9 @@ from .bundle import STAGES, Bundle, Sampling
 from .container import available_processors
 from .music import Tokens, audio_sha256
 from .ort import import_onnxruntime
-from .prompts import Blend, Prompt, Sound
+from .prompts import Blend, Prompt
 from .sampling import SamplingConfig
+from .sounds import Sound, SoundInput, read_sound, read_sounds
 from .windows import Window
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) 
 
 
 def generate_arguments(
-    record: Mapping[str, Any], sounds: Sequence[Sound] = (), prime: Sound | None = None, tokens: Sequence[Tokens] | None = None
+    record: Mapping[str, Any],
+    sounds: SoundInput | Sequence[SoundInput] = (),
+    prime: SoundInput | None = None,
+    tokens: Sequence[Tokens] | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of `MusicLM.generate` that repeat a record.
 
@@ -76,11 +80,13 @@ def generate_arguments(
     """
     if record["own_noise"]:
         raise ValueError("it was made with the caller's own noise (noise= in Python), which is not in the file: it cannot be repeated.")
-    _check_given("sound that it continues", "--prime FILE (prime=", None if prime is None else sound_record(prime), record["prime"])
+    given = [sound for sound in read_sounds(sounds)[0] if sound is not None]
+    start = None if prime is None else read_sound(prime)
+    _check_given("sound that it continues", "--prime FILE (prime=", None if start is None else sound_record(start), record["prime"])
     _check_given("tokens that it continues", "--tokens FILE (tokens=", None if tokens is None else tokens_record(tokens), record["tokens"])
     return {
-        "text": _prompt(record, [*sounds, *([] if prime is None else [prime])], bool(sounds)),
-        "prime": prime,
+        "text": _prompt(record, [*given, *([] if start is None else [start])], bool(given)),
+        "prime": start,
         "tokens": None if tokens is None else list(tokens),
         "windows": {stage: Window(**window) for stage, window in record["windows"].items()} or None,
         "sampling": {stage: SamplingConfig(**chosen) for stage, chosen in record["sampling"].items()},
@@ -90,7 +96,7 @@ def generate_arguments(
 
 def sound_record(sound: Sound) -> dict[str, Any]:
     """Return the length, rate and hash by which a record names a sound."""
-    return {"samples": len(sound[0]), "hz": int(sound[1]), "sha256": audio_sha256(np.asarray(sound[0]))}
+    return {"samples": len(sound.wave), "hz": sound.hz, "sha256": audio_sha256(sound.wave)}
 
 
 def tokens_record(tokens: Sequence[Tokens]) -> dict[str, Any]:
@@ -124,8 +130,11 @@ def _sampling(chosen: Sampling, guidance: bool) -> dict[str, Any]:
     return vars(chosen) | ({} if guidance else {"cond_scale": None})
 
 
-def _part(part: str | Sound, weight: float) -> dict[str, Any]:
-    return {"text" if isinstance(part, str) else "sound": part if isinstance(part, str) else sound_record(part), "weight": float(weight)}
+def _part(part: SoundInput, weight: float) -> dict[str, Any]:
+    return {
+        "text" if isinstance(part, str) else "sound": part if isinstance(part, str) else sound_record(read_sound(part)),
+        "weight": float(weight),
+    }
 
 
 def _prompt(record: Mapping[str, Any], sounds: Sequence[Sound], asked: bool) -> Prompt:

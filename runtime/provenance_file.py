@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import __version__
+from .arguments import MOST_ITEMS
 from .audio import check_readable
 from .bundle import STAGES
 from .provenance import VERSION, VERSION_FIELD, shown
-from .request import MOST_ITEMS
 from .sampling import SamplingConfig
 from .user_files import expanded
 from .windows import Window

@@ -6,27 +6,30 @@ In: the arguments of `MusicLM.generate`. Out: a `Request`, or a ValueError that 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
+from .arguments import MOST_ITEMS, items_of, number, whole_number
 from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens
 from .primes import Prime, make_primes
-from .prompts import Prompt, Sound, make_prompts
+from .prompts import Prompt, make_prompts, sounds_of
 from .resume import check_covered, given_tokens
 from .sampling import SamplingConfig
+from .sounds import SoundInput, read_sounds
 from .windows import Clip, Window, frames_covered, most_coarse_frames, one_window, plan_clip
 
 STOPS = ("exact", "eos")
 _MOST_SECONDS = 86_400  # a day: its windows fit any list, and its tokens the 32 bits that count them for the noise
-MOST_ITEMS = 1 << 16  # clips in one batch: far above what memory holds, far below what the lists of a request cannot
 
 
 @dataclass(frozen=True)
 class Request:
     prompts: list[Prompt]
+    single: bool  # whether the caller gave one prompt, and not a list of prompts
     seeds: list[int]  # one per prompt
     num_samples: int
     frames: int  # codec frames to generate
@@ -69,18 +72,25 @@ def make_request(
     sampling: Mapping[str, SamplingConfig] | None,
     tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None,
     windows: Mapping[str, Window] | None = None,
-    audio: Sound | Sequence[Sound] | None = None,
-    prime: Sound | Sequence[Sound | None] | None = None,
+    audio: SoundInput | Sequence[SoundInput] | None = None,
+    prime: SoundInput | Sequence[SoundInput | None] | None = None,
     include_prime: bool = True,
 ) -> Request:
     """See `MusicLM.generate` for the arguments."""
-    prompts = make_prompts(text, audio)
+    if prime is not None:
+        sounds, alone = read_sounds(prime)
+        prime = sounds[0] if alone else sounds  # read once: without words it is the prompt as well
+    prompts, single = make_prompts(text, prime if text is None and audio is None else audio)
+    _check_long_enough(prompts, manifest)
     seeds = _seeds(seed, len(prompts))
-    if stop not in STOPS:
+    if not isinstance(stop, str) or stop not in STOPS:
         raise ValueError(f"stop must be 'exact' or 'eos', got {stop!r}.")
-    if compat not in (None, "upstream"):
+    if compat is not None and (not isinstance(compat, str) or compat != "upstream"):
         raise ValueError(f"compat must be None or 'upstream', got {compat!r}.")
-    if not _is_whole(num_samples) or num_samples < 1:
+    if not isinstance(include_prime, bool | np.bool_):
+        raise ValueError(f"include_prime must be True or False, got {include_prime!r}.")
+    candidates = whole_number(num_samples)
+    if candidates is None or candidates < 1:
         raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}.")
     upstream = compat == "upstream"
     if upstream and windows is not None:
@@ -102,11 +112,11 @@ def make_request(
             raise ValueError("tokens and prime are both what the music goes on from. Leave one of the two out.")
         if len(prompts) > 1:
             raise ValueError(f"tokens continue one prompt, got {len(prompts)} prompts.")
-        if num_samples not in (1, len(given)):
-            raise ValueError(f"num_samples is {num_samples}, but the tokens to continue from hold {len(given)} candidates. Leave it out.")
-        num_samples = len(given)
-    if num_samples * len(prompts) > MOST_ITEMS:
-        raise ValueError(f"{num_samples} samples of {len(prompts)} prompts are more than the {MOST_ITEMS} clips of one request.")
+        if candidates not in (1, len(given)):
+            raise ValueError(f"num_samples is {candidates}, but the tokens to continue from hold {len(given)} candidates. Leave it out.")
+        candidates = len(given)
+    if candidates * len(prompts) > MOST_ITEMS:
+        raise ValueError(f"{candidates} samples of {len(prompts)} prompts are more than the {MOST_ITEMS} clips of one request.")
     frames, samples = _duration(manifest, seconds, given, windows, upstream, max(lengths))
     clip = _clip(manifest, frames, samples, max_semantic_tokens, windows, upstream)
     end_allowed = upstream or stop == "eos"
@@ -114,8 +124,9 @@ def make_request(
         check_covered(clip, given, manifest)
     return Request(
         prompts=prompts,
+        single=single,
         seeds=seeds,
-        num_samples=int(num_samples),
+        num_samples=candidates,
         frames=frames,
         samples=samples,
         clip=clip,
@@ -125,25 +136,42 @@ def make_request(
         sampling=_sampling(manifest, sampling or {}),
         tokens=given,
         primes=primes,
-        include_prime=include_prime,
-        max_semantic_tokens=None if max_semantic_tokens is None else int(max_semantic_tokens),
+        include_prime=bool(include_prime),
+        max_semantic_tokens=whole_number(max_semantic_tokens),
         windows=windows,
     )
 
 
-def _is_whole(value: Any) -> bool:
-    """Python's and numpy's integers, but not bool, which is one of Python's."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def check_callbacks(noise: Any, progress: Any, cancel: Any) -> None:
+    """Raise ValueError for what would fail when it is called, in the middle of a request."""
+    if noise is not None and not callable(getattr(noise, "gumbel", None)):
+        raise ValueError(f"noise must have gumbel(stage, step, batch, vocab), got {type(noise).__name__}.")
+    if not isinstance(progress, bool) and progress is not None and not callable(progress):
+        raise ValueError(f"progress must be True, or a function of (stage, done, total), got {progress!r}.")
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise ValueError(f"cancel must be a threading.Event, got {type(cancel).__name__}.")
+
+
+def _check_long_enough(prompts: Sequence[Prompt], manifest: Manifest) -> None:
+    """Raise ValueError for a sound among the prompts that is too short to be embedded, before anything is computed."""
+    mulan = manifest.mulan
+    for sound in sounds_of(prompts):
+        if sound.samples_at(mulan.sample_hz) < mulan.min_samples:
+            raise ValueError(f"a sound to be like must last at least {mulan.min_samples / mulan.sample_hz:g} s, got {sound.seconds:g} s.")
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    seeds: list[Any] = list(seed) if isinstance(seed, Iterable) and not isinstance(seed, str | bytes) else [seed] * count
-    if len(seeds) != count:
-        raise ValueError(f"got {len(seeds)} seeds for {count} prompts; give one seed, or one per prompt.")
-    for value in seeds:
-        if not _is_whole(value) or not 0 <= value < 2**64:
-            raise ValueError(f"a seed must be a whole number from 0 to 2**64 - 1, got {value!r}.")
-    return [int(value) for value in seeds]
+    items = items_of(seed, "seeds")
+    items = [seed] * count if items is None else items
+    if len(items) != count:
+        raise ValueError(f"got {len(items)} seeds for {count} prompts; give one seed, or one per prompt.")
+    seeds = []
+    for item in items:
+        value = whole_number(item)
+        if value is None or not 0 <= value < 2**64:
+            raise ValueError(f"a seed must be a whole number from 0 to 2**64 - 1, got {item!r}.")
+        seeds.append(value)
+    return seeds
 
 
 def default_frames(manifest: Manifest) -> int:
@@ -168,19 +196,20 @@ def _duration(
         if primed >= whole:
             raise ValueError(f"the prime counts towards the length, and its {sound:g} s fill the default. Ask for more seconds than that.")
         return (fixed or whole), (fixed or whole) * codec.samples_per_frame
-    if not isinstance(seconds, Real) or isinstance(seconds, bool) or not 0 < seconds < 1e9:
+    asked = number(seconds)
+    if asked is None or not 0 < asked < 1e9:
         raise ValueError(f"seconds must be a number above 0 and below 1e9, got {seconds!r}.")
-    samples = max(round(float(seconds) * codec.sample_hz), 1)
+    samples = max(round(asked * codec.sample_hz), 1)
     frames = -(-samples // codec.samples_per_frame)
     if frames <= primed:
-        raise ValueError(f"the prime counts towards the length, and its {sound:g} s fill seconds = {float(seconds):g}. Ask for more.")
+        raise ValueError(f"the prime counts towards the length, and its {sound:g} s fill seconds = {asked:g}. Ask for more.")
     if limit is not None and frames > limit:
         most = limit * codec.samples_per_frame / codec.sample_hz
         has = "window of the model has" if fixed is None else "given tokens have"
         without = " with compat='upstream'" if fixed is None else ""
-        raise ValueError(f"seconds = {float(seconds):g} needs {frames} frames, but the {has} {limit}. Ask for at most {most:g} s{without}.")
-    if seconds > _MOST_SECONDS:
-        raise ValueError(f"seconds = {float(seconds):g} is longer than a clip may be: ask for at most {_MOST_SECONDS} s, a day.")
+        raise ValueError(f"seconds = {asked:g} needs {frames} frames, but the {has} {limit}. Ask for at most {most:g} s{without}.")
+    if asked > _MOST_SECONDS:
+        raise ValueError(f"seconds = {asked:g} is longer than a clip may be: ask for at most {_MOST_SECONDS} s, a day.")
     if fixed is not None:
         return fixed, samples
     frames = max(frames, codec.min_frames)
@@ -195,9 +224,10 @@ def _clip(manifest: Manifest, frames: int, samples: int, asked: int | None, wind
         return clip
     if len(clip.coarse) > 1:
         most, what = max(most, clip.semantic_steps), "all windows of this clip"
-    if not _is_whole(asked) or not 0 <= asked <= most:
+    tokens = whole_number(asked)
+    if tokens is None or not 0 <= tokens <= most:
         raise ValueError(f"max_semantic_tokens must be from 0 to {most} ({what}), got {asked!r}.")
-    return one_window(manifest, frames, int(asked)) if upstream else plan_clip(manifest, frames, samples, int(asked), windows)
+    return one_window(manifest, frames, tokens) if upstream else plan_clip(manifest, frames, samples, tokens, windows)
 
 
 def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:
@@ -213,7 +243,6 @@ def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict
             raise ValueError(
                 f"cond_scale has no effect on the {stage} stage: audiolm-pytorch trains it without a null condition. Leave it out."
             )
-        # Python's numbers: a float32 of numpy's would not come back from the record's JSON as the same threshold
         chosen = {name: float(value) for name, value in vars(config).items() if value is not None}
         resolved[stage] = replace(decoder.sampling, **chosen)
     return resolved

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arguments import number
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -19,6 +21,13 @@ class SamplingConfig:
     cond_scale: float | None = None  # classifier-free guidance: 1 is none
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "filter_thres", "cond_scale"):
+            given = getattr(self, name)
+            value = number(given)
+            if given is not None and value is None:
+                raise ValueError(f"{name} must be a number, got {given!r}.")
+            # Python's numbers: a float32 of numpy's would not come back from the record's JSON as the same threshold
+            object.__setattr__(self, name, value)
         # below 1e-30 logits divided by it overflow float32, and infinite scores have no order
         if self.temperature is not None and self.temperature != 0 and not 1e-30 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be 0 (greedy) or a number of at least 1e-30, got {self.temperature}.")

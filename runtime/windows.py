@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from .arguments import whole_number
 from .bundle import STAGES, Manifest
 
 
@@ -27,9 +28,11 @@ class Window:
 
     def __post_init__(self) -> None:
         for name, least in (("length", 1), ("overlap", 0)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                raise ValueError(f"a window's {name} must be a whole number of at least {least}, got {value!r}.")
+            given = getattr(self, name)
+            value = whole_number(given)
+            if given is not None and (value is None or value < least):
+                raise ValueError(f"a window's {name} must be a whole number of at least {least}, got {given!r}.")
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)

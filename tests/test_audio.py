@@ -97,11 +97,14 @@ def test_what_is_no_sound_file(tmp_path: Path) -> None:
     """Fault: a pipe is waited for, or told as missing; libsndfile's "System error"."""
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "text.wav").write_text("calm piano")
+    (tmp_path / "samples.raw").write_bytes(bytes(99))
     for name, message in (
         ("pipe.wav", "it is a pipe or a device. Save the sound in a file."),
         ("", "it is a folder. Give a sound file."),
         ("none.wav", "there is no such file."),
         ("text.wav", "not a sound file that can be read (Format not recognised.)"),
+        ("samples.raw", "not a sound file that can be read (samples without a header)"),
+        ("la " * 100, "file name too long."),
     ):
         with pytest.raises(ValueError) as error:
             load_audio(tmp_path / name)

@@ -215,25 +215,32 @@ def test_bundle_encodes(music: md.MusicLM, tiny_models: dict[str, Any]) -> None:
     """Another rate taken for the codec's, a last frame that is lost, one wave that is not a batch."""
     codec, model = music.bundle.manifest.codec, tiny_models["codec"]
     wave = waves(model, 2, 21).numpy()
-    codes = music.encode_audio((wave, codec.sample_hz))
+
+    def encode(wave: np.ndarray, hz: int = codec.sample_hz) -> np.ndarray:
+        return music.encode_audio([(row, hz) for row in wave])
+
+    codes = encode(wave)
     assert codes.dtype == np.int64 and np.array_equal(codes, upstream_codes(model, torch.from_numpy(wave)))
     assert np.array_equal(music.encode_audio((wave[1], codec.sample_hz)), codes[1:])
 
-    part = music.encode_audio((wave[:, :-100], codec.sample_hz))
+    part = encode(wave[:, :-100])
     assert part.shape == codes.shape and np.array_equal(part[:, :-1], codes[:, :-1])
 
     other = resample(wave, codec.sample_hz, 44100)
     expected = model(torch.from_numpy(other), return_encoded=True, input_sample_hz=44100)[1].numpy()
-    found = music.encode_audio((other, 44100))
+    found = encode(other, 44100)
     assert found.shape[1] >= expected.shape[1] and np.array_equal(found[:, : expected.shape[1]], expected)
 
     least = (codec.min_encode_frames - 1) * codec.samples_per_frame + 1
-    assert music.encode_audio((wave[:, :least], codec.sample_hz)).shape == (2, codec.min_encode_frames, codec.quantizers)
-    for wrong in (wave[:, : least - 1], wave[:, :0], wave[None]):
-        with pytest.raises(ValueError, match=rf"the codec encodes waves \[B, t\] of at least {least} samples at 16000 Hz, got"):
-            music.encode_audio((wrong, codec.sample_hz))
-    with pytest.raises(ValueError, match="the wave holds NaN"):
-        music.encode_audio((np.full_like(wave, np.nan), codec.sample_hz))
+    assert encode(wave[:, :least]).shape == (2, codec.min_encode_frames, codec.quantizers)
+    for wrong, message in (
+        (wave[:, : least - 1], rf"the codec encodes waves \[B, t\] of at least {least} samples at 16000 Hz, got \[2, {least - 1}\]"),
+        (wave[:, :0], "sound 1 of 2: the wave is empty"),
+        (wave[None], r"sound 1 of 1: a wave of shape \[1, 2"),
+        (np.full_like(wave, np.nan), "the wave holds NaN"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode(wrong) if wrong.ndim == 2 else music.encode_audio([(wrong, codec.sample_hz)])
 
 
 def test_encoding_is_refused_before_memory_is_taken(music: md.MusicLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +249,7 @@ def test_encoding_is_refused_before_memory_is_taken(music: md.MusicLM, monkeypat
     monkeypatch.setattr(memory, "available_memory_bytes", lambda: 128_000_000)
     assert len(music.encode_audio((wave, 16000))) == 1
     with pytest.raises(MemoryError, match=r"the codec stage of this request needs 208\.8 MB, 128\.0 MB are free"):
-        music.encode_audio((wave.repeat(2, axis=0), 16000))
+        music.encode_audio([(wave, 16000)] * 2)
 
 
 def test_bundle_without_encoder(tiny_bundle: Path, tmp_path: Path) -> None:

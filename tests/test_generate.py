@@ -205,9 +205,9 @@ def test_embeddings_are_those_of_upstream(music, tiny_models) -> None:
         text = torch.cat([mulan.get_text_latents(tokenizer.tokenize([text])) for text in texts]).numpy()
         audio = mulan.get_audio_latents(resample(torch.from_numpy(wave), 44_100, 16_000)).numpy()
     np.testing.assert_allclose(music.embed_text(texts), text, atol=1e-5)
-    np.testing.assert_allclose(music.embed_audio((wave, 44_100)), audio, atol=1e-5)
+    np.testing.assert_allclose(music.embed_audio([(row, 44_100) for row in wave]), audio, atol=1e-5)
     with pytest.raises(ValueError, match="at least"):
-        music.embed_audio((wave[:, :9], 16_000))
+        music.embed_audio((wave[0, :9], 16_000))
     with pytest.raises(ValueError, match="NaN"):
         music.embed_audio((np.full(9_001, np.nan, np.float32), 16_000))
 

@@ -67,8 +67,8 @@ def test_prompts_of_all_kinds_share_a_batch(music) -> None:
         (TEXT, tone(440), "either a text or audio"),
         (None, [], "the list is empty"),
         ([], None, "the list is empty"),
-        (None, (np.zeros((2, 9)), 8000), r"a sound must be \(finite samples \[t\], rate in Hz\), got float64 \[2, 9\]"),
-        (None, (np.array([np.nan]), 8000), "a sound must be"),
+        (None, (np.zeros((2, 9, 9)), 8000), r"a wave of shape \[2, 9, 9\] is not one sound of at most 8 channels. A sound is a path"),
+        (None, (np.array([np.nan]), 8000), "the wave holds NaN"),
         (md.Blend([]), None, "a Blend takes a list"),
         (md.Blend([TEXT]), None, r"\(text or sound, weight\)"),  # type: ignore[list-item]
         (md.Blend([(TEXT, np.inf)]), None, "a weight must be a finite number, got inf"),

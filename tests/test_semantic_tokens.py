@@ -166,10 +166,16 @@ def test_refusals(call: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wave, message", [(torch.zeros(2, 479), "at least 480"), (torch.zeros(8000), "got"), (torch.full((1, 800), torch.inf), "infinite")]
+    "wave, message",
+    [
+        (torch.zeros(2, 479), "at least 480"),
+        (torch.zeros(8000), "got"),
+        (torch.full((1, 800), torch.inf), "infinite"),
+        (torch.zeros(1, 800, dtype=torch.int16), r"full scale at 1, got torch\.int16"),
+    ],
 )
 def test_waves_are_checked(mel_kmeans: MelKmeans, wave: Tensor, message: str) -> None:
-    """A shape error deep inside a convolution, tokens of NaN."""
+    """A shape error deep inside a convolution, tokens of NaN, or of samples 32767 times too large."""
     with pytest.raises(ValueError, match=message):
         mel_kmeans(wave)
 
@@ -189,7 +195,7 @@ def test_the_graph_gives_the_tokens_of_pytorch(tiny_bundle: Path, mel_kmeans: Me
     """A graph with the sizes of its tracing in it, scales or centres lost, tokens of another type."""
     wave = noise(rows, samples, seed=samples)
     with md.load(tiny_bundle, device="cpu") as model:
-        tokens = model.semantic_tokens((wave.numpy(), 8000))
+        tokens = model.semantic_tokens([(row, 8000) for row in wave])
         assert tokens.dtype == np.int64
         np.testing.assert_array_equal(tokens, mel_kmeans(wave))
         np.testing.assert_array_equal(model.semantic_tokens((wave[0].numpy(), 8000)), tokens[:1])
@@ -200,7 +206,7 @@ def test_the_runtime_resamples_and_checks(tiny_bundle: Path, mel_kmeans: MelKmea
     wave = noise(2, 22050, seed=4)
     with md.load(tiny_bundle, device="cpu") as model:
         resampled = torchaudio.functional.resample(wave, 22050, 8000)
-        np.testing.assert_array_equal(model.semantic_tokens((wave.numpy(), 22050)), mel_kmeans(resampled))
+        np.testing.assert_array_equal(model.semantic_tokens([(row, 22050) for row in wave]), mel_kmeans(resampled))
         with pytest.raises(ValueError, match=r"at least 480 samples at 8000 Hz, got \[1, 479\]"):
             model.semantic_tokens((np.zeros(479, np.float32), 8000))
         with pytest.raises(ValueError, match="NaN"):

@@ -71,12 +71,12 @@ class Again:
 
     def request(self, options: argparse.Namespace) -> dict[str, Any]:
         """Return the arguments of `MusicLM.generate`, text and seed as lists of one. Raises ValueError for what cannot be repeated."""
-        from ..runtime.audio import load_audio
         from ..runtime.music import load_tokens
         from ..runtime.provenance import generate_arguments
+        from ..runtime.sounds import read_sound
 
-        sounds = [] if options.audio is None else [load_audio(options.audio)]
-        prime = None if options.prime is None else load_audio(options.prime)
+        sounds = [] if options.audio is None else [read_sound(options.audio)]
+        prime = None if options.prime is None else read_sound(options.prime)
         tokens = None if options.tokens is None else load_tokens(options.tokens)
         try:
             arguments = generate_arguments(self.record, sounds, prime, tokens)

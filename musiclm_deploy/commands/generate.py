@@ -117,16 +117,16 @@ def run(options: argparse.Namespace) -> int:
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `MusicLM.generate`, text and seed as lists, without the sampling, for which the bundle is needed."""
-    from ..runtime.audio import load_audio
     from ..runtime.music import load_tokens
+    from ..runtime.sounds import read_sound
     from ..runtime.windows import Window
 
     listed = [Listed(read_text(options.text))] if options.prompts is None else read_prompts(options.prompts)
-    sound = None if options.audio is None else load_audio(options.audio)
+    sound = None if options.audio is None else read_sound(options.audio)
     prompts = [_prompt(options, item.text, sound) for item in listed]
     return {
         "text": None if prompts == [None] else prompts,
-        "prime": None if options.prime is None else load_audio(options.prime),
+        "prime": None if options.prime is None else read_sound(options.prime),
         "include_prime": not options.without_prime,
         "seconds": options.seconds,
         "seed": seeds_of(listed, 0 if options.seed is None else options.seed),

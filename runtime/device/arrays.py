@@ -16,14 +16,19 @@ from .cuda import CudaDriver
 
 
 def on_host(value: Any, driver: Any) -> Any:
-    """A sound, a list of sounds, a `Blend`, or anything else, which stays as it is. driver: of the loaded model, None on a CPU.
+    """Return a sound, a list of sounds, a `Blend` or anything else with GPU arrays copied to the host. driver: of the loaded model.
 
-    BackendError where there is no GPU to read from, ValueError for an array with gaps.
+    PyTorch's tensors stay as they are: they copy themselves. Raises BackendError where the model has no GPU to read from, ValueError for an
+    array with gaps.
     """
+    if hasattr(value, "detach"):
+        return value
     if hasattr(value, "__cuda_array_interface__"):
         return _copied(value.__cuda_array_interface__, driver)
     if isinstance(value, Blend):
         return Blend(on_host(value.parts, driver))
+    if type(value) is dict:
+        return {name: on_host(one, driver) for name, one in value.items()}
     if type(value) in (list, tuple):
         return type(value)(on_host(one, driver) for one in value)
     return value
