@@ -20,6 +20,7 @@ from .errors import ExportError, MissingCheckpoint, naming
 from .mulan import check_conditioner, conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
 from .semantic_tokens import infer_mel, read_hubert_kmeans, tokens_per_second
 from .settings import Settings
+from .text_tokenizer import faults_of_tokenizer, infer_tokenizer, warnings_of_tokenizer
 from .transformers import STAGES, infer_transformer
 
 # Of SoundStream's codebooks, and of EnCodec's in both its packages: whether they have seen data.
@@ -29,7 +30,8 @@ PARTS = (*STAGES, "codec", "mulan", "quantizer", "wav2vec")
 
 @dataclass(frozen=True)
 class Collected:
-    checkpoints: dict[str, Checkpoint]  # semantic, coarse, fine, codec, mulan; quantizer.<stage> per conditioned stage; wav2vec if given
+    # semantic, coarse, fine, codec, mulan; quantizer.<stage> per conditioned stage; wav2vec and tokenizer if given
+    checkpoints: dict[str, Checkpoint]
     settings: dict[str, Settings]  # the same names; quantizer.<stage> as well
 
     @property
@@ -41,7 +43,8 @@ def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collec
     """Everything read and in agreement, or the ExportError that comes first.
 
     sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it.
-    semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds."""
+    semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds. tokenizer: that of MuLaN's texts, where
+    it is not CLIP's."""
 
     def refuse(error: ExportError) -> None:
         raise error
@@ -97,6 +100,9 @@ def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Ca
                 settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}), checkpoints["mulan"].moments)
         elif "mulan" not in sources:
             raise MissingCheckpoint("missing checkpoint: --mulan (no quantizer file holds one).", "mulan")
+    with part():
+        if "tokenizer" in sources:
+            checkpoints["tokenizer"], settings["tokenizer"] = infer_tokenizer(sources["tokenizer"])
     with part():
         _gather_wav2vec(sources, overrides.get("wav2vec", {}), checkpoints, settings)
     return Collected(checkpoints, settings)
@@ -213,6 +219,8 @@ def faults_of_fit(collected: Collected) -> list[str]:
             faults.append(
                 f"{names[quantizer]}: its codebooks were never initialised; run it in training mode over your data once, then save it"
             )
+    if "mulan" in s:
+        faults += faults_of_tokenizer(s["mulan"], s.get("tokenizer"), names)
     return list(dict.fromkeys(faults))
 
 
@@ -227,11 +235,15 @@ def warnings_of(collected: Collected) -> list[str]:
         quantizer = f"quantizer.{stage}"
         if namespace_of(collected.settings[quantizer], stage) in collected.settings[quantizer]["untrained_tables"]:
             untrained.setdefault(collected.checkpoints[quantizer].name, []).append(stage)
-    return [
+    warnings = [
         f"{name}: the conditioning of {', '.join(stages)} is as it was drawn at random, as audiolm-pytorch's trainers leave it. "
         "That is right only if the transformers were trained with this very file."
         for name, stages in untrained.items()
     ]
+    if "mulan" in collected.settings:
+        names = {part: checkpoint.name for part, checkpoint in collected.checkpoints.items()}
+        warnings += warnings_of_tokenizer(collected.settings["mulan"], collected.settings.get("tokenizer"), names)
+    return warnings
 
 
 def namespace_of(quantizer: Settings, stage: str) -> str:

@@ -31,7 +31,7 @@ _NEEDED = (*STAGES, "codec", "mulan", "quantizer")
 _TABLE = "cond_embeddings."
 
 
-def examine(paths: Iterable[Path], config: Mapping[str, Any]) -> Report:
+def examine(paths: Iterable[Path], config: Mapping[str, Any], tokenizer: Path | None = None) -> Report:
     """Examine files of any kind; see `diagnose` for the arguments."""
     files, faults = [], []
     for path in paths:
@@ -41,6 +41,7 @@ def examine(paths: Iterable[Path], config: Mapping[str, Any]) -> Report:
             files.append(FileReport(str(path), None, USELESS))
             faults.append(str(error))
     sources = _assign(files, faults)
+    sources |= {} if tokenizer is None else {"tokenizer": tokenizer}
     refused: list[ExportError] = []
     collected = gather(sources, config, refused.append) if sources or config else Collected({}, {})
     missing = _missing(sources, collected, refused) if sources else []

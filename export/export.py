@@ -23,10 +23,9 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..model.text_transformer import clip_merges_path
 from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
 from ..runtime.engines.form import FOLDER as FORM
-from ..runtime.tokenizer import ClipTokenizer
+from ..runtime.tokenizer_file import TOKENIZER_FILE
 from . import graph, trace
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
@@ -40,6 +39,7 @@ from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
 from .tensorrt import record_form, write_form
+from .text_tokenizer import most_tokens, tokens_of, write_tokenizer
 from .trace_cache import traces_in
 from .trained_tokens import trained_tokens
 from .transformers import STAGES
@@ -60,6 +60,7 @@ def export_checkpoints(
     semantic_features: str | os.PathLike | None = None,
     hubert: str | os.PathLike | None = None,
     kmeans: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
     target: str = "onnxruntime",
     precision: str | Mapping[str, str] = "fp32",
@@ -76,6 +77,8 @@ def export_checkpoints(
     quantizer: one file for all stages, or {stage: file}. mulan: may be left out where a quantizer file contains its MuLaN.
     semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
     upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
+    tokenizer: the `tokenizer.json` of the Hugging Face tokenizer whose ids MuLaN's text tower was trained on, or its folder; by default
+    CLIP's tokenizer, as in musiclm-pytorch.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
     target: "onnxruntime"; or "tensorrt", for a bundle that also has what TensorRT's engines are built of, and kernels that draw its tokens.
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
@@ -89,7 +92,7 @@ def export_checkpoints(
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     sources = {name: Path(path) for name, path in (("semantic", semantic), ("coarse", coarse), ("fine", fine), ("codec", codec))}
-    optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
+    optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans, "tokenizer": tokenizer}
     sources |= {name: Path(path) for name, path in optional.items() if path is not None}
     quantizers = quantizer if isinstance(quantizer, Mapping) else {"": quantizer}
     sources |= {f"quantizer.{stage}" if stage else "quantizer": Path(path) for stage, path in quantizers.items()}
@@ -167,7 +170,8 @@ def write_stages(
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
     spectrogram = export_patches(model, folder / "mulan_audio.onnx") if kernels else None
-    ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
+    text_tokenizer = settings.get("tokenizer")
+    write_tokenizer(sources.get("tokenizer"), folder)
     _step(bar, "conditioner")
     conditioner = _export_conditioner(collected, folder)
 
@@ -184,15 +188,17 @@ def write_stages(
         mulan=Mulan(
             text="mulan_text.onnx",
             audio="mulan_audio.onnx",
-            tokenizer="tokenizer.json",
-            max_tokens=settings["mulan"]["text.max_seq_len"],
+            tokenizer=TOKENIZER_FILE,
+            max_tokens=most_tokens(settings["mulan"], text_tokenizer),
             dim_latent=settings["mulan"]["dim_latent"],
             sample_hz=settings["mulan"]["sample_hz"] or codec_hz,
             min_samples=model.audio.min_samples,
             audio_heads=settings["mulan"]["audio.heads"],
             samples_per_patch=model.audio.samples_per_patch,
             spectrogram=spectrogram,
-            trained_tokens=None if trained is None else pack_tokens(trained),
+            trained_tokens=None if trained is None else pack_tokens(trained[: tokens_of(text_tokenizer)]),
+            tokenizer_from_file=text_tokenizer is not None or None,
+            pad_id=settings["mulan"]["text.pad_id"] or None,
         ),
         conditioner=conditioner,
         **decoders,

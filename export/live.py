@@ -21,6 +21,7 @@ from .export import export_checkpoints
 
 
 class Options(TypedDict, total=False):
+    tokenizer: str | os.PathLike | None
     target: str
     precision: str | Mapping[str, str]
     force: bool
@@ -32,8 +33,8 @@ class Options(TypedDict, total=False):
 
 
 def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Path:
-    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (target, precision, force,
-    kernels, compute_capabilities, trace_cache, overwrite, quiet): as for `export_checkpoints`.
+    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (tokenizer, target,
+    precision, force, kernels, compute_capabilities, trace_cache, overwrite, quiet): as for `export_checkpoints`.
 
     Its `wav2vec` goes into the bundle if it is a `MelKmeans` or a `HubertKmeans`; a UserWarning says what to do if it is another.
     """
@@ -106,5 +107,6 @@ def _settings_of(audio_lm: Any, transformers: dict[str, Any], quantizer: Any) ->
         "spec_center": spec.center,
         "spec_pad_mode": spec.pad_mode,
         "audio.patch_size": list(audio.patch_size),
+        "text.pad_id": quantizer.mulan.text.pad_id,
     }
     return settings

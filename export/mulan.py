@@ -72,6 +72,9 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
     _infer_tower(settings, "text", state)
     for name, tensor in (("num_tokens", TOKEN_TABLE), ("max_seq_len", "text.pos_emb.weight")):
         settings.infer(f"text.{name}", _shape(state, tensor, 2)[0], f"{tensor} [{len(state[tensor])}, ...]")
+    pad_id = settings.assume("text.pad_id", 0, _UPSTREAM)
+    if type(pad_id) is not int or not 0 <= pad_id < settings["text.num_tokens"]:
+        raise ExportError(f"mulan: text.pad_id must be a token id below {settings['text.num_tokens']}, got {pad_id!r}.")
     trained, reason = trained_tokens(state[TOKEN_TABLE], moments)
     settings.infer("trained_tokens", None if trained is None else int(trained.sum()), reason)
     (dim_latent,) = _shape(state, "audio_to_latents.bias", 1)

@@ -27,7 +27,7 @@ from ..runtime.decoder import DecoderRun
 from ..runtime.device.patches import filters_of
 from ..runtime.musiclm import MusicLM, load
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
-from .calibration import of_sounds, of_texts
+from .calibration import of_sounds, of_texts, texts_for
 from .collect import Collected, collect
 from .errors import ExportError
 from .mulan import build_mulan
@@ -111,7 +111,7 @@ def _codec(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
 def _fake_quantized(model: MusicLM, precisions: set[str]) -> dict[str, dict[str, Any]]:
     """What the other graphs of TensorRT's form lose, by their fake-quantized copies in folders of these names beside the bundle."""
     manifest, found, rng = model.bundle.manifest, {}, np.random.default_rng(0)
-    ids, mask = model.tokenizer.encode_batch(["calm piano in a ballroom", "brass band"], manifest.mulan.max_tokens)
+    ids, mask = model.tokenizer.encode_batch(texts_for(model)[:2], manifest.mulan.max_tokens)
     codes = rng.integers(0, manifest.codec.codebook_size, (3, manifest.codec.min_frames + 19, manifest.codec.quantizers))
     wave = rng.standard_normal((3, 2 * manifest.mulan.min_samples), np.float32) * 0.1
     given = {"mulan_text": (manifest.mulan.text, {"input_ids": ids, "attention_mask": mask})}

@@ -19,7 +19,10 @@ MAY_IMPORT = {
         f"kernels.{name}" for name in ("decoder_step", "launch", "lists", "launches", "calls", "packing", "patches", "sampling.constants")
     ),
     "model": ("runtime.audio", "runtime.install", "runtime.tokenizer"),
-    "export": ("runtime.bundle", "runtime.engines.form", "runtime.install", "runtime.tokenizer", "model", "kernels"),
+    "export": (
+        *("runtime.bundle", "runtime.engines.form", "runtime.install", "runtime.tokenizer", "runtime.tokenizer_file"),
+        *("model", "kernels"),
+    ),
 }
 # The files that may import more than their folder: they run a new bundle through the runtime, as a user would.
 MAY_IMPORT_MORE = {f"export/{name}.py": ("runtime",) for name in ("validate", "calibration", "quality")}

@@ -17,6 +17,7 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="checkpoints, folders and bundles, in any order")
     parser.add_argument("--config", type=Path, metavar="FILE", help="as for export")
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="as for export")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.set_defaults(run=run)
 
@@ -24,6 +25,6 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from .. import diagnose
 
-    report = diagnose(options.files, read_config(options.config))
+    report = diagnose(options.files, read_config(options.config), options.tokenizer)
     print(report.to_json() if options.json else report)
     return 1 if report.faults else 0
