@@ -23,9 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
+from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Step
 from ..runtime.engines.form import FOLDER as FORM
-from ..runtime.tokenizer_file import TOKENIZER_FILE
 from . import graph, trace
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
@@ -33,13 +32,13 @@ from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
 from .errors import ExportError, naming
 from .kernels import capabilities_of, pack_kernels
-from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
+from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text, mulan_record
 from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
 from .tensorrt import record_form, write_form
-from .text_tokenizer import most_tokens, tokens_of, write_tokenizer
+from .text_tokenizer import write_tokenizer
 from .trace_cache import traces_in
 from .trained_tokens import trained_tokens
 from .transformers import STAGES
@@ -166,11 +165,10 @@ def write_stages(
     codec_hz = settings["codec"]["target_sample_hz"]
     with naming(checkpoints["mulan"].name):
         model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
-    trained, _ = trained_tokens(checkpoints["mulan"].state[TOKEN_TABLE], checkpoints["mulan"].moments)
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
+    trained, _ = trained_tokens(checkpoints["mulan"].state[TOKEN_TABLE], checkpoints["mulan"].moments)
     spectrogram = export_patches(model, folder / "mulan_audio.onnx") if kernels else None
-    text_tokenizer = settings.get("tokenizer")
     write_tokenizer(sources.get("tokenizer"), folder)
     _step(bar, "conditioner")
     conditioner = _export_conditioner(collected, folder)
@@ -185,21 +183,7 @@ def write_stages(
         wav2vec = export_wav2vec(tokenizer, settings["wav2vec"], folder)
 
     manifest = Manifest(
-        mulan=Mulan(
-            text="mulan_text.onnx",
-            audio="mulan_audio.onnx",
-            tokenizer=TOKENIZER_FILE,
-            max_tokens=most_tokens(settings["mulan"], text_tokenizer),
-            dim_latent=settings["mulan"]["dim_latent"],
-            sample_hz=settings["mulan"]["sample_hz"] or codec_hz,
-            min_samples=model.audio.min_samples,
-            audio_heads=settings["mulan"]["audio.heads"],
-            samples_per_patch=model.audio.samples_per_patch,
-            spectrogram=spectrogram,
-            trained_tokens=None if trained is None else pack_tokens(trained[: tokens_of(text_tokenizer)]),
-            tokenizer_from_file=text_tokenizer is not None or None,
-            pad_id=settings["mulan"]["text.pad_id"] or None,
-        ),
+        mulan=mulan_record(settings["mulan"], settings.get("tokenizer"), model, trained, codec_hz, spectrogram),
         conditioner=conditioner,
         **decoders,
         codec=codec,

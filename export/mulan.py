@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -17,9 +18,12 @@ from torch.nn import functional as F
 
 from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
 from ..model.residual_vq import nearest_codes
+from ..runtime import bundle
+from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .checkpoint import TOKEN_TABLE, check_finite, check_size, shape_of
 from .errors import ExportError
 from .settings import Settings
+from .text_tokenizer import most_tokens, tokens_of
 from .trace import trace
 from .trained_tokens import Moments, trained_tokens
 
@@ -196,6 +200,33 @@ def check_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]]) -> int:
     if len(dims) != 1:
         raise ExportError(f"conditioner: all codebooks must have the width of MuLaN's latents, got {sorted(dims)}.")
     return dims.pop()
+
+
+def mulan_record(
+    settings: Settings,
+    tokenizer: Settings | None,
+    mulan: MuLaN,
+    trained: np.ndarray | None,
+    codec_hz: int,
+    spectrogram: bundle.Spectrogram | None,
+) -> bundle.Mulan:
+    """The manifest's record. tokenizer: None for CLIP's; trained: bool [rows of the table], what `trained_tokens` found; spectrogram: of
+    bundles with kernels."""
+    return bundle.Mulan(
+        text="mulan_text.onnx",
+        audio="mulan_audio.onnx",
+        tokenizer=TOKENIZER_FILE,
+        max_tokens=most_tokens(settings, tokenizer),
+        dim_latent=settings["dim_latent"],
+        sample_hz=settings["sample_hz"] or codec_hz,
+        min_samples=mulan.audio.min_samples,
+        audio_heads=settings["audio.heads"],
+        samples_per_patch=mulan.audio.samples_per_patch,
+        spectrogram=spectrogram,
+        trained_tokens=None if trained is None else bundle.pack_tokens(trained[: tokens_of(tokenizer)]),
+        tokenizer_from_file=None if tokenizer is None else True,
+        pad_id=settings["text.pad_id"] or None,
+    )
 
 
 class _TextLatents(nn.Module):

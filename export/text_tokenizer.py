@@ -98,16 +98,16 @@ def warnings_of_tokenizer(mulan: Settings, tokenizer: Settings | None, names: di
             f"{names['mulan']}: text.num_tokens is {rows}, but {whose} has {tokens}. {advice}, the last {rows - tokens} are never used."
         )
     if tokenizer is not None:
-        padding, masked = tokenizer["padding_id"], mulan["text.pad_id"]
+        padding, masked = tokenizer["padding_id"], dict(mulan.items())["text.pad_id"]
         if padding is None:
             warnings.append(
-                f"{names['tokenizer']}: names no id for padding. MuLaN masks id {masked}, as in training: see that it is what the "
+                f"{names['tokenizer']}: names no id for padding. MuLaN masks id {masked.value}, as in training: see that it is what the "
                 f"training padded with, or say so with {_PAD_ID.format('N')}."
             )
-        elif padding != masked:
+        elif padding != masked.value and masked.source == "override":
             warnings.append(
-                f"{names['tokenizer']}: pads with id {padding}, which text.pad_id = {masked} does not mask: in training MuLaN read the "
-                "padding of a batch too, here it reads each text alone, without."
+                f"{names['tokenizer']}: pads with id {padding}, which text.pad_id = {masked.value} does not mask: in training MuLaN "
+                "read the padding of a batch too, here it reads each text alone, without."
             )
     return warnings
 

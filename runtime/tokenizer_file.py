@@ -7,6 +7,7 @@ file decides everything, unlike for CLIP's tokenizer (`tokenizer.py`), but for o
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ _ADVICE = (
     f"expected a {TOKENIZER_FILE} of the package tokenizers. transformers writes one: "
     'AutoTokenizer.from_pretrained("...").save_pretrained("folder") makes folder/tokenizer.json'
 )
+_PADDING = re.compile(r"\[pad\]|<\|?pad\|?>", re.IGNORECASE)  # tokens for padding, by their names
 _Result = TypeVar("_Result")
 
 
@@ -44,7 +46,8 @@ class FileTokenizer(TextTokenizer):
         truncation, padding = self._tokenizer.truncation or {}, self._tokenizer.padding or {}
         self.max_tokens: int | None = truncation.get("max_length")  # to which training cut its texts
         self.padded_to: int | None = padding.get("length")  # how long it makes every text at least
-        self.padding_id = padding["pad_id"] if padding else self._padding_id()  # the id that the file pads with; None: not named
+        named = next((index for token, index in vocabulary.items() if _PADDING.fullmatch(token)), None)
+        self.padding_id: int | None = padding.get("pad_id", named)  # the id that the file pads with; None if it names none
         self._tokenizer.no_truncation()
         empty = self._encode("")
         self.around = [token for token, seen in zip(empty.tokens, empty.attention_mask, strict=True) if seen]  # such as [CLS] and [SEP]
@@ -96,11 +99,6 @@ class FileTokenizer(TextTokenizer):
         if not isinstance(text, str):
             raise ValueError(f"a text must be a string, got {type(text).__name__}")
         return _guarded(lambda: self._tokenizer.encode(text))
-
-    def _padding_id(self) -> int | None:
-        """Return the id of the special token for padding, where one has a name that says so."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return next((index for index, token in added.items() if token.content.strip("[]<>|").lower() == "pad"), None)
 
 
 def read_tokenizer(path: Path, from_file: bool, pad_id: int = 0) -> TextTokenizer:
