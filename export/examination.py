@@ -18,9 +18,10 @@ from ..model.sklearn_kmeans import read_cluster_centers
 from ..runtime.bundle import BundleError
 from .checkpoint import Checkpoint, describe, identify, is_encodec, read_file
 from .codec import build_codec
-from .collect import Collected, conditioner_tables, conditioning_dim, faults_of_fit, gather, settings_table, warnings_of
+from .collect import Collected, conditioner_tables, gather, settings_table, warnings_of
 from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
 from .errors import ExportError, MissingCheckpoint, naming
+from .fit import conditioning_dim, faults_of_fit
 from .mulan import build_mulan, check_conditioner, conditioner_weights, split_quantizer_state
 from .semantic_tokens import build_tokenizer
 from .settings import Settings

@@ -29,8 +29,9 @@ from . import graph, trace
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
 from .codec import export_codec
-from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
+from .collect import Collected, collect, conditioner_tables, settings_table, warnings_of
 from .errors import ExportError, naming
+from .fit import conditioning_dim
 from .kernels import capabilities_of, pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text, mulan_record
 from .patches import export_patches

@@ -15,7 +15,7 @@ from musiclm_deploy.export.checkpoint import TOKEN_TABLE
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.export import records_of
-from musiclm_deploy.export.mulan import infer_mulan, mulan_record
+from musiclm_deploy.export.mulan import build_mulan, infer_mulan, mulan_record
 from musiclm_deploy.export.text_tokenizer import (
     faults_of_tokenizer,
     infer_tokenizer,
@@ -121,7 +121,8 @@ def test_a_bundle_with_a_tokenizer_of_its_own(tiny_models, tiny_bundle, good, ru
     (folder / MANIFEST).unlink()
     write_tokenizer(tmp_path, folder)
     manifest, settings = Bundle.open(tiny_bundle).manifest, collected.settings
-    mulan = mulan_record(settings["mulan"], settings["tokenizer"], tiny_models["mulan"], np.ones(49408, bool), 16000, None)
+    ours = build_mulan(settings["mulan"], collected.checkpoints["mulan"].state)
+    mulan = mulan_record(settings["mulan"], settings["tokenizer"], ours, np.ones(49408, bool), 16000, None)
     assert (mulan.max_tokens, mulan.tokenizer_from_file, mulan.pad_id) == (16, True, 4)
     assert mulan.trained_tokens == pack_tokens(np.ones(10, bool))
     manifest = replace(manifest, mulan=mulan, files=records_of(folder))
@@ -132,7 +133,9 @@ def test_a_bundle_with_a_tokenizer_of_its_own(tiny_models, tiny_bundle, good, ru
     with md.load(folder, device="cpu", threads=1) as model, torch.inference_mode():
         ids = torch.tensor([Tokenizer.from_file(str(path)).encode(text).ids])
         assert ids.tolist() == [[2, 4, 5, 6, 9, 7, 1, 3]]
-        expected = tiny_models["mulan"].get_text_latents(ids, mask=ids != 4).numpy()  # musiclm-pytorch's
+        upstream = tiny_models["mulan"]  # musiclm-pytorch's
+        latents = upstream.text_to_latents(upstream.text(ids, mask=ids != 4))
+        expected = torch.nn.functional.normalize(latents, dim=-1).numpy()
         assert np.abs(model.embed_text(text) - expected).max() < 1e-5
         assert model.generate(text, seconds=0.1).audio.shape == (1600,)
         with pytest.raises(ValueError, match="a text of 22 tokens is longer than the 16 MuLaN takes"):
