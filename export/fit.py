@@ -6,8 +6,10 @@ is checked where it is inferred. docs/export.md lists the pairs.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
+from .errors import ExportError
 from .semantic_tokens import tokens_per_second
 from .settings import Settings
 from .text_tokenizer import faults_of_tokenizer, warnings_of_tokenizer
@@ -41,7 +43,9 @@ def faults_of_fit(collected: Collected) -> list[str]:
         for pair in [next((pair for pair in group if pair[0] in s and pair[2] in s), None)]
         if pair is not None
     ]
-    if "wav2vec" in s and "semantic" in s:
+    if "semantic" in s and not 0 < s["semantic"]["tokens_per_second"] < math.inf:
+        faults.append(f"{names['semantic']}: tokens_per_second must be a positive number, got {s['semantic']['tokens_per_second']}")
+    elif "wav2vec" in s and "semantic" in s:
         rate, trained = tokens_per_second(s["wav2vec"]), s["semantic"]["tokens_per_second"]
         if rate != trained:
             faults.append(
@@ -64,6 +68,20 @@ def faults_of_fit(collected: Collected) -> list[str]:
     if "mulan" in s:
         faults += faults_of_tokenizer(s["mulan"], s.get("tokenizer"), names)
     return list(dict.fromkeys(filter(None, faults)))
+
+
+def check_wrappers(audio_lm: Any) -> None:
+    """Raise ExportError if the wrappers of a live AudioLM, each of which has a copy, do not have the same codec, tokenizer and rules."""
+    semantic, coarse = audio_lm.semantic, audio_lm.coarse
+    faults = []
+    if semantic.unique_consecutive != coarse.unique_consecutive:
+        faults.append(f"unique_consecutive is {semantic.unique_consecutive} in semantic and {coarse.unique_consecutive} in coarse")
+    for name, one, other in (("codec", "coarse", "fine"), ("wav2vec", "semantic", "coarse")):
+        first, second = (getattr(getattr(audio_lm, stage), name, None) for stage in (one, other))
+        if first is not None and second is not None and first is not second and not _same_tensors(first, second):
+            faults.append(f"the {name} of {one} is not that of {other}: their tensors differ")
+    if faults:
+        raise ExportError(f"the wrappers of this AudioLM do not fit together: {'; '.join(faults)}. A bundle has one for all stages.")
 
 
 def warnings_of_text(collected: Collected) -> list[str]:
@@ -107,6 +125,11 @@ def _faults_of_condition(collected: Collected, stage: str) -> list[str | None]:
             f"{names[quantizer]}: its codebooks were never initialised; run it in training mode over your data once, then save it"
         )
     return faults
+
+
+def _same_tensors(first: Any, second: Any) -> bool:
+    one, other = first.state_dict(), second.state_dict()
+    return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
 def _differ(collected: Collected, part: str, setting: str, other: str, other_setting: str) -> str | None:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ..model import HubertKmeans, MelKmeans
 from .export import export_checkpoints
+from .fit import check_wrappers
 
 
 class Options(TypedDict, total=False):
@@ -90,6 +91,7 @@ def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def _settings_of(audio_lm: Any, transformers: dict[str, Any], quantizer: Any) -> dict[str, dict[str, Any]]:
     """What the checkpoints will not say, under the names that overrides have."""
+    check_wrappers(audio_lm)
     settings: dict[str, dict[str, Any]] = {}
     for stage, transformer in transformers.items():
         inner = transformer.transformer

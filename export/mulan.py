@@ -68,6 +68,9 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
         )
     settings.assume("spec_power", 2, _UPSTREAM)
     settings.assume("spec_pad", 0, _UPSTREAM)
+    for name, least in (("spec_n_fft", 1), ("spec_hop_length", 1), ("spec_pad", 0)):
+        if type(settings[name]) is not int or settings[name] < least:
+            raise ExportError(f"mulan: {name} must be a whole number of at least {least}, got {settings[name]!r}.")
     settings.assume("spec_center", True, _UPSTREAM)
     settings.assume("spec_pad_mode", "reflect", _UPSTREAM)
     if settings.assume("accept_spec", False, _UPSTREAM):
