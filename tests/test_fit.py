@@ -18,7 +18,7 @@ from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.fit import check_wrappers, faults_of_fit
 from musiclm_deploy.export.settings import Settings
 
-# Part, settings of it with other values, what is said. The tiny MusicLM has 19 semantic tokens, 2 + 3 quantizers of 13 codes, and conditions
+# Part, settings of it with other values, what is said. The tiny MusicLM has 19 semantic tokens, 2 + 3 quantizers of 13 codes, conditions
 # of width 24.
 PAIRS: dict[str, tuple[str, dict[str, Any], str]] = {
     "semantic tokens of semantic and coarse": (
