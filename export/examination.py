@@ -16,6 +16,7 @@ import torch
 
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..runtime.bundle import BundleError
+from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .checkpoint import Checkpoint, describe, identify, is_encodec, read_file
 from .codec import build_codec
 from .collect import Collected, conditioner_tables, gather, settings_table, warnings_of
@@ -26,6 +27,7 @@ from .mulan import build_mulan, check_conditioner, conditioner_weights, split_qu
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .stage import build_stage
+from .text_tokenizer import infer_tokenizer
 from .transformers import STAGES
 
 _NEEDED = (*STAGES, "codec", "mulan", "quantizer")
@@ -59,6 +61,9 @@ def _examine(path: Path) -> FileReport:
         return describe_bundle(path)
     if os.path.isdir(path) and (path / "config.json").is_file() and b'"hubert"' in (path / "config.json").read_bytes():
         return FileReport(str(path), "hubert", "HuBERT, a folder of transformers")
+    if path.name == TOKENIZER_FILE and path.is_file():
+        _, tokenizer = infer_tokenizer(path)
+        return FileReport(str(path), "tokenizer", f"a tokenizer of {tokenizer['tokens']} tokens ({tokenizer['model']})")
     try:
         checkpoint = read_file(path)
     except ExportError as error:

@@ -79,8 +79,8 @@ def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)
     manifest = model.bundle.manifest.mulan
     ids = torch.randint(1, mulan.text.token_emb.num_embeddings, (3, min(11, manifest.max_tokens)))
-    ids[1, 5:] = 0
-    text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != 0).long().numpy())["latent"]
+    ids[1, 5:] = mulan.text.pad_id
+    text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != mulan.text.pad_id).long().numpy())["latent"]
     wave = torch.randn(3, manifest.min_samples + 1777)
     audio = model.run(manifest.audio, wave=wave.numpy())["latent"]
     latents = mulan.get_audio_latents(wave).numpy()

@@ -4,6 +4,8 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import musiclm_deploy as md
+from musiclm_deploy.export.calibration import TEXTS, texts_for
 from musiclm_deploy.export.checkpoint import TOKEN_TABLE
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.errors import ExportError
@@ -25,6 +28,7 @@ from musiclm_deploy.export.text_tokenizer import (
     write_tokenizer,
 )
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, pack_tokens
+from musiclm_deploy.runtime.tokenizer_file import FileTokenizer
 
 NAMES = {"mulan": "mulan.pt", "tokenizer": "tokenizer.json"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "calm", "piano", "##s", "brass", "band", ";"]
@@ -111,9 +115,12 @@ def test_a_bundle_with_a_tokenizer_of_its_own(tiny_models, tiny_bundle, good, ru
     path, overrides = bert(tmp_path, cut=16, pad="calm"), {"mulan": {"text.pad_id": 4}}
     files = [str(file) for file in good.values()]
     (tmp_path / "config.json").write_text(json.dumps(overrides))
-    status, output, _ = run("doctor", *files, "--tokenizer", tmp_path, "--config", tmp_path / "config.json", "--json")
+    status, output, _ = run("doctor", *files, path, "--config", tmp_path / "config.json", "--json")
     report = json.loads(output)
     assert (status, report["faults"], report["settings"]["tokenizer"]["tokens"][0]) == (0, [], 10)
+    assert (report["files"][-1]["kind"], report["files"][-1]["what"]) == ("tokenizer", "a tokenizer of 10 tokens (WordPiece)")
+    status, same, _ = run("doctor", *files, "--tokenizer", tmp_path, "--config", tmp_path / "config.json", "--json")
+    assert json.loads(same)["settings"] == report["settings"] and json.loads(same)["warnings"] == report["warnings"]
     assert any("text.num_tokens is 49408, but tokenizer.json has 10" in text for text in report["warnings"])
 
     collected = collect({**good, "tokenizer": tmp_path}, overrides)
@@ -140,6 +147,16 @@ def test_a_bundle_with_a_tokenizer_of_its_own(tiny_models, tiny_bundle, good, ru
         assert model.generate(text, seconds=0.1).audio.shape == (1600,)
         with pytest.raises(ValueError, match="a text of 22 tokens is longer than the 16 MuLaN takes"):
             model.generate("calm " * 20)
+
+
+def test_texts_that_a_precision_is_measured_on(tmp_path):
+    """Fault: a right model whose texts are short is refused, since the export's own texts are longer."""
+    tokenizer = FileTokenizer.from_file(bert(tmp_path))
+    model: Any = SimpleNamespace(tokenizer=tokenizer, bundle=SimpleNamespace(manifest=SimpleNamespace(mulan=SimpleNamespace(max_tokens=4))))
+    texts = texts_for(model)
+    assert texts[0] == "calm piano " and all(len(tokenizer.encode(text)) <= 4 and tokenizer.encode_words(text) for text in texts)
+    model.bundle.manifest.mulan.max_tokens = 64
+    assert texts_for(model) == list(TEXTS)
 
 
 def test_manifests_without_the_new_fields(tiny_bundle):
