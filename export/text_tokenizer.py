@@ -19,7 +19,7 @@ _PAD_ID = '--config {{"mulan": {{"text.pad_id": {}}}}}'
 
 
 def infer_tokenizer(path: Path) -> tuple[Checkpoint, Settings]:
-    """A record of the file, which has no tensors, and what it says of itself. ExportError if it is no tokenizer."""
+    """Return a record of the file, which has no tensors, and its settings. ExportError if it is no tokenizer."""
     tokenizer = _read(path)
     settings = Settings("tokenizer")
     settings.infer("model", tokenizer.model, "model")
@@ -47,7 +47,7 @@ def tokens_of(tokenizer: Settings | None) -> int:
 
 
 def most_tokens(mulan: Settings, tokenizer: Settings | None) -> int:
-    """Return of how many tokens a text may be: as many as the tower has positions for, or as the training's texts were cut to."""
+    """Return how many tokens a text may have: the tower's positions, or the length that the training's texts were cut to, if less."""
     positions = mulan["text.max_seq_len"]
     return positions if tokenizer is None or tokenizer["max_tokens"] is None else min(positions, tokenizer["max_tokens"])
 
@@ -68,14 +68,11 @@ def faults_of_tokenizer(mulan: Settings, tokenizer: Settings | None, names: dict
             f"{name}: {tokenizer['last_token']!r} has the id {tokenizer['tokens'] - 1}, but {names['mulan']}: text.num_tokens is {rows}: "
             "give the tokenizer that this MuLaN was trained with"
         )
-    positions, around = mulan["text.max_seq_len"], len(tokenizer["around"])
-    if (tokenizer["padded_to"] or 0) > positions:
-        faults.append(f"{name}: pads every text to {tokenizer['padded_to']}, but {names['mulan']}: text.max_seq_len is {positions}")
-    if around >= most_tokens(mulan, tokenizer):
-        faults.append(
-            f"{name}: puts {around} tokens around a text, but of {most_tokens(mulan, tokenizer)} is the longest that {names['mulan']} was "
-            "trained on: no word has room"
-        )
+    most, padded, around = most_tokens(mulan, tokenizer), tokenizer["padded_to"] or 0, len(tokenizer["around"])
+    if padded > most:
+        faults.append(f"{name}: pads every text to {padded} tokens, but {names['mulan']} takes {most}: give the file of the training")
+    if around >= most:
+        faults.append(f"{name}: puts {around} tokens around a text, but {names['mulan']} takes {most}, so that no word has room")
     padding, masked = tokenizer["padding_id"], dict(mulan.items())["text.pad_id"]
     if padding is not None and padding != masked.value and masked.source != "override":
         faults.append(
@@ -86,7 +83,7 @@ def faults_of_tokenizer(mulan: Settings, tokenizer: Settings | None, names: dict
 
 
 def warnings_of_tokenizer(mulan: Settings, tokenizer: Settings | None, names: dict[str, str]) -> list[str]:
-    """Return what need not be wrong about a text tower and its tokenizer, but may be."""
+    """Return what may be wrong about a text tower and its tokenizer; arguments as of `faults_of_tokenizer`."""
     warnings = []
     rows, tokens = mulan["text.num_tokens"], tokens_of(tokenizer)
     if rows > tokens:
@@ -95,14 +92,15 @@ def warnings_of_tokenizer(mulan: Settings, tokenizer: Settings | None, names: di
         if tokenizer is not None:
             advice = "If it was trained with this tokenizer"
         warnings.append(
-            f"{names['mulan']}: text.num_tokens is {rows}, but {whose} has {tokens}. {advice}, the last {rows - tokens} are never used."
+            f"{names['mulan']}: text.num_tokens is {rows}, but {whose} has {tokens}. {advice}, "
+            f"the last {rows - tokens} rows are never used."
         )
     if tokenizer is not None:
         padding, masked = tokenizer["padding_id"], dict(mulan.items())["text.pad_id"]
         if padding is None:
             warnings.append(
-                f"{names['tokenizer']}: names no id for padding. MuLaN masks id {masked.value}, as in training: see that it is what the "
-                f"training padded with, or say so with {_PAD_ID.format('N')}."
+                f"{names['tokenizer']}: names no padding id. MuLaN masks the id {masked.value}: check that the training padded with it, or "
+                f"give the other with {_PAD_ID.format('N')}."
             )
         elif padding != masked.value and masked.source == "override":
             warnings.append(

@@ -82,15 +82,22 @@ def test_clips_tokenizer_and_the_table(packages, rows, fault, warning):
     [
         (10, 256, {}, {}, "", ""),
         (9, 256, {}, {}, "tokenizer.json: ';' has the id 9, but mulan.pt: text.num_tokens is 9: give the tokenizer that this MuLaN", ""),
-        (12, 256, {}, {}, "", "text.num_tokens is 12, but tokenizer.json has 10. If it was trained with this tokenizer, the last 2 are"),
-        (10, 2, {}, {}, "puts 2 tokens around a text, but of 2 is the longest that mulan.pt was trained on: no word has room", ""),
-        (10, 256, {"cut": 2}, {}, "puts 2 tokens around a text, but of 2 is the longest", ""),
-        (10, 8, {"pad_to": 9}, {}, "tokenizer.json: pads every text to 9, but mulan.pt: text.max_seq_len is 8", ""),
+        (
+            12,
+            256,
+            {},
+            {},
+            "",
+            "num_tokens is 12, but tokenizer.json has 10. If it was trained with this tokenizer, the last 2 rows are",
+        ),
+        (10, 2, {}, {}, "puts 2 tokens around a text, but mulan.pt takes 2, so that no word has room", ""),
+        (10, 256, {"cut": 2}, {}, "puts 2 tokens around a text, but mulan.pt takes 2", ""),
+        (10, 8, {"pad_to": 9}, {}, "tokenizer.json: pads every text to 9 tokens, but mulan.pt takes 8: give the file", ""),
         (10, 8, {"pad_to": 8}, {}, "", ""),
         (10, 8, {"pad": "[UNK]"}, {}, 'TextTransformer was given with --config {"mulan": {"text.pad_id": 1}}, or 0 if none', ""),
         (10, 8, {"pad": "[UNK]"}, {"pad_id": 1}, "", ""),
         (10, 8, {"pad": "[UNK]"}, {"pad_id": 0}, "", "pads with id 1, which text.pad_id = 0 does not mask"),
-        (10, 8, {"pad": "none"}, {}, "", "names no id for padding. MuLaN masks id 0, as in training"),
+        (10, 8, {"pad": "none"}, {}, "", "names no padding id. MuLaN masks the id 0: check that the training padded with it"),
     ],
 )
 def test_a_file_and_the_tower(packages, tmp_path, rows, positions, file, overrides, fault, warning):
