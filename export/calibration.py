@@ -41,7 +41,17 @@ class Calibration:
 
 
 def of_texts(model: MusicLM) -> Calibration:
-    return Calibration(model.embed_text(list(TEXTS)), _most_frames(model), None)
+    return Calibration(model.embed_text(texts_for(model)), _most_frames(model), None)
+
+
+def texts_for(model: MusicLM) -> list[str]:
+    """`TEXTS`, cut where the model's text tower takes fewer tokens than one of them has."""
+    most, texts = model.bundle.manifest.mulan.max_tokens, []
+    for text in TEXTS:
+        while len(model.tokenizer.encode(text)) > most and len(text) > 1:
+            text = text[:-1]
+        texts.append(text)
+    return texts
 
 
 def of_sounds(model: MusicLM, paths: list[Path]) -> Calibration:

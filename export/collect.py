@@ -17,20 +17,21 @@ from torch import Tensor
 from .checkpoint import Checkpoint, from_package, read_checkpoint
 from .codec import infer_codec
 from .errors import ExportError, MissingCheckpoint, naming
+from .fit import faults_of_fit, namespace_of, stages_with_quantizer, warnings_of_text
 from .mulan import check_conditioner, conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
-from .semantic_tokens import infer_mel, read_hubert_kmeans, tokens_per_second
+from .semantic_tokens import infer_mel, read_hubert_kmeans
 from .settings import Settings
 from .tensor_names import mulan_tensors
+from .text_tokenizer import infer_tokenizer
 from .transformers import STAGES, infer_transformer
 
-# Of SoundStream's codebooks, and of EnCodec's in both its packages: whether they have seen data.
-_INITIALISED = ("_codebook.initted", "codebook.inited")
 PARTS = (*STAGES, "codec", "mulan", "quantizer", "wav2vec")
 
 
 @dataclass(frozen=True)
 class Collected:
-    checkpoints: dict[str, Checkpoint]  # semantic, coarse, fine, codec, mulan; quantizer.<stage> per conditioned stage; wav2vec if given
+    # semantic, coarse, fine, codec, mulan; quantizer.<stage> per conditioned stage; wav2vec and tokenizer if given
+    checkpoints: dict[str, Checkpoint]
     settings: dict[str, Settings]  # the same names; quantizer.<stage> as well
 
     @property
@@ -42,7 +43,8 @@ def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collec
     """Everything read and in agreement, or the ExportError that comes first.
 
     sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it.
-    semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds."""
+    semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds. tokenizer: that of MuLaN's texts, where
+    it is not CLIP's."""
 
     def refuse(error: ExportError) -> None:
         raise error
@@ -90,7 +92,10 @@ def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Ca
                 settings["codec"] = infer_codec(checkpoints["codec"], quantizers, overrides.get("codec", {}))
     for stage in STAGES:
         with part():
-            if stage not in settings or settings[stage]["audio_text_condition"]:
+            if stage in settings and not settings[stage]["audio_text_condition"]:
+                if f"quantizer.{stage}" in sources:
+                    raise ExportError(f"--quantizer {stage}=...: {checkpoints[stage].name} takes no condition. Leave this option out.")
+            else:
                 _gather_quantizer(stage, sources, overrides.get("quantizer", {}), checkpoints, settings)
     with part():
         if "mulan" in checkpoints:
@@ -98,6 +103,9 @@ def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Ca
                 settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}), checkpoints["mulan"].moments)
         elif "mulan" not in sources:
             raise MissingCheckpoint("missing checkpoint: --mulan (no quantizer file holds one).", "mulan")
+    with part():
+        if "tokenizer" in sources:
+            checkpoints["tokenizer"], settings["tokenizer"] = infer_tokenizer(sources["tokenizer"])
     with part():
         _gather_wav2vec(sources, overrides.get("wav2vec", {}), checkpoints, settings)
     return Collected(checkpoints, settings)
@@ -167,85 +175,23 @@ def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
     return first
 
 
-def faults_of_fit(collected: Collected) -> list[str]:
-    """Everything that must agree between files and does not, as far as the files are there."""
-    s, names = collected.settings, {part: checkpoint.name for part, checkpoint in collected.checkpoints.items()}
-    faults = []
-
-    def same(part: str, setting: str, other: str, other_setting: str) -> None:
-        if part in s and other in s and s[part][setting] != s[other][other_setting]:
-            faults.append(
-                f"{names[part]}: {setting} is {s[part][setting]}, but {names[other]}: {other_setting} is {s[other][other_setting]}"
-            )
-
-    same("semantic", "num_semantic_tokens", "coarse", "num_semantic_tokens")
-    same("coarse", "codebook_size", "fine", "codebook_size")
-    same("coarse", "codebook_size", "codec", "codebook_size")
-    same("coarse", "num_coarse_quantizers", "fine", "num_coarse_quantizers")
-    if "wav2vec" in s and "semantic" in s:
-        same("wav2vec", "codebook_size", "semantic", "num_semantic_tokens")
-        rate, trained = tokens_per_second(s["wav2vec"]), s["semantic"]["tokens_per_second"]
-        if rate != trained:
-            faults.append(
-                f"{names['wav2vec']}: gives {rate:g} tokens a second, but {names['semantic']}: tokens_per_second is {trained:g}; "
-                "override it if the semantic transformer was trained on these tokens"
-            )
-    if "fine" in s and "codec" in s:
-        quantizers = s["fine"]["num_coarse_quantizers"] + s["fine"]["num_fine_quantizers"]
-        if quantizers != s["codec"]["rq_num_quantizers"]:
-            faults.append(
-                f"{names['fine']}: {quantizers} coarse and fine quantizers, "
-                f"but {names['codec']}: rq_num_quantizers is {s['codec']['rq_num_quantizers']}"
-            )
-    if "codec" in s and not all(
-        tensor.all() for name, tensor in collected.checkpoints["codec"].state.items() if name.endswith(_INITIALISED)
-    ):
-        faults.append(f"{names['codec']}: its codebooks were never initialised; train the codec, then save it")
-    for stage in _with_quantizer(collected):
-        quantizer = f"quantizer.{stage}"
-        dim = conditioning_dim(s[quantizer], stage)
-        if stage not in s:
-            pass  # what it takes is not known
-        elif dim is None:
-            faults.append(f"{names[quantizer]}: has no table for {stage}, only {', '.join(s[quantizer]['namespaces'])}")
-        elif dim != s[stage]["cond_dim"]:
-            hint = " (a model conditioned on T5 text is not covered)" if s[stage]["cond_dim"] == 768 else ""
-            faults.append(f"{names[stage]}: takes a condition of width {s[stage]['cond_dim']}, but {names[quantizer]} gives {dim}{hint}")
-        same(quantizer, "dim_latent", "mulan", "dim_latent")
-        if s[quantizer]["uninitialised"]:
-            faults.append(
-                f"{names[quantizer]}: its codebooks were never initialised; run it in training mode over your data once, then save it"
-            )
-    return list(dict.fromkeys(faults))
-
-
-def _with_quantizer(collected: Collected) -> list[str]:
-    return [stage for stage in STAGES if f"quantizer.{stage}" in collected.settings]
-
-
 def warnings_of(collected: Collected) -> list[str]:
     """What does not stop an export but should be known."""
     untrained: dict[str, list[str]] = {}
-    for stage in _with_quantizer(collected):
+    for stage in stages_with_quantizer(collected):
         quantizer = f"quantizer.{stage}"
         if namespace_of(collected.settings[quantizer], stage) in collected.settings[quantizer]["untrained_tables"]:
             untrained.setdefault(collected.checkpoints[quantizer].name, []).append(stage)
     notes = [f"{collected.checkpoints[part].name}: {text}" for part, settings in collected.settings.items() for text in settings.warnings]
-    return list(dict.fromkeys(notes)) + [
-        f"{name}: the conditioning of {', '.join(stages)} is as it was drawn at random, as audiolm-pytorch's trainers leave it. "
-        "That is right only if the transformers were trained with this very file."
-        for name, stages in untrained.items()
-    ]
-
-
-def namespace_of(quantizer: Settings, stage: str) -> str:
-    """The namespace that serves `stage`: its own, or the only one of a quantizer made for one stage."""
-    namespaces = list(quantizer["namespaces"])
-    return namespaces[0] if len(namespaces) == 1 else stage
-
-
-def conditioning_dim(quantizer: Settings, stage: str) -> int | None:
-    return dict(zip(quantizer["namespaces"], quantizer["conditioning_dims"], strict=True)).get(namespace_of(quantizer, stage))
+    return (
+        list(dict.fromkeys(notes))
+        + [
+            f"{name}: the conditioning of {', '.join(stages)} is as it was drawn at random, as audiolm-pytorch's trainers leave it. "
+            "That is right only if the transformers were trained with this very file."
+            for name, stages in untrained.items()
+        ]
+        + warnings_of_text(collected)
+    )
 
 
 def conditioner_tables(collected: Collected) -> dict[str, tuple[Tensor, Tensor]]:

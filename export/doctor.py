@@ -51,22 +51,26 @@ class Report:
         return "\n".join(lines if self.faults else [*lines, "nothing found that would be refused"])
 
 
-def diagnose(paths: str | os.PathLike | Iterable[str | os.PathLike], config: Mapping[str, Any] | None = None) -> Report:
-    """Examine checkpoints, folders and bundles. config: overrides, as for `export_checkpoints`. Raises nothing for what is in a file.
+def diagnose(
+    paths: str | os.PathLike | Iterable[str | os.PathLike],
+    config: Mapping[str, Any] | None = None,
+    tokenizer: str | os.PathLike | None = None,
+) -> Report:
+    """Examine checkpoints, folders and bundles. config, tokenizer: as for `export_checkpoints`. Raises nothing for what is in a file.
 
     One path alone is a list of one.
 
     Raises ImportError, which says what to install, if torch is missing and one of the paths is not a bundle.
     """
     paths = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-    if paths and not config and all(map(is_bundle, paths)):
+    if paths and not config and tokenizer is None and all(map(is_bundle, paths)):
         return _of_bundles(paths)
     try:
         from .examination import examine
     except ModuleNotFoundError as error:
         advice = f"{install_command('cpu', 'export', 'train')}, and upstream as the README says"
         raise ImportError(f"examining anything but bundles needs the package {error.name}, which is not installed: {advice}.") from error
-    return examine(paths, config or {})
+    return examine(paths, config or {}, None if tokenizer is None else Path(tokenizer))
 
 
 def is_bundle(path: Path) -> bool:

@@ -18,17 +18,20 @@ from ..model.hubert_files import is_hubert_folder
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..model.tensor_file import UnreadableFile, files_of
 from ..runtime.bundle import BundleError
+from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .checkpoint import Checkpoint, check_claims, from_package, is_encodec, kinds_in, read_file
 from .codec import build_codec
-from .collect import Collected, conditioner_tables, conditioning_dim, faults_of_fit, gather, settings_table, warnings_of
+from .collect import Collected, conditioner_tables, gather, settings_table, warnings_of
 from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
 from .errors import ExportError, MissingCheckpoint, naming
+from .fit import conditioning_dim, faults_of_fit
 from .mulan import build_mulan, check_conditioner, conditioner_weights, split_quantizer_state
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .stage import build_stage
 from .state_dicts import DESCRIPTIONS
 from .tensor_names import serves_training
+from .text_tokenizer import infer_tokenizer
 from .transformers import STAGES
 
 _NEEDED = (*STAGES, "codec", "mulan", "quantizer")
@@ -36,7 +39,7 @@ _TABLE = "cond_embeddings."
 _SUFFIXES = {".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".km", ".pkl", ".joblib"}
 
 
-def examine(paths: Iterable[Path], config: Mapping[str, Any]) -> Report:
+def examine(paths: Iterable[Path], config: Mapping[str, Any], tokenizer: Path | None = None) -> Report:
     """Examine files of any kind; see `diagnose` for the arguments."""
     files, faults = [], []
     for path in itertools.chain.from_iterable(map(_files_in, paths)):
@@ -46,6 +49,7 @@ def examine(paths: Iterable[Path], config: Mapping[str, Any]) -> Report:
             files.append(FileReport(str(path), None, USELESS))
             faults.append(str(error))
     sources = _assign(files, faults)
+    sources |= {} if tokenizer is None else {"tokenizer": tokenizer}
     refused: list[ExportError] = []
     collected = gather(sources, config, refused.append) if sources or config else Collected({}, {})
     missing = _missing(sources, collected, refused) if sources else []
@@ -64,7 +68,9 @@ def _files_in(path: Path) -> list[Path]:
         files_of(path)
         return [path]
     except UnreadableFile:  # which the export says, too, if there is nothing else in it
-        return sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file()) or [path]
+        return sorted(file for file in path.iterdir() if (file.suffix in _SUFFIXES or file.name == TOKENIZER_FILE) and file.is_file()) or [
+            path
+        ]
 
 
 def _examine(path: Path) -> list[FileReport]:
@@ -74,6 +80,9 @@ def _examine(path: Path) -> list[FileReport]:
         return [describe_bundle(path)]
     if is_hubert_folder(path):
         return [FileReport(str(path), "hubert", "HuBERT, a folder of transformers")]
+    if path.name == TOKENIZER_FILE and path.is_file():
+        _, tokenizer = infer_tokenizer(path)
+        return [FileReport(str(path), "tokenizer", f"a tokenizer of {tokenizer['tokens']} tokens ({tokenizer['model']})")]
     try:
         package = read_file(path)
         kinds = kinds_in(path.name, package)

@@ -22,25 +22,25 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..model.text_transformer import clip_merges_path
 from ..runtime.aside import folder_aside, remove_abandoned, replace_folder
-from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Mulan, Step, pack_tokens
+from ..runtime.bundle import MANIFEST, Conditioner, FileRecord, Manifest, Step
 from ..runtime.engines.form import FOLDER as FORM
-from ..runtime.tokenizer import ClipTokenizer
 from . import graph, trace
 from .arguments import list_of, overrides_of, path_of, sources_of
 from .calibration import sounds_in
 from .checkpoint import TOKEN_TABLE
 from .codec import export_codec
-from .collect import Collected, collect, conditioner_tables, conditioning_dim, settings_table, warnings_of
+from .collect import Collected, collect, conditioner_tables, settings_table, warnings_of
 from .errors import ExportError, naming
+from .fit import conditioning_dim
 from .kernels import capabilities_of, check_types, pack_kernels
-from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text
+from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text, mulan_record
 from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
 from .tensorrt import record_form, write_form
+from .text_tokenizer import write_tokenizer
 from .trace_cache import traces_in
 from .trained_tokens import trained_tokens
 from .transformers import STAGES
@@ -61,6 +61,7 @@ def export_checkpoints(
     semantic_features: str | os.PathLike | None = None,
     hubert: str | os.PathLike | None = None,
     kmeans: str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
     target: str = "onnxruntime",
     precision: str | Mapping[str, str] = "fp32",
@@ -77,6 +78,8 @@ def export_checkpoints(
     quantizer: one file for all stages, or {stage: file}. mulan: may be left out where a quantizer file contains its MuLaN.
     semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
     upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
+    tokenizer: the `tokenizer.json` of the Hugging Face tokenizer whose ids MuLaN's text tower was trained on, or its folder; by default
+    CLIP's tokenizer, as in musiclm-pytorch.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
     target: "onnxruntime"; or "tensorrt", for a bundle that also has what TensorRT's engines are built of, and kernels that draw its tokens.
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
@@ -90,7 +93,7 @@ def export_checkpoints(
     Raises ExportError when a checkpoint is refused or a stage misses its tolerance; then nothing is left behind.
     """
     files = {"semantic": semantic, "coarse": coarse, "fine": fine, "codec": codec}
-    optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans}
+    optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans, "tokenizer": tokenizer}
     sources, overrides, kernels = sources_of(files, optional, quantizer), overrides_of(config), list_of(kernels, "kernels")
     compute_capabilities = None if compute_capabilities is None else list_of(compute_capabilities, "compute_capabilities")
     trace_cache = None if trace_cache is None else path_of(trace_cache, "trace_cache")
@@ -167,11 +170,11 @@ def write_stages(
     codec_hz = settings["codec"]["target_sample_hz"]
     with naming(checkpoints["mulan"].name):
         model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
-    trained, _ = trained_tokens(checkpoints["mulan"].state[TOKEN_TABLE], checkpoints["mulan"].moments)
     export_mulan_text(model, folder / "mulan_text.onnx")
     export_mulan_audio(model, folder / "mulan_audio.onnx")
+    trained, _ = trained_tokens(checkpoints["mulan"].state[TOKEN_TABLE], checkpoints["mulan"].moments)
     spectrogram = export_patches(model, folder / "mulan_audio.onnx") if kernels else None
-    ClipTokenizer.from_merges(clip_merges_path()).save(folder / "tokenizer.json")
+    write_tokenizer(sources.get("tokenizer"), folder)
     _step(bar, "conditioner")
     conditioner = _export_conditioner(collected, folder)
 
@@ -185,19 +188,7 @@ def write_stages(
         wav2vec = export_wav2vec(tokenizer, settings["wav2vec"], folder)
 
     manifest = Manifest(
-        mulan=Mulan(
-            text="mulan_text.onnx",
-            audio="mulan_audio.onnx",
-            tokenizer="tokenizer.json",
-            max_tokens=settings["mulan"]["text.max_seq_len"],
-            dim_latent=settings["mulan"]["dim_latent"],
-            sample_hz=settings["mulan"]["sample_hz"] or codec_hz,
-            min_samples=model.audio.min_samples,
-            audio_heads=settings["mulan"]["audio.heads"],
-            samples_per_patch=model.audio.samples_per_patch,
-            spectrogram=spectrogram,
-            trained_tokens=None if trained is None else pack_tokens(trained),
-        ),
+        mulan=mulan_record(settings["mulan"], settings.get("tokenizer"), model, trained, codec_hz, spectrogram),
         conditioner=conditioner,
         **decoders,
         codec=codec,

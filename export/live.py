@@ -20,11 +20,13 @@ from ..model import HubertKmeans, MelKmeans
 from .arguments import overrides_of, path_of
 from .errors import ExportError
 from .export import export_checkpoints
+from .fit import check_wrappers
 from .transformers import STAGES
 from .unwrapping import check_plain, plain_state, unwrapped
 
 
 class Options(TypedDict, total=False):
+    tokenizer: str | os.PathLike | None
     target: str
     precision: str | Mapping[str, str]
     force: bool
@@ -45,8 +47,8 @@ _PARTS = (
 
 
 def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Path:
-    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (target, precision, force,
-    kernels, compute_capabilities, trace_cache, overwrite, quiet): as for `export_checkpoints`.
+    """Export `musiclm` (with `.audio_lm` and `.mulan_embed_quantizer`) to the bundle `out`. config and options (tokenizer, target,
+    precision, force, kernels, compute_capabilities, trace_cache, overwrite, quiet): as for `export_checkpoints`.
 
     It and its parts may be compiled, distributed, averaged or checkpointed; a UserWarning says where an average of weights is exported.
     Its `wav2vec` goes into the bundle if it is a `MelKmeans` or a `HubertKmeans`; a UserWarning says what to do if it is another.
@@ -77,6 +79,7 @@ def _save_parts(musiclm: Any, folder: Path) -> tuple[dict[str, Path], dict[str, 
     codec = audio_lm.coarse.codec
     for name, part in {**transformers, "quantizer": quantizer}.items():
         check_plain(part, name)
+    check_wrappers(audio_lm)
     try:
         settings = _settings_of(audio_lm, transformers, quantizer)
     except (AttributeError, TypeError, ValueError) as error:
@@ -157,5 +160,6 @@ def _settings_of(audio_lm: Any, transformers: dict[str, Any], quantizer: Any) ->
         "spec_center": spec.center,
         "spec_pad_mode": spec.pad_mode,
         "audio.patch_size": list(audio.patch_size),
+        "text.pad_id": quantizer.mulan.text.pad_id,
     }
     return settings

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -17,10 +18,13 @@ from torch.nn import functional as F
 
 from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
 from ..model.residual_vq import nearest_codes
+from ..runtime import bundle
+from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .checkpoint import TOKEN_TABLE, check_finite, check_size, shape_of
 from .errors import ExportError
 from .settings import Settings
 from .tensor_names import mulan_tensors, serves_training
+from .text_tokenizer import most_tokens, tokens_of
 from .trace import trace
 from .trained_tokens import Moments, trained_tokens
 
@@ -67,6 +71,9 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
         )
     settings.assume("spec_power", 2, _UPSTREAM)
     settings.assume("spec_pad", 0, _UPSTREAM)
+    for name, least in (("spec_n_fft", 1), ("spec_hop_length", 1), ("spec_pad", 0)):
+        if type(settings[name]) is not int or settings[name] < least:
+            raise ExportError(f"mulan: {name} must be a whole number of at least {least}, got {settings[name]!r}.")
     settings.assume("spec_center", True, _UPSTREAM)
     settings.assume("spec_pad_mode", "reflect", _UPSTREAM)
     if settings.assume("accept_spec", False, _UPSTREAM):
@@ -75,6 +82,9 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
     _infer_tower(settings, "text", state)
     for name, tensor in (("num_tokens", TOKEN_TABLE), ("max_seq_len", "text.pos_emb.weight")):
         settings.infer(f"text.{name}", _shape(state, tensor, 2)[0], f"{tensor} [{len(state[tensor])}, ...]")
+    pad_id = settings.assume("text.pad_id", 0, _UPSTREAM)
+    if type(pad_id) is not int or not 0 <= pad_id < settings["text.num_tokens"]:
+        raise ExportError(f"mulan: text.pad_id must be a token id below {settings['text.num_tokens']}, got {pad_id!r}.")
     trained, reason = trained_tokens(state[TOKEN_TABLE], moments)
     settings.infer("trained_tokens", None if trained is None else int(trained.sum()), reason)
     (dim_latent,) = _shape(state, "audio_to_latents.bias", 1)
@@ -199,6 +209,33 @@ def check_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]]) -> int:
     if len(dims) != 1:
         raise ExportError(f"conditioner: all codebooks must have the width of MuLaN's latents, got {sorted(dims)}.")
     return dims.pop()
+
+
+def mulan_record(
+    settings: Settings,
+    tokenizer: Settings | None,
+    mulan: MuLaN,
+    trained: np.ndarray | None,
+    codec_hz: int,
+    spectrogram: bundle.Spectrogram | None,
+) -> bundle.Mulan:
+    """The manifest's record. tokenizer: None for CLIP's; trained: bool [rows of the table], what `trained_tokens` found; spectrogram: of
+    bundles with kernels."""
+    return bundle.Mulan(
+        text="mulan_text.onnx",
+        audio="mulan_audio.onnx",
+        tokenizer=TOKENIZER_FILE,
+        max_tokens=most_tokens(settings, tokenizer),
+        dim_latent=settings["dim_latent"],
+        sample_hz=settings["sample_hz"] or codec_hz,
+        min_samples=mulan.audio.min_samples,
+        audio_heads=settings["audio.heads"],
+        samples_per_patch=mulan.audio.samples_per_patch,
+        spectrogram=spectrogram,
+        trained_tokens=None if trained is None else bundle.pack_tokens(trained[: tokens_of(tokenizer)]),
+        tokenizer_from_file=None if tokenizer is None else True,
+        pad_id=settings["text.pad_id"] or None,
+    )
 
 
 class _TextLatents(nn.Module):

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from ..kernels.spectrogram.reference import patches as patches_of
 from ..model.upstream import load_upstream
 from ..runtime.backend import open_session
+from ..runtime.bundle import Decoder
 from ..runtime.codec import decode_codes
 from ..runtime.decoder import DecoderRun
 from ..runtime.device.patches import filters_of
 from ..runtime.musiclm import MusicLM, load
 from ..runtime.sounds import Sound
 from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
-from .calibration import of_sounds, of_texts
+from .calibration import of_sounds, of_texts, texts_for
 from .collect import Collected, collect
 from .errors import ExportError
 from .mulan import build_mulan
@@ -42,7 +43,7 @@ from .upstream_codec import UpstreamCodec, upstream_codec
 TOLERANCES: dict[str, float] = dict.fromkeys(("mulan_text", "mulan_audio", "mulan_patches"), 1e-5)
 TOLERANCES |= dict.fromkeys(("codec_decode", "codec_encode", "wav2vec", *STAGES), 1e-4)
 SAME_KL = 1e-6  # of TensorRT's form in fp32, nats a token: rounding is some 1e-10
-_ROWS, _STEPS = 2, 9
+_ROWS, _STEPS, _FRAMES, _SEMANTIC = 2, 9, 7, 13  # at most: tokens fed one by one; frames and semantic tokens before them
 
 
 def validate(
@@ -62,7 +63,7 @@ def validate(
         if model.bundle.manifest.wav2vec is not None:
             errors["wav2vec"] = tokenizer_error(model, collected)
         for stage in STAGES:
-            errors[stage] = _transformer(stage, model, collected)
+            errors[stage] = transformer_error(stage, model, collected)
         narrow = measure(model, candidates, of_sounds(model, sounds) if sounds else of_texts(model)) if candidates else {}
         fake_quantized = _fake_quantized(model, {name for forms in candidates.values() for name in forms})
     faults = [
@@ -79,8 +80,8 @@ def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)
     manifest = model.bundle.manifest.mulan
     ids = torch.randint(1, mulan.text.token_emb.num_embeddings, (3, min(11, manifest.max_tokens)))
-    ids[1, 5:] = 0
-    text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != 0).long().numpy())["latent"]
+    ids[1, 5:] = mulan.text.pad_id
+    text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != mulan.text.pad_id).long().numpy())["latent"]
     wave = torch.randn(3, manifest.min_samples + 1777)
     audio = model.run(manifest.audio, wave=wave.numpy())["latent"]
     latents = mulan.get_audio_latents(wave).numpy()
@@ -111,7 +112,7 @@ def _codec(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
 def _fake_quantized(model: MusicLM, precisions: set[str]) -> dict[str, dict[str, Any]]:
     """What the other graphs of TensorRT's form lose, by their fake-quantized copies in folders of these names beside the bundle."""
     manifest, found, rng = model.bundle.manifest, {}, np.random.default_rng(0)
-    ids, mask = model.tokenizer.encode_batch(["calm piano in a ballroom", "brass band"], manifest.mulan.max_tokens)
+    ids, mask = model.tokenizer.encode_batch(texts_for(model)[:2], manifest.mulan.max_tokens)
     codes = rng.integers(0, manifest.codec.codebook_size, (3, manifest.codec.min_frames + 19, manifest.codec.quantizers))
     wave = rng.standard_normal((3, 2 * manifest.mulan.min_samples), np.float32) * 0.1
     given = {"mulan_text": (manifest.mulan.text, {"input_ids": ids, "attention_mask": mask})}
@@ -175,8 +176,11 @@ def tokenizer_error(model: MusicLM, collected: Collected) -> float:
     return max(errors)
 
 
-def _transformer(stage: str, model: MusicLM, collected: Collected) -> float:
-    """Feed the same random tokens to both and compare the logits of the prompt and of each of a few steps."""
+def transformer_error(stage: str, model: MusicLM, collected: Collected) -> float:
+    """Return the largest error of a stage's logits, of a prompt and of each of a few steps, on the same random tokens as upstream's.
+
+    The sequences fit the trained window: beyond it the bias tables end, and more fine tokens than coarse frames hold would change the
+    number of frames that upstream's bias depends on."""
     settings = collected.settings[stage]
     reference = upstream_transformer(stage, settings, collected.checkpoints[stage].state)
     manifest = model.bundle.manifest
@@ -187,21 +191,31 @@ def _transformer(stage: str, model: MusicLM, collected: Collected) -> float:
         condition["text_embeds"] = torch.randn(_ROWS, manifest.conditioner.quantizers, settings["cond_dim"])
         context = model.run(decoder.context, conditioning=condition["text_embeds"].numpy())
 
-    tokens = torch.randint(0, decoder.vocabulary - (stage != "fine"), (_ROWS, _STEPS))
+    frames = min(_FRAMES, decoder.max_length)
     if stage == "semantic":
-        plan = plan_semantic(decoder, _ROWS, _STEPS, True)
+        tokens = _random_tokens(decoder, decoder.max_length)
+        plan = plan_semantic(decoder, _ROWS, tokens.shape[1], True)
         expected = reference(ids=tokens, **condition)
     elif stage == "coarse":
-        semantic = torch.randint(0, settings["num_semantic_tokens"], (_ROWS, 13))
-        plan = plan_coarse(decoder, list(semantic.numpy()), 512, settings["num_coarse_quantizers"], True)
+        frame_tokens = settings["num_coarse_quantizers"] * groups
+        tokens = _random_tokens(decoder, frames * frame_tokens)
+        semantic = torch.randint(0, settings["num_semantic_tokens"], (_ROWS, min(_SEMANTIC, manifest.semantic.max_length)))
+        plan = plan_coarse(decoder, list(semantic.numpy()), frames, frame_tokens, True)
         expected = reference(semantic_token_ids=semantic, coarse_token_ids=tokens, return_only_coarse_logits=True, **condition)[1]
     else:
-        frames = 7
+        frame_tokens = settings["num_fine_quantizers"] * groups
+        tokens = _random_tokens(decoder, frames * frame_tokens)
         coarse = torch.randint(0, decoder.vocabulary, (_ROWS, frames, settings["num_coarse_quantizers"] * groups))
-        plan = plan_fine(decoder, list(coarse.numpy()), settings["num_fine_quantizers"] * groups, frames * groups)
+        plan = plan_fine(decoder, list(coarse.numpy()), frame_tokens, frames * groups)
         expected = reference(coarse_token_ids=coarse, fine_token_ids=tokens, return_only_fine_logits=True, **condition)[1]
     forms = [model.session(decoder.graph), *([model.transformer(stage)] if model.step.native else [])]
     return max(_relative(_teacher_forced(form, plan, context, tokens.numpy()), expected) for form in forms)
+
+
+def _random_tokens(decoder: Decoder, most: int) -> Tensor:
+    """Return tokens int64 [rows, n] other than the end: n is _STEPS, or `most` if that is less."""
+    codes = decoder.vocabulary - (decoder.fine_quantizers is None)  # the fine stage alone has no end
+    return torch.randint(0, codes, (_ROWS, min(_STEPS, most)))
 
 
 def _teacher_forced(transformer: Any, plan: Plan, context: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:

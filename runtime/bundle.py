@@ -92,6 +92,8 @@ class Mulan:
     samples_per_patch: float
     spectrogram: Spectrogram | None  # of bundles with kernels, where they have one for it
     trained_tokens: str | None = None  # a bit per token (`pack_tokens`): whether a caption had it; None if not known
+    tokenizer_from_file: bool | None = None  # whether tokenizer.json decides everything (runtime/tokenizer_file.py); else it is CLIP's
+    pad_id: int | None = None  # the token id that is masked; None: 0
 
 
 @dataclass(frozen=True)

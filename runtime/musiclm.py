@@ -39,7 +39,7 @@ from .sampling import SamplingConfig
 from .shortage import naming_shortage
 from .sounds import SoundInput, read_waves
 from .step import Choice, choose_step, open_native, open_pool, open_weights
-from .tokenizer import ClipTokenizer
+from .tokenizer_file import read_tokenizer
 from .windows import Window
 from .words import texts_of, unknown_words
 
@@ -87,9 +87,10 @@ class MusicLM:
     ) -> None:
         """driver: of the device that makes the tokens, the CPU without one; weights: their type there, one of TYPES."""
         self.bundle, self.device, self.step, self.driver, self.weights = bundle, device, step, driver, weights
-        self.tokenizer = ClipTokenizer.from_file(bundle.path(bundle.manifest.mulan.tokenizer))
-        packed = bundle.manifest.mulan.trained_tokens
-        self._trained_tokens = None if packed is None else unpack_tokens(packed, len(self.tokenizer.vocabulary))
+        mulan = bundle.manifest.mulan
+        self.tokenizer = read_tokenizer(bundle.path(mulan.tokenizer), bool(mulan.tokenizer_from_file), mulan.pad_id or 0)
+        packed = mulan.trained_tokens
+        self._trained_tokens = None if packed is None else unpack_tokens(packed, self.tokenizer.tokens)
         self.threads, self._lock, self._device_lock = threads, threading.Lock(), threading.RLock()  # a report may close the model
         self._sessions: dict[str, Any] | None = {}
         self._native: dict[str, Model] = {}

@@ -1,12 +1,13 @@
-"""CLIP's byte-pair tokenizer, the one MuLaN's text tower was trained with.
+"""CLIP's byte-pair tokenizer, with which musiclm-pytorch trains MuLaN's text tower; and what every tokenizer of a bundle can do.
 
-In: texts. Out: token ids, equal to those of x-clip's `SimpleTokenizer` on any text, without torch. A tokenizer is read from CLIP's merges
-file or from a `tokenizer.json`, of which only the vocabulary and the merges are believed: everything else about CLIP's tokenizer is here.
-It does not know MuLaN.
+In: texts. Out: token ids, equal to those of x-clip's `SimpleTokenizer` on any text, without torch. CLIP's tokenizer is read from its merges
+file or from a `tokenizer.json`, of which only the vocabulary and the merges are believed: everything else about it is here.
+`tokenizer_file.py` has the tokenizers of other trainings. It does not know MuLaN.
 """
 
 import html
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from .user_files import read_text
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
 _END_OF_WORD = "</w>"
 _MERGES = 49152 - 256 - 2  # CLIP's file lists more merges than CLIP uses
-_MAX_FILE_BYTES = 32 << 20  # the real file takes 3 MB
+CLIP_TOKENS = 2 * 256 + _MERGES + len(SPECIAL_TOKENS)
+MAX_FILE_BYTES = 32 << 20  # CLIP's file takes 3 MB, one of a hundred languages 17 MB
 # CLIP's definition (github.com/openai/CLIP, clip/simple_tokenizer.py): English clitics, runs of letters, single digits, runs of the rest.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _FIND_PIECES = regex.compile(_PIECES, regex.IGNORECASE)
@@ -39,10 +41,45 @@ def _byte_alphabet() -> dict[int, str]:
 _BYTE_ALPHABET = _byte_alphabet()
 
 
-class ClipTokenizer:
+class TextTokenizer(ABC):
+    """Texts to the token ids that MuLaN's text tower was trained on."""
+
+    tokens: int  # one more than the largest id
+    pad_id: int  # fills rows up to the longest of a batch, and is masked wherever it stands
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, those that the tokenizer puts around every text included."""
+
+    @abstractmethod
+    def encode_words(self, text: str) -> list[tuple[str, list[int]]]:
+        """Return each word, digit or run of other signs of a text with its token ids; nothing for a text that holds none of these."""
+
+    def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """B texts -> input_ids [B, n] int64, padded with `pad_id` at the end, and attention_mask [B, n] int64, 1 = token.
+
+        ValueError on a text that is not a string, holds no token, or holds more than `max_tokens`.
+        """
+        if isinstance(texts, str) or not texts:
+            raise ValueError(f"expected a list of at least one text, got {texts!r}")
+        rows = [self.encode(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if not self.encode_words(text):
+                raise ValueError(f"the text {text!r} holds no token: write what the music should sound like")
+            if len(row) > max_tokens:
+                raise ValueError(f"a text of {len(row)} tokens is longer than the {max_tokens} MuLaN takes: shorten {text[:60]!r}")
+        input_ids = np.full((len(rows), max(map(len, rows))), self.pad_id, np.int64)
+        for i, row in enumerate(rows):
+            input_ids[i, : len(row)] = row
+        # Upstream masks what equals the padding's id, 0 by default. But CLIP's 0 is also the token "!" where a word goes on after it, as in
+        # "!?": MuLaN never saw that token in training, so it is masked here too.
+        return input_ids, (input_ids != self.pad_id).astype(np.int64)
+
+
+class ClipTokenizer(TextTokenizer):
     """Texts to CLIP token ids. Without start and end tokens: MuLaN is trained on the text alone."""
 
-    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], pad_id: int = 0) -> None:
         """vocabulary: token -> id, 0 to V - 1; merges: pairs of tokens, the earliest first. ValueError lists what does not fit CLIP."""
         alphabet = [symbol + suffix for symbol in _BYTE_ALPHABET.values() for suffix in ("", _END_OF_WORD)]
         faults = [f"the vocabulary lacks {token!r}" for token in (*alphabet, *SPECIAL_TOKENS) if token not in vocabulary]
@@ -52,7 +89,7 @@ class ClipTokenizer:
         faults += [f"the merge {pair!r} uses or makes a token that the vocabulary lacks" for pair in strange]
         if faults:
             raise ValueError(f"not CLIP's tokenizer: {'; '.join(faults[:5])}{f' and {len(faults) - 5} more' if len(faults) > 5 else ''}")
-        self.vocabulary = vocabulary
+        self.vocabulary, self.tokens, self.pad_id = vocabulary, len(vocabulary), pad_id
         self._bpe = BPE(vocabulary, merges, end_of_word_suffix=_END_OF_WORD)
 
     @classmethod
@@ -65,16 +102,16 @@ class ClipTokenizer:
         return cls({token: index for index, token in enumerate(tokens)}, merges)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "ClipTokenizer":
+    def from_file(cls, path: str | Path, pad_id: int = 0) -> "ClipTokenizer":
         """Read a `tokenizer.json`. Nothing in it is run, not even its patterns; ValueError if it is not CLIP's."""
         path = Path(path)
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {_MAX_FILE_BYTES} a tokenizer may have")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_FILE_BYTES} a tokenizer may have")
         try:
             model = json.loads(read_text(path))["model"]
             if model["type"] != "BPE" or model["end_of_word_suffix"] != _END_OF_WORD:
                 raise ValueError(f"the model is not a BPE with the end-of-word suffix {_END_OF_WORD!r}")
-            return cls(_vocabulary(model["vocab"]), [_merge(pair) for pair in model["merges"]])
+            return cls(_vocabulary(model["vocab"]), [_merge(pair) for pair in model["merges"]], pad_id)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a tokenizer.json of CLIP's tokenizer: {type(error).__name__}: {error}") from error
 
@@ -108,26 +145,6 @@ class ClipTokenizer:
                 ids = [token.id for token in self._bpe.tokenize("".join(_BYTE_ALPHABET[byte] for byte in piece.encode()))]
             words.append((piece, ids))
         return words
-
-    def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """B texts -> input_ids [B, n] int64, padded with 0 at the end, and attention_mask [B, n] int64, 1 = token.
-
-        ValueError on a text that is not a string, holds no token, or holds more than `max_tokens`.
-        """
-        if isinstance(texts, str) or not texts:
-            raise ValueError(f"expected a list of at least one text, got {texts!r}")
-        rows = [self.encode(text) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if not row:
-                raise ValueError(f"the text {text!r} holds no token: write what the music should sound like")
-            if len(row) > max_tokens:
-                raise ValueError(f"a text of {len(row)} tokens is longer than the {max_tokens} MuLaN takes: shorten {text[:60]!r}")
-        input_ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)] = row
-        # Upstream pads with 0 and masks what equals 0. But 0 is also the token "!" where a word goes on after it, as in "!?": MuLaN never
-        # saw that token in training, so it is masked here too.
-        return input_ids, (input_ids != 0).astype(np.int64)
 
 
 def _vocabulary(entries: Any) -> dict[str, int]:

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from .prompts import Prompt
-from .tokenizer import ClipTokenizer
+from .tokenizer import TextTokenizer
 
 
-def unknown_words(text: str, tokenizer: ClipTokenizer, trained: np.ndarray) -> list[str]:
+def unknown_words(text: str, tokenizer: TextTokenizer, trained: np.ndarray) -> list[str]:
     """Return the words of a text that contain an untrained token, each once and in order. trained: bool [V]. Signs alone are no words."""
     words = [word for word, ids in tokenizer.encode_words(text) if not trained[ids].all() and any(map(str.isalnum, word))]
     return list(dict.fromkeys(words))

@@ -297,7 +297,7 @@ def _text() -> Section:
     rows = [
         *covered(_TEXT, "dim", "depth", "num_tokens", "max_seq_len", "dim_head", "heads", "ff_mult"),
         *no_effect(_TRAINING, attn_dropout=0.5, ff_dropout=0.5),
-        Row("pad_id", "assumed", "0, with which upstream's tokenizer pads"),
+        *covered("test_text_tokenizer.py::test_a_bundle_with_a_tokenizer_of_its_own", "pad_id"),
     ]
     title, classes = "MuLaN's TextTransformer", ("musiclm_pytorch.TextTransformer",)
     return Section(title, classes, rows, (models.infer_towers,), "text.", models.text_tower)

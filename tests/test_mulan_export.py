@@ -54,7 +54,7 @@ def test_every_setting_has_its_value_and_source() -> None:
         **{"audio.patch_size": (4, 4), "spec_win_length": 24, "spec_n_fft": 128, "spec_hop_length": 12, "spec_power": 1},
         **{"spec_pad": 9, "spec_center": False, "spec_pad_mode": "reflect", "accept_spec": False, "accept_spec_time_first": True},
         **{"text.dim": 24, "text.depth": 4, "text.dim_head": 64, "text.heads": 2, "text.ff_mult": 4},
-        **{"text.num_tokens": TOKENS, "text.max_seq_len": 9, "dim_latent": 18, "sample_hz": 24000},
+        **{"text.num_tokens": TOKENS, "text.max_seq_len": 9, "text.pad_id": 0, "dim_latent": 18, "sample_hz": 24000},
         **{"trained_tokens": None},
     }
     sources = {name: setting.source for name, setting in settings.items()}

@@ -11,6 +11,7 @@ import musiclm_deploy as md
 from musiclm_deploy.model import AudioSpectrogramTransformer, MuLaN, MuLaNEmbedQuantizer, MusicLM, TextTransformer, music_spectrogram
 from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime.noise import PhiloxNoise
+from musiclm_deploy.runtime.tokenizer_file import FileTokenizer
 
 load_upstream()
 import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
@@ -138,11 +139,13 @@ def test_an_end_at_once_is_an_empty_wave(live: MusicLM, monkeypatch: pytest.Monk
 
 
 def test_ours_exports(live: MusicLM, tiny_bundle, tmp_path) -> None:
-    """A live MusicLM of this project whose bundle differs from the one its checkpoints give, or that lacks MuLaN's rate."""
+    """A live MusicLM of this project whose bundle differs from the one its checkpoints give, or that lacks MuLaN's rate, or its tokenizer:
+    the one given here is CLIP's, as any other host of the format reads it."""
     rated = MusicLM(live.audio_lm, live.mulan_embed_quantizer, mulan_sample_hz=12000)
-    out = md.export_musiclm(rated, tmp_path / "bundle", quiet=True)
+    out = md.export_musiclm(rated, tmp_path / "bundle", tokenizer=tiny_bundle / "tokenizer.json", quiet=True)
     with md.load(out) as exported, md.load(tiny_bundle) as expected:
         assert exported.bundle.manifest.mulan.sample_hz == 12000
+        assert isinstance(exported.tokenizer, FileTokenizer) and exported.bundle.manifest.sources["tokenizer"]["file"] == "tokenizer.json"
         one, other = (model.generate("x", seconds=0.2).audio for model in (exported, expected))
     np.testing.assert_array_equal(one, other)
 

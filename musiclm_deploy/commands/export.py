@@ -38,6 +38,12 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument("--kmeans", type=Path, metavar="FILE", help="the k-means model, of scikit-learn, that goes with --hubert")
     parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="tokenizer.json of the Hugging Face tokenizer that MuLaN was trained with, or its folder (default: CLIP's)",
+    )
+    parser.add_argument(
         "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'
     )
     parser.add_argument(
@@ -88,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
     config = read_config(options.config)
     quantizers, precisions = _by_stage("quantizer", options.quantizer), _by_stage("precision", options.precision)
-    names = ("semantic", "coarse", "fine", "codec", "mulan", "semantic_features", "hubert", "kmeans")
+    names = ("semantic", "coarse", "fine", "codec", "mulan", "semantic_features", "hubert", "kmeans", "tokenizer")
     checkpoints = {name: getattr(options, name) for name in names}
     out = export_checkpoints(
         **checkpoints,
