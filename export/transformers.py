@@ -30,11 +30,11 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
     """Settings of the semantic, coarse or fine transformer in `checkpoint`."""
     state, shape = checkpoint.state, checkpoint.shape
     settings = Settings(stage, overrides)
-    wrapped = branch(0, 0, True) + "to_q.weight" in state
-    _release(checkpoint, wrapped, settings, explicit="version" in overrides)
     start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
     (dim,) = shape(start, 1)
     settings.infer("dim", dim, f"{start} [{dim}]")
+    wrapped = branch(0, 0, True) + "to_q.weight" in state
+    _release(checkpoint, wrapped, settings, explicit="version" in overrides)
     _vocabulary(stage, checkpoint, settings)
 
     prefix = branch(0, 0, wrapped)
