@@ -122,7 +122,7 @@ def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit
 
     explicit: whether the user named the version.
     """
-    name, known = checkpoint.name, checkpoint.version is not None or explicit
+    name, known = checkpoint.name, bool(checkpoint.version) or explicit
     old = next((tensor for tensor in checkpoint.state if _BEFORE_1_2.search(tensor)), None)
     if old and not known:
         raise ExportError(f"{name}: the tensor {old!r} is of audiolm-pytorch before 1.2.0. {covered(_KIND)}")

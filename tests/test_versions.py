@@ -15,6 +15,7 @@ import torch
 from support.drawn import normal
 from support.releases import DIM, STREAMS, transformer_state
 
+import musiclm_deploy as md
 from musiclm_deploy.export.checkpoint import read_checkpoint
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.settings import Settings
@@ -69,7 +70,7 @@ def infer(
     stage: str, state: dict[str, torch.Tensor], version: str | None, folder: Path, config: Mapping[str, Any] | None = None
 ) -> tuple[Any, Settings]:
     """Save `state` as a trainer does, with its version if it has one, and read that file. Returns the checkpoint and its settings."""
-    package = {"model": state, "optim": {}} | ({"version": version} if version else {})
+    package = {"model": state, "optim": {}} | ({} if version is None else {"version": version})
     torch.save(package, folder / f"{stage}.pt")
     checkpoint = read_checkpoint(folder / f"{stage}.pt", stage)
     window = {"max_length": 32} if stage == "semantic" else {"max_time_steps": 8}
@@ -173,6 +174,7 @@ def test_streams_that_are_mixed(tmp_path: Path) -> None:
         ("2.1.12", True, False),
         ("2.2", True, True),
         ("2.3.1", True, True),
+        ("", True, True),
         (None, True, True),
     ],
 )
@@ -181,7 +183,7 @@ def test_what_only_the_version_tells(version: str | None, self_attention: bool, 
     _, settings = infer("fine", transformer_state("fine", "2.3.1"), version, tmp_path)
     assert (settings["self_attention"], settings["add_value_residual"]) == (self_attention, value_residual)
     said = " ".join(settings.warnings)
-    assert ("the file has no version" in said) == (version is None)
+    assert ("the file has no version" in said) == (not version)
     assert ("throw its result away" in said) == (not self_attention)
 
 
@@ -236,3 +238,5 @@ def test_a_prefix_without_self_attention_has_no_effect(tmp_path: Path) -> None:
     state = {name: tensor for name, tensor in transformer_state("semantic", "2.3.1").items() if name.split(".")[3:4] != ["1"]}
     _, settings = infer("semantic", state, "2.0.4", tmp_path, {"cond_as_self_attn_prefix": True})
     assert "Its condition, a prefix, has no effect." in settings.warnings[0]
+    report = md.diagnose([tmp_path / "semantic.pt"], {"semantic": {"cond_as_self_attn_prefix": True}})
+    assert f"semantic.pt: {settings.warnings[0]}" in report.warnings
