@@ -131,12 +131,12 @@ def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit
     version = settings.assume("version", checkpoint.version or assumed, source)
     releases = releases_of(_KIND, name, version)
     advice = f'--config: {{"{settings.stage}": {{"version": "{assumed}"}}}}.'
+    if old:
+        raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but the tensor {old!r} is of one before 1.2.0. {covered(_KIND)}")
     if releases is None:
         settings.warnings.append(
             f"saved by audiolm-pytorch {version}, which this export does not know. It is run as {NEWEST[_KIND]}, the newest release known."
         )
-    elif old:
-        raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but the tensor {old!r} is of one before 1.2.0. {covered(_KIND)}")
     elif wrapped != (numbers(version) >= numbers("2.4.0")):
         raise ExportError(
             f"{name}: saved by audiolm-pytorch {version}, but its tensors have {names}. If another one saved it, say which with {advice}"
