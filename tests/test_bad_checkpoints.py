@@ -4,6 +4,7 @@ writes. A bad file gives one `ExportError` that names it, and nothing in it is e
 import copy
 import gzip
 import io
+import itertools
 import os
 import pickle
 import random
@@ -130,6 +131,7 @@ def test_truncated_file(good, tmp_path, cut, reason):
         (zipped("data.pkl", "code/a.py", "constants.pkl"), "refused, because it is a program of TorchScript, and not only tensors."),
         (b"\x08\x0a\x12\x07pytorch", "not a file of PyTorch; it begins as an ONNX graph does. Give the checkpoint that it was made of."),
     ],
+    ids=itertools.count(),  # the bytes of archives hold the time
 )
 def test_not_a_checkpoint(tmp_path, data, reason):
     """Fault: everything that cannot be read is called a damaged file, and its owner copies it once more."""
