@@ -66,11 +66,6 @@ class StateDict:
         return sum(_AVERAGE.fullmatch(word) is not None for word in (*self.entry.split("."), *self.prefix.split(".")))
 
 
-def identify(state: Mapping[str, Tensor]) -> str | None:
-    """Return which kind of checkpoint a state dict is, or None."""
-    return next((kind for kind, marks in _MARKS if all(mark in state for mark in marks.split("|"))), None)
-
-
 def state_dicts(package: Mapping[Any, Any]) -> list[StateDict]:
     """Return every state dict of a known model in a package, a model once for each set of its weights.
 
