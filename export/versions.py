@@ -28,9 +28,8 @@ class Releases:
         return numbers(self.since) <= numbers(version) < numbers(self.before)
 
 
-# By kind of file: the package that saves it, and its releases from the first to the newest known. What lies behind them is unknown.
-PACKAGES = {"transformer": "audiolm-pytorch", "soundstream": "audiolm-pytorch"}
-NEWEST = {"transformer": "2.4.0", "soundstream": "2.4.0"}
+PACKAGE, NEWEST = "audiolm-pytorch", "2.4.0"  # it saves every kind of file that holds a version; the newest release known
+# By kind of file: the releases from the first to the newest known. What lies behind them is unknown.
 RELEASES: dict[str, tuple[Releases, ...]] = {
     "transformer": (
         Releases("0", "1.2.0", "whose layers had other tensors, such as a convolution and norms of queries and keys", refused=True),
@@ -75,17 +74,20 @@ def is_before(version: str, release: str) -> bool:
         return False
 
 
-def releases_of(kind: str, where: str, version: str) -> Releases | None:
-    """Return the range that `version` belongs to, or None for one newer than all. ExportError for one that is refused, or not a version.
+def releases_of(kind: str, where: str, version: str, warnings: list[str]) -> Releases:
+    """Return the range that `version` belongs to; the newest, with a warning, for a version that is newer than all.
 
-    kind: a key of `RELEASES`; where: the file, for messages.
+    kind: a key of `RELEASES`; where: the file, for messages. Raises ExportError for a version that is refused, or that is none.
     """
     try:
         found = next((releases for releases in RELEASES[kind] if version in releases), None)
     except ValueError as error:
         raise ExportError(f"{where}: the version {version!r} is not a version number.") from error
-    if found is not None and found.refused:
-        raise ExportError(f"{where}: saved by {PACKAGES[kind]} {version}, {found.reason}. {covered(kind)}")
+    if found is None:
+        warnings.append(f"saved by {PACKAGE} {version}, which this export does not know. It is run as {NEWEST}, the newest release known.")
+        return RELEASES[kind][-1]
+    if found.refused:
+        raise ExportError(f"{where}: saved by {PACKAGE} {version}, {found.reason}. {covered(kind)}")
     return found
 
 
