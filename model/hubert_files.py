@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..runtime.user_files import read_text
+from ..runtime.user_files import expanded, read_text
 from .archive import HostileFile, check_tensors
 from .stand_ins import arguments_of, class_of, is_object
 from .tensor_file import files_of, read_package
@@ -64,7 +64,7 @@ class HubertFile:
 def read_hubert(path: str | os.PathLike) -> HubertFile:
     """A checkpoint of fairseq's `HubertModel`, such as hubert_base_ls960.pt, or a folder with config.json and model.safetensors or
     pytorch_model.bin. Raises ValueError for anything else."""
-    path = Path(path)
+    path = expanded(path)
     if os.path.isdir(path):  # unlike Path's own these say no of a name that no file can have, and of a pipe
         return _read_folder(path)
     if not os.path.isfile(path):

@@ -18,6 +18,7 @@ import numpy as np
 
 from .arguments import items_of, number
 from .audio import load_audio, resample
+from .user_files import expanded
 
 _LOG = logging.getLogger(__name__)
 _MOST_CHANNELS = 8  # of a wave [t, channels] or [channels, t]: 7.1 surround has as many
@@ -57,7 +58,7 @@ def read_sound(value: Any) -> Sound:
     if isinstance(value, Sound):
         return value
     if isinstance(value, str | os.PathLike):
-        return _read_path(Path(value))
+        return _read_path(expanded(value))
     if isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "read"):
         return _read_file(value)
     if isinstance(value, Mapping):
