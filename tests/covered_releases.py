@@ -43,7 +43,7 @@ def table() -> list[str]:
     for kind, ranges in RELEASES.items():
         for releases in ranges:
             values = ", ".join(f"`{name}` {str(value).lower()}" for name, value in releases.values.items())
-            what = f"refused, a release {releases.reason}" if releases.refused else f"as then: {values}"
+            what = f"refused, a release {releases.refused}" if releases.refused else f"as then: {values}"
             tried = ", ".join(version for version in _TRIED[kind].split() if version in releases)
             since = "" if releases.since == "0" else f"{releases.since} or later, "
             rows.append((f"{kind} ({PACKAGE})", f"{since}before {releases.before}", what, tried))
