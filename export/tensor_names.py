@@ -5,7 +5,7 @@ musiclm-pytorch 0.2.8, without those that no output depends on. What a release c
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -29,6 +29,13 @@ _SOUNDSTREAM_NAMES = (
 def serves_training(name: str) -> bool:
     """Return whether a tensor outside of the parts that compute is one of training: no output depends on it, so none need be read."""
     return _TRAINING.search(name) is not None
+
+
+def refuse_unknown(where: str, names: Sequence[str], advice: str = "") -> None:
+    """Raise ExportError if there are `names`, of tensors that nobody knows. where: their file or part; advice: the last sentence."""
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ExportError(f"{where}: {shown}: these tensors belong to a variant that the export does not cover.{advice}")
 
 
 def soundstream_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,10 +67,5 @@ def mulan_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _parts(where: str, state: Mapping[str, Tensor], parts: tuple[str, ...]) -> dict[str, Tensor]:
     unknown = [name for name in state if not name.startswith(parts) and not serves_training(name)]
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise ExportError(
-            f"{where}: {shown}: these tensors belong to a variant that the export does not cover. If training alone reads them, save the "
-            "file without them."
-        )
+    refuse_unknown(where, unknown, " If training alone reads them, save the file without them.")
     return {name: tensor for name, tensor in state.items() if name.startswith(parts)}

@@ -26,7 +26,7 @@ _ZIP = b"PK\3\4"
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # by this number torch knows its format before 1.6
 _SAVE_PLAIN = "Save a plain state dict."
 _WHOLE = "Was it copied whole?"
-# What begins so is no file of tensors; each text completes the sentence "is ...".
+# First bytes of files without tensors; each text completes the sentence "is ...".
 _OTHERS = {
     b"version https://git-lfs": "a pointer of Git LFS, in place of the file itself. Fetch it with: git lfs pull.",
     b"\x1f\x8b": "compressed by gzip. Unpack it first: gunzip.",
@@ -137,9 +137,9 @@ def _is_safetensors(start: bytes) -> bool:
 def _other(start: bytes) -> str | None:
     """Return what a file is that torch.save did not write, if its first bytes say so."""
     if not start:
-        return "empty: 0 bytes. Was it copied whole?"
+        return f"empty: 0 bytes. {_WHOLE}"
     if not start.strip(b"\0"):
-        return "it begins with zeros, as an interrupted download leaves a file. Was it copied whole?"
+        return f"it begins with zeros, as an interrupted download leaves a file. {_WHOLE}"
     for mark, what in _OTHERS.items():
         if start.startswith(mark):
             return what

@@ -30,7 +30,7 @@ FORMS = (
     '"sampling_rate".'
 )
 
-# What callers give for one sound. Objects with `get_all_samples()`, such as torchcodec's decoders, are read as well.
+# The types of one sound. Objects with `get_all_samples()`, such as torchcodec's decoders, are read as well.
 SoundInput = str | os.PathLike[str] | bytes | BinaryIO | tuple[Any, Any] | Sequence[Any] | Mapping[str, Any]
 
 
