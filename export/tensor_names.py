@@ -17,7 +17,7 @@ _TRAINING = re.compile(
     r"|^(temperatures?|logit_scale|logit_bias|contrast|multi_layer_contrastive_learning|(audio|text)_layers_indices)(\.|$)"
     r"|^(mel_spec_transforms|(en|de)coder_film|zero)(\.|$)"  # SoundStream's; its FiLM serves denoising, which a bundle does not do
 )
-_SOUNDSTREAM = ("encoder.", "encoder_attn.", "rq.", "decoder.", "decoder_attn.")
+SOUNDSTREAM_PARTS = ("encoder.", "encoder_attn.", "rq.", "decoder.", "decoder_attn.")
 _MULAN = ("audio.", "text.", "audio_to_latents.", "text_to_latents.")
 _SOUNDSTREAM_NAMES = (
     (r"^rq\.layers\.", "rq.rvqs.0.layers."),  # before 0.30 there were no groups
@@ -44,7 +44,7 @@ def soundstream_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises ExportError for tensors of which neither is known.
     """
     tensors = {}
-    for name, tensor in _parts("codec", state, _SOUNDSTREAM).items():
+    for name, tensor in _parts("codec", state, SOUNDSTREAM_PARTS).items():
         for pattern, replacement in _SOUNDSTREAM_NAMES:
             name = re.sub(pattern, replacement, name)
         tensors[name] = tensor

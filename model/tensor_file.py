@@ -19,10 +19,9 @@ import torch
 from torch.serialization import safe_globals
 
 from ..runtime.user_files import read_text
-from .archive import HostileFile, check_archive
+from .archive import ZIP, HostileFile, check_archive
 from .stand_ins import names_in, stand_ins
 
-_ZIP = b"PK\3\4"
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # by this number torch knows its format before 1.6
 _SAVE_PLAIN = "Save a plain state dict."
 _WHOLE = "Was it copied whole?"
@@ -173,7 +172,7 @@ def _read_torch(path: Path, start: bytes) -> Any:
 
 def _names(path: Path, start: bytes) -> tuple[set[str], int]:
     """Return the names in the pickles of a file, and their protocol. Raises UnreadableFile if torch.save did not write it."""
-    if start.startswith(_ZIP):
+    if start.startswith(ZIP):
         with zipfile.ZipFile(path) as archive:
             entries = archive.namelist()
             if any(name.endswith("constants.pkl") for name in entries):
@@ -202,7 +201,7 @@ def _reason(path: Path, start: bytes, error: Exception) -> str:
         return f"it holds objects that cannot be read without running code. {_SAVE_PLAIN}"
     if isinstance(error, MemoryError | PermissionError):
         return f"cannot be read ({type(error).__name__} {error})."
-    if start.startswith(_ZIP):
+    if start.startswith(ZIP):
         return f"a damaged file of torch.save. {_WHOLE}"
     if _is_safetensors(start):
         return f"a damaged file of safetensors ({error}). {_WHOLE}"
