@@ -45,7 +45,7 @@ def of_texts(model: MusicLM) -> Calibration:
 
 
 def texts_for(model: MusicLM) -> list[str]:
-    """`TEXTS`, cut where the model's text tower takes fewer tokens than one of them has."""
+    """Return `TEXTS`, cut where the model's text tower takes fewer tokens than one of them has."""
     most, texts = model.bundle.manifest.mulan.max_tokens, []
     for text in TEXTS:
         while len(model.tokenizer.encode(text)) > most and len(text) > 1:

@@ -23,7 +23,7 @@ from ..model.tensor_file import UnreadableFile, files_of, read_package
 from ..runtime.user_files import read_text
 from .errors import ExportError, naming
 from .state_dicts import DESCRIPTIONS, StateDict, choose, first_tensor, state_dicts
-from .tensor_names import serves_training
+from .tensor_names import refuse_unknown, serves_training
 from .trained_tokens import Moments, moments_of
 
 TOKEN_TABLE = "text.token_emb.weight"  # MuLaN's, with a row for each token
@@ -45,7 +45,7 @@ class Checkpoint:
     _read: set[str] = field(default_factory=set)
 
     def array(self, name: str, *shape: int) -> np.ndarray:
-        """The tensor `name` as float32, which must have this shape: none for a number by itself."""
+        """Return the tensor `name` as float32. It must have this shape: none for a number by itself."""
         if name not in self.state:
             raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
         tensor = self.state[name]
@@ -57,28 +57,27 @@ class Checkpoint:
         return tensor.float().numpy()
 
     def shape(self, name: str, dims: int) -> tuple[int, ...]:
+        """Return the shape of the tensor `name`, which must have `dims` dimensions and values."""
         if name not in self.state:
             raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
         return shape_of(self.name, name, self.state[name], dims)
 
     def refuse_unread(self, ignored: Iterable[str] = ()) -> None:
-        """Tensors that nobody read mean a variant this export does not know; their effect must not get lost silently. Those of training
-        beside the layers have none."""
+        """Raise ExportError for tensors that nobody read, since they belong to a variant whose effect must not get lost silently.
+
+        ignored: how the names of tensors without effect begin. Those of training beside the layers have none either."""
         ignored = tuple(ignored)
         unread = [name for name in self.state if name not in self._read and not name.startswith(ignored)]
-        unread = [name for name in unread if name.startswith("transformer.") or not serves_training(name)]
-        if unread:
-            shown = ", ".join(unread[:5]) + (f" and {len(unread) - 5} more" if len(unread) > 5 else "")
-            raise ExportError(f"{self.name}: {shown}: these tensors belong to a variant that the export does not cover.")
+        refuse_unknown(self.name, [name for name in unread if name.startswith("transformer.") or not serves_training(name)])
 
 
 def is_encodec(state: Mapping[str, Tensor]) -> bool:
-    """Whether a codec is an EnCodec, rather than a SoundStream."""
+    """Return whether a codec is an EnCodec, rather than a SoundStream."""
     return any(name.startswith("quantizer.") for name in state)
 
 
 def shape_of(where: str, name: str, tensor: Tensor, dims: int) -> tuple[int, ...]:
-    """The shape of `tensor`, which has `dims` dimensions and values."""
+    """Return the shape of `tensor`. Raises ExportError unless it has `dims` dimensions and values."""
     if tensor.ndim != dims or not tensor.numel():
         raise ExportError(f"{where}: the tensor {name!r} has shape {list(tensor.shape)}, expected {dims} dimensions, none of them empty.")
     return tuple(tensor.shape)
@@ -108,7 +107,7 @@ def read_file(path: Path, option: str = "") -> Mapping[Any, Any]:
 
 
 def check_claims(checkpoint: Checkpoint, path: Path, option: str = "") -> None:
-    """ExportError if the tensors of `checkpoint` are larger than the file that they are from."""
+    """Raise ExportError if the tensors of `checkpoint` are larger than the file that they are from."""
     try:
         check_tensors(checkpoint.state, sum(file.stat().st_size for file in files_of(path)))
     except HostileFile as error:
@@ -157,7 +156,7 @@ def _unknown(name: str, package: Mapping[Any, Any]) -> str:
 
 
 def _config_beside(path: Path, option: str) -> dict[str, Any]:
-    """transformers' config.json, if there is one."""
+    """Return the content of transformers' config.json, {} if there is none."""
     path = path.with_name("config.json")
     if not path.is_file():
         return {}
@@ -181,14 +180,14 @@ def sha256_of(*paths: Path) -> str:
 
 
 def check_finite(stage: str, tensors: Mapping[str, Tensor]) -> None:
-    """ExportError that names a tensor of `stage` which holds NaN or infinite values."""
+    """Raise ExportError for a tensor of `stage` that holds NaN or infinite values."""
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{stage}: {name} holds NaN or infinite values; this checkpoint cannot be used.")
 
 
 def check_size(where: str, state: Mapping[str, Tensor], build: Callable[[], nn.Module]) -> None:
-    """ExportError if the module would have far more numbers than `state`: widths of a few damaged tensors can multiply to gigabytes."""
+    """Raise ExportError if the module would be far larger than `state`: widths of a few damaged tensors can multiply to gigabytes."""
     with torch.device("meta"):
         wanted = sum(tensor.numel() for tensor in build().state_dict().values())
     found = sum(tensor.numel() for tensor in state.values())

@@ -40,7 +40,7 @@ class Collected:
 
 
 def collect(sources: Mapping[str, Path], overrides: Mapping[str, Any]) -> Collected:
-    """Everything read and in agreement, or the ExportError that comes first.
+    """Return everything read and in agreement. Raises the ExportError that comes first.
 
     sources: semantic, coarse, fine, codec, quantizer (or quantizer.<stage> for each), and mulan where no quantizer holds it.
     semantic-features, or hubert and kmeans: the semantic tokenizer, for bundles that take sounds. tokenizer: that of MuLaN's texts, where
@@ -166,7 +166,7 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 
 
 def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
-    """Quantizer and MuLaN must belong together: codes of one model's latents mean nothing to another."""
+    """Return `first`. Raises ExportError if `second` is another MuLaN: codes of one model's latents mean nothing to another."""
     one, other = mulan_tensors(first.state), mulan_tensors(second.state)
     differ = [name for name, tensor in one.items() if name in other and not tensor.equal(other[name])]
     if differ or one.keys() != other.keys():
@@ -176,7 +176,7 @@ def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
 
 
 def warnings_of(collected: Collected) -> list[str]:
-    """What does not stop an export but should be known."""
+    """Return what does not stop an export but should be known."""
     untrained: dict[str, list[str]] = {}
     for stage in stages_with_quantizer(collected):
         quantizer = f"quantizer.{stage}"
@@ -195,7 +195,7 @@ def warnings_of(collected: Collected) -> list[str]:
 
 
 def conditioner_tables(collected: Collected) -> dict[str, tuple[Tensor, Tensor]]:
-    """`{stage: (codebooks [Q, K, D], table [Q, K, dim])}` of the conditioned stages, each checked for itself."""
+    """Return `{stage: (codebooks [Q, K, D], table [Q, K, dim])}` of the conditioned stages, each checked for itself."""
     if not collected.conditioned:
         raise ExportError("none of the three transformers is conditioned: a prompt would have no effect. Was one trained with a prefix?")
     tables = {}
@@ -208,7 +208,7 @@ def conditioner_tables(collected: Collected) -> dict[str, tuple[Tensor, Tensor]]
 
 
 def settings_table(collected: Collected) -> str:
-    """Every value the export works with and where it came from, for the person at the terminal."""
+    """Return every value the export works with and where it came from, for the person at the terminal."""
     lines, shown = [], set()
     for part, settings in collected.settings.items():
         checkpoint = collected.checkpoints[part]

@@ -117,7 +117,7 @@ class DecoderBuilder:
         return hyper_connection(self.g, name, connection, x, place, fused=self.capacity is None)
 
     def _without_attention(self, layer: int, index: int) -> HyperConnection:
-        """Constants for releases that throw the result of self-attention away and add a layer's input to itself.
+        """Return constants for releases that throw the result of self-attention away and add a layer's input to itself.
 
         Two streams express this in every form of a step. Stream 0 is the model's: doubled around self-attention, added to a branch's
         result elsewhere. Stream 1 keeps the input, since a stream of zeros has no norm, until the last connection drops it.

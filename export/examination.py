@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..model.archive import ZIP
 from ..model.hubert_files import is_hubert_folder
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..model.tensor_file import UnreadableFile, files_of
@@ -109,7 +110,7 @@ def _is_kmeans(path: Path) -> bool:
     if not os.path.isfile(path):
         return False
     with path.open("rb") as file:
-        if file.read(2) == b"PK":  # a zip archive, torch's own; reading it whole would be for nothing
+        if file.read(len(ZIP)) == ZIP:  # torch's own; reading it whole would be for nothing
             return False
     try:
         read_cluster_centers(path)

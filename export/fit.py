@@ -1,4 +1,4 @@
-"""What the parts of one MusicLM have in common, and must therefore agree on: widths, vocabularies, quantizers, rates.
+"""Values that the parts of one MusicLM have in common, and must therefore agree on: widths, vocabularies, quantizers, rates.
 
 In: all parts as `collect.py` read them, as far as they are there. Out: a sentence for each pair that disagrees. What a single part must be
 is checked where it is inferred. docs/export.md lists the pairs.
@@ -18,7 +18,7 @@ from .transformers import STAGES
 if TYPE_CHECKING:
     from .collect import Collected
 
-# Of SoundStream's codebooks, and of EnCodec's in both its packages: whether they have seen data.
+# Names of the tensors that say whether codebooks have seen data: SoundStream's, and EnCodec's in both its packages.
 _INITIALISED = ("_codebook.initted", "codebook.inited")
 # Settings that must be equal: one part and its setting, another part and its setting. In each group the first pair whose files are there is
 # compared, so that one wrong file is one line.

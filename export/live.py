@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     quiet: bool
 
 
-# What the export reads of a MusicLM.
+# Attributes of a MusicLM that the export reads.
 _PARTS = (
     *(f"audio_lm.{stage}.transformer.transformer" for stage in STAGES),
     "audio_lm.coarse.codec",
@@ -96,8 +96,8 @@ def _save_parts(musiclm: Any, folder: Path) -> tuple[dict[str, Path], dict[str, 
     else:  # audiolm-pytorch's EncodecWrapper
         torch.save(plain_state(codec), paths["codec"])
     torch.save(plain_state(quantizer), paths["quantizer"])
-    told = save_wav2vec(audio_lm.semantic.wav2vec, folder, paths)
-    return paths, settings | ({"wav2vec": told} if told else {})
+    of_wav2vec = save_wav2vec(audio_lm.semantic.wav2vec, folder, paths)
+    return paths, settings | ({"wav2vec": of_wav2vec} if of_wav2vec else {})
 
 
 def _refusal(given: Any, lacking: str = "audio_lm") -> str:

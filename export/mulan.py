@@ -93,7 +93,7 @@ def infer_mulan(state: Mapping[str, Tensor], overrides: Mapping[str, Any], momen
 
 
 def build_mulan(settings: Settings, state: Mapping[str, Tensor]) -> MuLaN:
-    """The MuLaN of `state`, in evaluation mode. It must take every tensor but those that training alone reads; its loss is as drawn."""
+    """Return the MuLaN of `state`, in evaluation mode. It takes every tensor but those that training alone reads; its loss is as drawn."""
     values = settings.values()
     audio = _below(values, "audio.") | {name: value for name, value in values.items() if name.startswith(("spec_", "accept_"))}
     audio["patch_size"] = _pair(audio["patch_size"])
@@ -219,8 +219,9 @@ def mulan_record(
     codec_hz: int,
     spectrogram: bundle.Spectrogram | None,
 ) -> bundle.Mulan:
-    """The manifest's record. tokenizer: None for CLIP's; trained: bool [rows of the table], what `trained_tokens` found; spectrogram: of
-    bundles with kernels."""
+    """Return the manifest's record.
+
+    tokenizer: None for CLIP's; trained: bool [rows of the table], what `trained_tokens` found; spectrogram: of bundles with kernels."""
     return bundle.Mulan(
         text="mulan_text.onnx",
         audio="mulan_audio.onnx",

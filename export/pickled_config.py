@@ -34,7 +34,7 @@ class _ConfigUnpickler(pickle.Unpickler):
 
 
 def read_pickled_config(data: bytes) -> dict[str, Any]:
-    """The arguments that `SoundStream` was built with, from the pickle it saves. Nothing in it is called or imported.
+    """Return the arguments that `SoundStream` was built with, from the pickle it saves. Nothing in it is called or imported.
 
     Raises ExportError if it names anything but numbers, strings, containers and window functions, is damaged, or asks for much memory.
     """

@@ -21,9 +21,8 @@ from .errors import ExportError
 from .pickled_config import read_pickled_config
 from .settings import Settings
 from .tensor_names import soundstream_tensors
-from .versions import NEWEST, RELEASES, Releases, is_before, releases_of
+from .versions import NEWEST, Releases, is_before, releases_of
 
-_KIND = "soundstream"
 _PAD_MODES = ("reflect", "constant", "replicate")
 _RETRAIN = "The export does not cover that: train the codec without it."
 
@@ -49,8 +48,8 @@ def infer_soundstream(
                 raise ExportError(f"codec: {told}. They must come from one model: save it again with SoundStream.save.")
         settings.infer(name, value, "saved config" if name in config else source)
 
-    default = f"default of audiolm-pytorch {NEWEST[_KIND]}"
-    if version not in (None, NEWEST[_KIND]):
+    default = f"default of audiolm-pytorch {NEWEST}"
+    if version not in (None, NEWEST):
         default += f" (the checkpoint was saved by {version})"
     music = settings["strides"] == (3, 4, 5, 8)
     for name, value in releases.values.items():
@@ -112,7 +111,7 @@ def _releases(state: Mapping[str, Tensor], version: str | None, settings: Settin
     """
     old = not any(name.startswith(("decoder_film.", "rq.rvqs.")) for name in state)
     source = "the file" if version else "none in the file; the tensors mean the same from 0.29.0 on"
-    version = settings.assume("version", version or ("" if old else NEWEST[_KIND]), source)
+    version = settings.assume("version", version or ("" if old else NEWEST), source)
     if not version:
         raise ExportError(
             "codec: this is a SoundStream of audiolm-pytorch before 0.29.0, whose releases compute different things with them, and "
@@ -121,12 +120,9 @@ def _releases(state: Mapping[str, Tensor], version: str | None, settings: Settin
     if not old and is_before(version, "0.29.0"):
         raise ExportError(
             f"codec: said to be of audiolm-pytorch {version}, but its tensors have the names of 0.29.0 or later. Name the release that "
-            f'trained it with --config: {{"codec": {{"version": "{NEWEST[_KIND]}"}}}}.'
+            f'trained it with --config: {{"codec": {{"version": "{NEWEST}"}}}}.'
         )
-    releases = releases_of(_KIND, "codec", version)
-    if releases is None:
-        settings.warnings.append(f"saved by audiolm-pytorch {version}, newer than any known to this export, and taken for {NEWEST[_KIND]}.")
-    return releases or RELEASES[_KIND][-1]
+    return releases_of("soundstream", "codec", version, settings.warnings)
 
 
 def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:

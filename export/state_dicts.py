@@ -40,7 +40,7 @@ DESCRIPTIONS = {
     "semantic-features": "the semantic tokenizer that MelKmeans.save writes",
     "hubert": "HuBERT",
 }
-# What wrappers call the module that they hold: DataParallel, torch.compile, FSDP, activation checkpoints. No known model has such names.
+# Names that DataParallel, torch.compile, FSDP and activation checkpoints give the module they hold. No known model has such names.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"}
 _AVERAGE = re.compile(r"(.*_)?(ema|average|averaged|avg|shadow)(_.*)?", re.IGNORECASE)
 _DEEPEST = 8  # containers in one another; trainers need three
@@ -48,6 +48,8 @@ _DEEPEST = 8  # containers in one another; trainers need three
 
 @dataclass(frozen=True)
 class StateDict:
+    """The tensors of one model, and where they stood in what was saved."""
+
     kind: str  # a key of `DESCRIPTIONS`
     tensors: dict[str, Tensor]  # under upstream's names
     entry: str  # of the package: "ema_model", "best_state.model", "" for the package itself
@@ -57,18 +59,13 @@ class StateDict:
 
     @property
     def place(self) -> str:
-        """Where it was found, as a person would write it: "state_dict, 'net.*'"."""
+        """Return where it was found, as a person would write it: "state_dict, 'net.*'"."""
         return ", ".join(filter(None, (self.entry or "the file itself", self.prefix and f"'{self.prefix}*'")))
 
     @property
     def averages(self) -> int:
-        """How many of the words around it say that it is an average: 2 for the copy inside a saved average, 1 for the model beside it."""
+        """Return how many words around it say that it is an average: 2 for the copy inside a saved average, 1 for the model beside it."""
         return sum(_AVERAGE.fullmatch(word) is not None for word in (*self.entry.split("."), *self.prefix.split(".")))
-
-
-def identify(state: Mapping[str, Tensor]) -> str | None:
-    """Return which kind of checkpoint a state dict is, or None."""
-    return next((kind for kind, marks in _MARKS if all(mark in state for mark in marks.split("|"))), None)
 
 
 def state_dicts(package: Mapping[Any, Any]) -> list[StateDict]:

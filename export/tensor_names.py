@@ -5,7 +5,7 @@ musiclm-pytorch 0.2.8, without those that no output depends on. What a release c
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ _TRAINING = re.compile(
     r"|^(temperatures?|logit_scale|logit_bias|contrast|multi_layer_contrastive_learning|(audio|text)_layers_indices)(\.|$)"
     r"|^(mel_spec_transforms|(en|de)coder_film|zero)(\.|$)"  # SoundStream's; its FiLM serves denoising, which a bundle does not do
 )
-_SOUNDSTREAM = ("encoder.", "encoder_attn.", "rq.", "decoder.", "decoder_attn.")
+SOUNDSTREAM_PARTS = ("encoder.", "encoder_attn.", "rq.", "decoder.", "decoder_attn.")
 _MULAN = ("audio.", "text.", "audio_to_latents.", "text_to_latents.")
 _SOUNDSTREAM_NAMES = (
     (r"^rq\.layers\.", "rq.rvqs.0.layers."),  # before 0.30 there were no groups
@@ -31,13 +31,20 @@ def serves_training(name: str) -> bool:
     return _TRAINING.search(name) is not None
 
 
+def refuse_unknown(where: str, names: Sequence[str], advice: str = "") -> None:
+    """Raise ExportError if there are `names`, of tensors that nobody knows. where: their file or part; advice: the last sentence."""
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ExportError(f"{where}: {shown}: these tensors belong to a variant that the export does not cover.{advice}")
+
+
 def soundstream_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors that encode and decode, under the names of audiolm-pytorch 2.4.0.
 
     Raises ExportError for tensors of which neither is known.
     """
     tensors = {}
-    for name, tensor in _parts("codec", state, _SOUNDSTREAM).items():
+    for name, tensor in _parts("codec", state, SOUNDSTREAM_PARTS).items():
         for pattern, replacement in _SOUNDSTREAM_NAMES:
             name = re.sub(pattern, replacement, name)
         tensors[name] = tensor
@@ -60,10 +67,5 @@ def mulan_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _parts(where: str, state: Mapping[str, Tensor], parts: tuple[str, ...]) -> dict[str, Tensor]:
     unknown = [name for name in state if not name.startswith(parts) and not serves_training(name)]
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
-        raise ExportError(
-            f"{where}: {shown}: these tensors belong to a variant that the export does not cover. If training alone reads them, save the "
-            "file without them."
-        )
+    refuse_unknown(where, unknown, " If training alone reads them, save the file without them.")
     return {name: tensor for name, tensor in state.items() if name.startswith(parts)}

@@ -12,7 +12,7 @@ import torch
 from .checkpoint import Checkpoint
 from .errors import ExportError
 from .settings import Settings
-from .versions import NEWEST, RELEASES, covered, numbers, releases_of
+from .versions import covered, numbers, releases_of
 
 STAGES = ("semantic", "coarse", "fine")
 _T5_DIM = 768  # width of upstream's default text encoder, which it plans for when a stage has no condition of its own
@@ -129,24 +129,20 @@ def _release(checkpoint: Checkpoint, wrapped: bool, settings: Settings, explicit
     names, assumed = ("branch wrappers, as 2.4.0 and later have", "2.4.0") if wrapped else ("no branch wrappers, as before 2.4.0", "2.3.1")
     source = "the file" if checkpoint.version else f"none in the file; {names}"
     version = settings.assume("version", checkpoint.version or assumed, source)
-    releases = releases_of(_KIND, name, version)
+    releases = releases_of(_KIND, name, version, settings.warnings)
     advice = f'--config: {{"{settings.stage}": {{"version": "{assumed}"}}}}.'
     if old:
         raise ExportError(f"{name}: saved by audiolm-pytorch {version}, but the tensor {old!r} is of one before 1.2.0. {covered(_KIND)}")
-    if releases is None:
-        settings.warnings.append(
-            f"saved by audiolm-pytorch {version}, which this export does not know. It is run as {NEWEST[_KIND]}, the newest release known."
-        )
-    elif wrapped != (numbers(version) >= numbers("2.4.0")):
+    if version in releases and wrapped != (numbers(version) >= numbers("2.4.0")):
         raise ExportError(
             f"{name}: saved by audiolm-pytorch {version}, but its tensors have {names}. If another one saved it, say which with {advice}"
         )
-    elif not known and not wrapped:
+    if not known and not wrapped:
         settings.warnings.append(
             f"the file has no version, and audiolm-pytorch 1.2.0 to 2.3.1 compute three different things with its tensors. {assumed} is "
             f"assumed. Say which release trained it with {advice}"
         )
-    for setting, value in (releases or RELEASES[_KIND][-1]).values.items():
+    for setting, value in releases.values.items():
         settings.assume(setting, value, f"as version {version} does")
 
 

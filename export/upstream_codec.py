@@ -18,7 +18,7 @@ from .checkpoint import is_encodec
 from .encodec import plain_state
 from .errors import ExportError
 from .settings import Settings
-from .tensor_names import soundstream_tensors
+from .tensor_names import SOUNDSTREAM_PARTS, soundstream_tensors
 
 _OF_RELEASES = ("version", "gate_values_per_head", "pads_whole_kernels")  # settings that are no arguments of SoundStream
 
@@ -44,9 +44,8 @@ def _soundstream(settings: Settings, state: Mapping[str, Tensor]) -> UpstreamCod
     arguments: dict[str, Any] = {name: value for name, value in values.items() if "." not in name and name not in _OF_RELEASES}
     model = SoundStream(**arguments, rq_kwargs={"use_cosine_sim": use_cosine}, discr_multi_scales=(1,))
     _as_older_releases(model, values)
-    ours = ("encoder.", "encoder_attn.", "decoder.", "decoder_attn.", "rq.")
     result = model.load_state_dict(soundstream_tensors(state), strict=False)
-    missing = [name for name in result.missing_keys if name.startswith(ours) and not name.endswith(".inv_freq")]
+    missing = [name for name in result.missing_keys if name.startswith(SOUNDSTREAM_PARTS) and not name.endswith(".inv_freq")]
     if missing:
         raise ExportError(f"codec: audiolm-pytorch's SoundStream has tensors that the checkpoint lacks: {', '.join(missing[:5])}.")
     model = model.float().eval()

@@ -20,40 +20,31 @@ class Releases:
 
     since: str
     before: str
-    reason: str  # a clause about these releases, after their name: "which ..."
-    refused: bool = False  # else they run as they did
+    refused: str = ""  # why, as a clause after their name: "whose ..."; "" for releases that run as they did
     values: Mapping[str, Any] = field(default_factory=dict)  # settings that no tensor tells
 
     def __contains__(self, version: str) -> bool:
         return numbers(self.since) <= numbers(version) < numbers(self.before)
 
 
-# By kind of file: the package that saves it, and its releases from the first to the newest known. What lies behind them is unknown.
-PACKAGES = {"transformer": "audiolm-pytorch", "soundstream": "audiolm-pytorch"}
-NEWEST = {"transformer": "2.4.0", "soundstream": "2.4.0"}
+PACKAGE, NEWEST = "audiolm-pytorch", "2.4.0"  # it saves every kind of file that holds a version; the newest release known
+# By kind of file: the releases from the first to the newest known. What lies behind them is unknown.
 RELEASES: dict[str, tuple[Releases, ...]] = {
     "transformer": (
-        Releases("0", "1.2.0", "whose layers had other tensors, such as a convolution and norms of queries and keys", refused=True),
-        Releases("1.2.0", "1.4.3", "which has no value residual", values={"self_attention": True, "add_value_residual": False}),
-        Releases(
-            "1.4.3",
-            "2.0.7",
-            "which computes self-attention and throws its result away",
-            values={"self_attention": False, "add_value_residual": False},
-        ),
-        Releases("2.0.7", "2.2.0", "which has no value residual", values={"self_attention": True, "add_value_residual": False}),
-        Releases("2.2.0", "2.4.1", "which has a value residual", values={"self_attention": True, "add_value_residual": True}),
+        Releases("0", "1.2.0", refused="whose layers had other tensors, such as a convolution and norms of queries and keys"),
+        Releases("1.2.0", "1.4.3", values={"self_attention": True, "add_value_residual": False}),
+        # these compute self-attention and throw its result away
+        Releases("1.4.3", "2.0.7", values={"self_attention": False, "add_value_residual": False}),
+        Releases("2.0.7", "2.2.0", values={"self_attention": True, "add_value_residual": False}),
+        Releases("2.2.0", "2.4.1", values={"self_attention": True, "add_value_residual": True}),
     ),
     "soundstream": (
-        Releases("0", "0.18.1", "whose SoundStream has learned moving averages, or attention without xpos", refused=True),
-        Releases(
-            "0.18.1",
-            "0.26.3",
-            "which pads with zeros, at a change of rate as if there were none",
-            values={"pad_mode": "constant", "pads_whole_kernels": True},
-        ),
-        Releases("0.26.3", "0.30.1", "which pads by reflection alone", values={"pad_mode": "reflect", "pads_whole_kernels": False}),
-        Releases("0.30.1", "2.4.1", "which pads by reflection at a change of rate", values={"pads_whole_kernels": False}),
+        Releases("0", "0.18.1", refused="whose SoundStream has learned moving averages, or attention without xpos"),
+        # these pad with zeros, at a change of rate as if there were none
+        Releases("0.18.1", "0.26.3", values={"pad_mode": "constant", "pads_whole_kernels": True}),
+        # these pad by reflection alone
+        Releases("0.26.3", "0.30.1", values={"pad_mode": "reflect", "pads_whole_kernels": False}),
+        Releases("0.30.1", "2.4.1", values={"pads_whole_kernels": False}),
     ),
 }
 
@@ -75,17 +66,20 @@ def is_before(version: str, release: str) -> bool:
         return False
 
 
-def releases_of(kind: str, where: str, version: str) -> Releases | None:
-    """Return the range that `version` belongs to, or None for one newer than all. ExportError for one that is refused, or not a version.
+def releases_of(kind: str, where: str, version: str, warnings: list[str]) -> Releases:
+    """Return the range that `version` belongs to; the newest, with a warning, for a version that is newer than all.
 
-    kind: a key of `RELEASES`; where: the file, for messages.
+    kind: a key of `RELEASES`; where: the file, for messages. Raises ExportError for a version that is refused, or that is none.
     """
     try:
         found = next((releases for releases in RELEASES[kind] if version in releases), None)
     except ValueError as error:
         raise ExportError(f"{where}: the version {version!r} is not a version number.") from error
-    if found is not None and found.refused:
-        raise ExportError(f"{where}: saved by {PACKAGES[kind]} {version}, {found.reason}. {covered(kind)}")
+    if found is None:
+        warnings.append(f"saved by {PACKAGE} {version}, which this export does not know. It is run as {NEWEST}, the newest release known.")
+        return RELEASES[kind][-1]
+    if found.refused:
+        raise ExportError(f"{where}: saved by {PACKAGE} {version}, {found.refused}. {covered(kind)}")
     return found
 
 

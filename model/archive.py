@@ -15,7 +15,7 @@ from torch import Tensor
 _PLAIN = {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 _PLAIN |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 _SHARED = 4  # how often a byte of a file may serve: tied weights, and a codec's codebooks once more beside its model
-_ZIP = b"PK\3\4"  # by these bytes torch chooses between its two formats
+ZIP = b"PK\3\4"  # by these bytes torch chooses between its two formats
 
 
 class HostileFile(ValueError):
@@ -25,7 +25,7 @@ class HostileFile(ValueError):
 def check_archive(path: Path) -> None:
     """Raise HostileFile if the entries of a zip archive are larger than the file, or a pickle may make bytes that it does not hold."""
     with path.open("rb") as file:
-        is_zip, size = file.read(len(_ZIP)) == _ZIP, path.stat().st_size
+        is_zip, size = file.read(len(ZIP)) == ZIP, path.stat().st_size
     if not is_zip:
         if size:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from ..runtime.user_files import expanded
+
 
 def save_aside(content: Any, path: str | os.PathLike) -> None:
     """`torch.save` beside `path`, then rename: an error, an interrupt or a full disk leaves what was there before."""
-    part = Path(path).with_name(f"{Path(path).name}.part")
+    path = expanded(path)
+    part = path.with_name(f"{path.name}.part")
     try:
         with part.open("wb") as file:
             torch.save(content, file)

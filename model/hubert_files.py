@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..runtime.user_files import read_text
+from ..runtime.user_files import expanded, read_text
 from .archive import HostileFile, check_tensors
 from .stand_ins import arguments_of, class_of, is_object
 from .tensor_file import files_of, read_package
@@ -62,9 +62,9 @@ class HubertFile:
 
 
 def read_hubert(path: str | os.PathLike) -> HubertFile:
-    """A checkpoint of fairseq's `HubertModel`, such as hubert_base_ls960.pt, or a folder with config.json and model.safetensors or
+    """Read a checkpoint of fairseq's `HubertModel`, such as hubert_base_ls960.pt, or a folder with config.json and model.safetensors or
     pytorch_model.bin. Raises ValueError for anything else."""
-    path = Path(path)
+    path = expanded(path)
     if os.path.isdir(path):  # unlike Path's own these say no of a name that no file can have, and of a pipe
         return _read_folder(path)
     if not os.path.isfile(path):
@@ -75,10 +75,20 @@ def read_hubert(path: str | os.PathLike) -> HubertFile:
 def is_hubert_folder(path: Path) -> bool:
     """Return whether a path is a folder whose config.json says that it is of a HuBERT, with its tensors or without."""
     try:
-        config = json.loads(read_text(path / "config.json"))
-    except (OSError, ValueError, RecursionError):
+        return _config_of(path).get("model_type") == "hubert"
+    except ValueError:
         return False
-    return isinstance(config, dict) and config.get("model_type") == "hubert"
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """Return the content of a folder's config.json. Raises ValueError, which names the folder, if it cannot be read."""
+    try:
+        config = json.loads(read_text(folder / "config.json"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{folder}: config.json cannot be read ({error}).") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder}: config.json holds {config!r}, expected an object of settings.")
+    return config
 
 
 def _read_fairseq(path: Path) -> HubertFile:
@@ -100,13 +110,9 @@ def _read_fairseq(path: Path) -> HubertFile:
 def _read_folder(folder: Path) -> HubertFile:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: holds no config.json.")
-    try:
-        config = json.loads(read_text(folder / "config.json"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{folder}: config.json cannot be read ({error}).") from error
-    if not isinstance(config, dict) or config.get("model_type") != "hubert":
-        found = config.get("model_type") if isinstance(config, dict) else config
-        raise ValueError(f"{folder}: config.json is of a model of type {found!r}, expected 'hubert'.")
+    config = _config_of(folder)
+    if config.get("model_type") != "hubert":
+        raise ValueError(f"{folder}: config.json is of a model of type {config.get('model_type')!r}, expected 'hubert'.")
     state = read_package(folder)
     if not isinstance(state, Mapping):
         raise ValueError(f"{folder}: expected a dictionary of tensors, got {class_of(state)}.")
@@ -121,7 +127,7 @@ def _read_folder(folder: Path) -> HubertFile:
 
 
 def _settings(package: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What fairseq saved of the model's settings: under `cfg` since its version 0.10.1, under `args` before."""
+    """Return what fairseq saved of the model's settings: under `cfg` since its version 0.10.1, under `args` before."""
     cfg, args = package.get("cfg"), package.get("args")
     if isinstance(cfg, Mapping) and isinstance(cfg.get("model"), Mapping):
         return cfg["model"]
@@ -137,7 +143,7 @@ def _fairseq_name(name: str) -> str | None:
 
 
 def _named(path: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tensor]:
-    """path: which `state` was read from."""
+    """Return the tensors that are read, under transformers' names. path: which `state` was read from."""
     named, unknown = {}, []
     used = {
         name: tensor

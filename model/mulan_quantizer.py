@@ -7,12 +7,12 @@ called it is an `AudioConditionerBase`, which audiolm-pytorch's trainers insist 
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ
 
+from ..runtime.user_files import expanded
 from .files import save_aside
 from .mulan import MuLaN
 from .tensor_file import read_package
@@ -108,7 +108,7 @@ class MuLaNEmbedQuantizer(nn.Module):
     def load(self, path: str | os.PathLike) -> None:
         """Read what `save` or musiclm-pytorch wrote: tensors alone, every one of them. Codebooks that were initialised are frozen, since
         transformers that are trained in several runs must all see the same codes."""
-        self.load_state_dict(read_package(Path(path)))
+        self.load_state_dict(read_package(expanded(path)))
         if self.initialised:
             self.freeze()
 

@@ -7,13 +7,13 @@ of audiolm-pytorch insist on. It knows neither transformers nor bundles.
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..runtime.install import install_command
+from ..runtime.user_files import expanded
 from .files import save_aside
 from .spectrogram import Spectrogram
 from .tensor_file import read_package
@@ -173,7 +173,7 @@ class MelKmeans(SemanticTokenizer):
 
     def load(self, path: str | os.PathLike) -> None:
         """Read what `save` wrote, into a tokenizer of the same rates and sizes: tensors alone, every one of them."""
-        state = read_package(Path(path))
+        state = read_package(expanded(path))
         mine, theirs = self.spec.mel_layout.tolist(), _layout(state)
         if mine != theirs:
             raise ValueError(f"{path} has rate, window and hop {theirs}, this tokenizer {mine}: make it with the values of the file")

@@ -12,12 +12,14 @@ import os
 import pickle
 import re
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..runtime.user_files import expanded
+from .archive import ZIP
 
 _MAX_BYTES = 1 << 28  # unpacked; 500 centres of HuBERT's 768 features are 1.5 MB, and a label per frame of 300 hours 216 MB
 _AGAIN = "Save cluster_centers_ again with joblib.dump of the fitted KMeans or MiniBatchKMeans."
@@ -121,7 +123,7 @@ def read_cluster_centers(path: str | os.PathLike) -> Tensor:
 
     Raises ValueError, which says why, for everything else.
     """
-    path = Path(path)
+    path = expanded(path)
     if not os.path.isfile(path):  # unlike Path's own it says no of a name that no file can have
         raise ValueError(f"{path}: there is no such file.")
     try:
@@ -157,7 +159,7 @@ def _unpacked(data: bytes) -> bytes:
         unpack = lzma.LZMADecompressor().decompress
     elif data[:4] == b"\x04\x22\x4d\x18" or data[:2] == b"ZF":
         raise _Refused("it is compressed with lz4, or by joblib before 0.10")
-    elif data[:4] == b"PK\3\4":
+    elif data.startswith(ZIP):
         raise _Refused("it is a zip archive, as torch.save and numpy.savez write one")
     else:
         return data

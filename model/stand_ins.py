@@ -24,7 +24,7 @@ _STANDARD = re.compile(
     r"|builtins\.(object|dict|list|tuple|set|frozenset|str|int|float|complex|bool|bytes|slice|range|getattr|type|Ellipsis|NotImplemented)"
     r"|builtins\.\w+(Error|Exception|Warning)"
 )
-# Of other packages: classes, by the way they are spelled, and the functions that unpickle arrays and numbers.
+# Names of other packages: classes, by the way they are spelled, and the functions that unpickle arrays and numbers.
 _FOREIGN = re.compile(
     r"(\w+\.)+(_*[A-Z]\w*|_*(pyx_)?(re(construct|build)|unpickle|mareconstruct)\w*|__\w+_ctor)"
     r"|numpy\.((\w+\.)*(scalar|_frombuffer|dtype|ndarray|matrix|record|recarray)|(u?int|float|complex)\d*|bool_?|(str|bytes|object)_|void)"

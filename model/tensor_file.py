@@ -19,14 +19,13 @@ import torch
 from torch.serialization import safe_globals
 
 from ..runtime.user_files import read_text
-from .archive import HostileFile, check_archive
+from .archive import ZIP, HostileFile, check_archive
 from .stand_ins import names_in, stand_ins
 
-_ZIP = b"PK\3\4"
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # by this number torch knows its format before 1.6
 _SAVE_PLAIN = "Save a plain state dict."
 _WHOLE = "Was it copied whole?"
-# What begins so is no file of tensors; each text completes the sentence "is ...".
+# First bytes of files without tensors; each text completes the sentence "is ...".
 _OTHERS = {
     b"version https://git-lfs": "a pointer of Git LFS, in place of the file itself. Fetch it with: git lfs pull.",
     b"\x1f\x8b": "compressed by gzip. Unpack it first: gunzip.",
@@ -137,9 +136,9 @@ def _is_safetensors(start: bytes) -> bool:
 def _other(start: bytes) -> str | None:
     """Return what a file is that torch.save did not write, if its first bytes say so."""
     if not start:
-        return "empty: 0 bytes. Was it copied whole?"
+        return f"empty: 0 bytes. {_WHOLE}"
     if not start.strip(b"\0"):
-        return "it begins with zeros, as an interrupted download leaves a file. Was it copied whole?"
+        return f"it begins with zeros, as an interrupted download leaves a file. {_WHOLE}"
     for mark, what in _OTHERS.items():
         if start.startswith(mark):
             return what
@@ -173,7 +172,7 @@ def _read_torch(path: Path, start: bytes) -> Any:
 
 def _names(path: Path, start: bytes) -> tuple[set[str], int]:
     """Return the names in the pickles of a file, and their protocol. Raises UnreadableFile if torch.save did not write it."""
-    if start.startswith(_ZIP):
+    if start.startswith(ZIP):
         with zipfile.ZipFile(path) as archive:
             entries = archive.namelist()
             if any(name.endswith("constants.pkl") for name in entries):
@@ -202,7 +201,7 @@ def _reason(path: Path, start: bytes, error: Exception) -> str:
         return f"it holds objects that cannot be read without running code. {_SAVE_PLAIN}"
     if isinstance(error, MemoryError | PermissionError):
         return f"cannot be read ({type(error).__name__} {error})."
-    if start.startswith(_ZIP):
+    if start.startswith(ZIP):
         return f"a damaged file of torch.save. {_WHOLE}"
     if _is_safetensors(start):
         return f"a damaged file of safetensors ({error}). {_WHOLE}"

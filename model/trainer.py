@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..runtime.install import install_command
+from ..runtime.user_files import expanded
 from .batches import Batches, Drawn, collate, mix_seeds, split, validation_batches
 from .files import cut_metrics, save_aside
 from .mulan import MuLaN
@@ -73,7 +74,7 @@ class MuLaNTrainer:
         Accelerator = _accelerator_class()
         if batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, got {batch_size}: a contrast needs other clips, as many as memory holds")
-        self.folder = Path(results_folder)
+        self.folder = expanded(results_folder)
         self.accelerator = Accelerator(log_with="tensorboard", project_dir=self.folder, **accelerate_kwargs or {})
         self.mulan, self.dataset = mulan, dataset
         self.batch_size, self.grad_accum_every, self.seed, self.num_workers = batch_size, grad_accum_every, seed, num_workers
@@ -196,7 +197,7 @@ class MuLaNTrainer:
 
     def load(self, path: str | os.PathLike) -> None:
         """Go on from what `save` wrote. The learning rate stays the one given to this trainer."""
-        package = read_package(Path(path))
+        package = read_package(expanded(path))
         if not isinstance(package, dict) or not {"model", "optim", "steps", "settings"} <= package.keys():
             raise ValueError(f"{path} is no checkpoint of this trainer; for its weights alone use mulan.load_state_dict")
         before: dict[str, Any] = package["settings"]

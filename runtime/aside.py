@@ -35,7 +35,7 @@ _OLDER = "older"  # what a new folder replaces, until it has
 
 @contextlib.contextmanager
 def file_aside(target: Path) -> Iterator[BinaryIO]:
-    """A new file beside `target`, which it replaces when the block ends; after an error it is gone. Its mode is that of any new file."""
+    """Give a new file beside `target`, which it replaces when the block ends; after an error it is gone. Its mode is a new file's."""
     handle, path = _make_file(target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -59,7 +59,7 @@ def probe(folder: Path) -> None:
 
 @contextlib.contextmanager
 def folder_aside(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, on the same disk, for `replace_folder`; it is gone when the block ends, if it was not taken."""
+    """Give a new folder beside `target`, on the same disk, for `replace_folder`; it is gone when the block ends, if it was not taken."""
     parent = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))  # no partial before it is locked
     try:
         with (parent / _LOCK).open("wb") as lock:

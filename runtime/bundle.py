@@ -40,7 +40,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from .user_files import expanded
+from .user_files import escape_surrogates, expanded
 
 FORMAT = 5  # rises when the layout changes
 MANIFEST = "musiclm.json"
@@ -202,8 +202,7 @@ class Manifest:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        return text.encode("utf-8", "backslashreplace").decode()  # a file's name may hold halves of characters, which JSON escapes alike
+        return escape_surrogates(json.dumps(asdict(self), indent=1, ensure_ascii=False)) + "\n"  # those of files' names
 
 
 class Bundle:
@@ -237,7 +236,7 @@ class Bundle:
             _check_files(root, manifest, faults)
         if faults:
             message = f"the bundle {root} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults)
-            raise BundleError(message.encode("utf-8", "backslashreplace").decode())  # JSON may hold halves of characters
+            raise BundleError(escape_surrogates(message))  # those of the manifest
         assert manifest is not None
         return cls(root, manifest, hashlib.sha256(data).hexdigest())
 

@@ -1,4 +1,4 @@
-"""What the system allows this process: memory and processors, by its control groups (version 1, 2, or both) and by the machine.
+"""Memory and processors that the system allows this process, by its control groups (version 1, 2, or both) and by the machine.
 
 In: /proc and the mounted hierarchies below a root folder, "/" but in tests. Out: bytes with the file that sets them, and a number of
 processors. A group is limited by each group above it too. In a container the hierarchy often begins at the container's own group, and

@@ -141,8 +141,8 @@ class Generation:
             needed[stage] += loop_bytes(decoder, items, rows, prompt, capacity, manifest.conditioner.quantizers)
         for prime in filter(None, request.primes):
             tokenizer, codec = tokenizer_of(manifest), manifest.codec
-            hearing = wav2vec_bytes(tokenizer, 1, prime.sound.samples_at(tokenizer.sample_hz))
-            needed["prime"] = max(hearing, encode_bytes(1, prime.frames * codec.samples_per_frame), needed.get("prime", 0))
+            tokenizing = wav2vec_bytes(tokenizer, 1, prime.sound.samples_at(tokenizer.sample_hz))
+            needed["prime"] = max(tokenizing, encode_bytes(1, prime.frames * codec.samples_per_frame), needed.get("prime", 0))
         chunk = max(chunk.stop - chunk.start for chunk in codec_chunks(manifest.codec, request.frames, CHUNK_FRAMES))
         needed["codec"] = decode_bytes(chunk * manifest.codec.samples_per_frame)
         if request.num_samples > 1:

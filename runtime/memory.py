@@ -139,30 +139,22 @@ def decode_bytes(samples: int) -> int:
 
 def check_memory(needed: dict[str, int], weights: int = 0) -> None:
     """Log what the stages will take, and raise OutOfMemory if one cannot fit. weights: bytes still to be loaded."""
-    available = available_memory_bytes()
+    least = least_memory()
     _LOG.info("memory beside the weights: %s", ", ".join(f"{stage} {size / 1e6:.1f} MB" for stage, size in needed.items()))
     stage = max(needed, key=lambda name: needed[name], default="")
-    if available is not None and stage and needed[stage] + weights > available:
+    if least is not None and stage and needed[stage] + weights > least.bytes:
         loaded = f" and {weights / 1e6:.1f} MB for the weights" if weights else ""
-        least = least_memory()
-        limit = "" if least is None else f" What is free is limited by {least.source}."
         raise OutOfMemory(
-            f"the {stage} stage of this request needs {needed[stage] / 1e6:.1f} MB{loaded}, {available / 1e6:.1f} MB are free. "
-            f"Ask for fewer seconds, samples or prompts at once.{limit}"
+            f"the {stage} stage of this request needs {needed[stage] / 1e6:.1f} MB{loaded}, {least.bytes / 1e6:.1f} MB are free. "
+            f"Ask for fewer seconds, samples or prompts at once. What is free is limited by {least.source}."
         )
 
 
-def available_memory_bytes() -> int | None:
-    """Return the bytes that this process can take without swapping: the least that the machine, a control group or `ulimit -v` leaves.
+def least_memory() -> MemoryLimit | None:
+    """Return what this process can take without swapping: the least that the machine, a control group or `ulimit -v` leaves.
 
     None if the system tells none of them.
     """
-    least = least_memory()
-    return None if least is None else least.bytes
-
-
-def least_memory() -> MemoryLimit | None:
-    """Return the limit that counts, of all that this process has. None if the system tells none."""
     return min([*memory_left(), *_address_space()], key=lambda limit: limit.bytes, default=None)
 
 

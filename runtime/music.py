@@ -17,7 +17,7 @@ from .outputs import is_stream, write_output
 from .player import player
 from .shortage import naming_shortage
 from .sound_files import encode, format_of
-from .user_files import expanded
+from .user_files import escape_surrogates, expanded
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
 _WHOLE_REQUEST = ("total", "real_time_factor_made", "real_time_factor_kept")  # timings that belong to no single stage
@@ -134,8 +134,7 @@ class Music:
             record = {"prompt": self.prompt, "seed": self.seed, "bundle_sha256": self.bundle_sha256, **self.settings}
             record |= {"candidate": range(len(self.candidates))[index], "best": self.best, "audio_sha256": audio_sha256(audio)}
             record |= {"sample_rate": hz, "normalize": None if mastering.normalize is None else float(mastering.normalize)}
-            comment = json.dumps(record, ensure_ascii=form.ascii_only)
-            comment = comment.encode("utf-8", "backslashreplace").decode()  # the bundle's name may hold halves of characters
+            comment = escape_surrogates(json.dumps(record, ensure_ascii=form.ascii_only))  # those of the bundle's name
             return encode(path, form, wave, hz, comment)
 
     def save_tokens(self, path: str | Path) -> Path:

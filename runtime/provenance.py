@@ -131,10 +131,8 @@ def _sampling(chosen: Sampling, guidance: bool) -> dict[str, Any]:
 
 
 def _part(part: SoundInput, weight: float) -> dict[str, Any]:
-    return {
-        "text" if isinstance(part, str) else "sound": part if isinstance(part, str) else sound_record(read_sound(part)),
-        "weight": float(weight),
-    }
+    given = {"text": part} if isinstance(part, str) else {"sound": sound_record(read_sound(part))}
+    return given | {"weight": float(weight)}
 
 
 def _prompt(record: Mapping[str, Any], sounds: Sequence[Sound], asked: bool) -> Prompt:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from .memory import OutOfMemory, available_memory_bytes
+from .memory import OutOfMemory, least_memory
 
 _SIGNS = (
     "bad_alloc",
@@ -42,9 +42,9 @@ def naming_shortage(what: str, needed: int | None = None, passed_on: Sequence[Ex
     except Exception as error:
         if not is_shortage(error) or any(error is one for one in passed_on):
             raise
-        free = available_memory_bytes()
+        least = least_memory()
         takes = "" if needed is None else f", which takes up to {needed / 1e6:.1f} MB"
-        left = "" if free is None else f"{free / 1e6:.1f} MB are free. "
+        left = "" if least is None else f"{least.bytes / 1e6:.1f} MB are free. "
         raise OutOfMemory(
             f"memory ran out {what}{takes}. {left}Ask for fewer seconds, samples or prompts at once, use fewer threads, "
             "or end what else takes memory."

@@ -18,6 +18,7 @@ import numpy as np
 
 from .arguments import items_of, number
 from .audio import load_audio, resample
+from .user_files import expanded
 
 _LOG = logging.getLogger(__name__)
 _MOST_CHANNELS = 8  # of a wave [t, channels] or [channels, t]: 7.1 surround has as many
@@ -29,7 +30,7 @@ FORMS = (
     '"sampling_rate".'
 )
 
-# What callers give for one sound. Objects with `get_all_samples()`, such as torchcodec's decoders, are read as well.
+# The types of one sound. Objects with `get_all_samples()`, such as torchcodec's decoders, are read as well.
 SoundInput = str | os.PathLike[str] | bytes | BinaryIO | tuple[Any, Any] | Sequence[Any] | Mapping[str, Any]
 
 
@@ -57,7 +58,7 @@ def read_sound(value: Any) -> Sound:
     if isinstance(value, Sound):
         return value
     if isinstance(value, str | os.PathLike):
-        return _read_path(Path(value))
+        return _read_path(expanded(value))
     if isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "read"):
         return _read_file(value)
     if isinstance(value, Mapping):

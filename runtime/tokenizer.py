@@ -56,7 +56,7 @@ class TextTokenizer(ABC):
         """Return each word, digit or run of other signs of a text with its token ids; nothing for a text that holds none of these."""
 
     def encode_batch(self, texts: Sequence[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        """B texts -> input_ids [B, n] int64, padded with `pad_id` at the end, and attention_mask [B, n] int64, 1 = token.
+        """Return input_ids int64 [B, n] of B texts, padded with `pad_id` at the end, and attention_mask int64 [B, n], 1 = token.
 
         ValueError on a text that is not a string, holds no token, or holds more than `max_tokens`.
         """

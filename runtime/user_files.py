@@ -1,4 +1,4 @@
-"""Paths and texts as people give them: `~` in a path, and files in the encoding that their editor or shell happens to write.
+"""Paths and texts as people give them: `~` in a path, names of any bytes, and files in the encoding that their editor or shell writes.
 
 In: a path, or bytes of a text. Out: a `Path`, a `str`, or a ValueError that says where the text cannot be read and how to save it.
 """
@@ -27,6 +27,11 @@ def expanded(path: str | os.PathLike) -> Path:
     No shell does it in `--out=~/bundle`, in quotes, or in Python. A user without a home folder leaves the path as it is.
     """
     return Path(os.path.expanduser(path))
+
+
+def escape_surrogates(text: str) -> str:
+    """Return a text with the halves of characters, by which Python keeps bytes of names that are not UTF-8, as the escapes of JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_text(path: Path, where: str | None = None) -> str:

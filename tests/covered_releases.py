@@ -12,7 +12,7 @@ from torch import Tensor
 
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.mulan import infer_mulan, infer_quantizer
-from musiclm_deploy.export.versions import PACKAGES, RELEASES
+from musiclm_deploy.export.versions import PACKAGE, RELEASES
 
 # Releases whose own classes made files of weights drawn at random, which were exported and compared with what these classes compute.
 _TRIED = {
@@ -43,10 +43,10 @@ def table() -> list[str]:
     for kind, ranges in RELEASES.items():
         for releases in ranges:
             values = ", ".join(f"`{name}` {str(value).lower()}" for name, value in releases.values.items())
-            what = f"refused, a release {releases.reason}" if releases.refused else f"as then: {values}"
+            what = f"refused, a release {releases.refused}" if releases.refused else f"as then: {values}"
             tried = ", ".join(version for version in _TRIED[kind].split() if version in releases)
             since = "" if releases.since == "0" else f"{releases.since} or later, "
-            rows.append((f"{kind} ({PACKAGES[kind]})", f"{since}before {releases.before}", what, tried))
+            rows.append((f"{kind} ({PACKAGE})", f"{since}before {releases.before}", what, tried))
     return [_RELEASES, *(f"| {' | '.join(cells)} |" for cells in rows + _without_version()), ""]
 
 

@@ -179,7 +179,7 @@ def test_a_list_of_sounds_is_a_batch(music: Any) -> None:
 
 def test_memory_is_looked_at_before_a_sound_is_resampled(music: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault: a rate in kHz, taken for Hz, fills the memory before it is refused."""
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(memory, "least_memory", lambda: memory.MemoryLimit(1_000_000, "a limit"))
     monkeypatch.setattr("musiclm_deploy.runtime.sounds.resample", lambda *_: pytest.fail("a sound was resampled"))
     for method in (music.embed_audio, music.encode_audio):
         with pytest.raises(MemoryError, match="stage of this request needs"):

@@ -261,7 +261,7 @@ def test_a_sound_is_not_replaced_by_default(run, never_loads, option):
 
 def test_a_file_that_does_not_fit_in_memory(run, tiny_bundle, monkeypatch):
     """Fault: minutes of tokens, and then no memory for the file at its rate."""
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(memory, "least_memory", lambda: memory.MemoryLimit(1 << 30, "a limit"))
     status, _, err = run("generate", tiny_bundle, "x", "--seconds", 600, "-o", "a.flac", "--sample-rate", 384000)
     assert status == 1 and err.startswith("musiclm: the file stage of this request needs 2304.0 MB, 1073.7 MB are free.")
 

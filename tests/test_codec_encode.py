@@ -246,7 +246,7 @@ def test_bundle_encodes(music: md.MusicLM, tiny_models: dict[str, Any]) -> None:
 def test_encoding_is_refused_before_memory_is_taken(music: md.MusicLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour of sound that swaps instead of being refused; ten seconds refused with 128 MB free."""
     wave = np.zeros((1, 160_000), np.float32)
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 128_000_000)
+    monkeypatch.setattr(memory, "least_memory", lambda: memory.MemoryLimit(128_000_000, "a limit"))
     assert len(music.encode_audio((wave, 16000))) == 1
     with pytest.raises(MemoryError, match=r"the codec stage of this request needs 208\.8 MB, 128\.0 MB are free"):
         music.encode_audio([(wave, 16000)] * 2)

@@ -324,6 +324,6 @@ def test_a_bundle_that_cannot_read_a_sound_says_so(music: Any, monkeypatch: pyte
 
 def test_memory_is_stated_before_it_is_taken(music: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A prime whose prompt takes more than was said."""
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 400_000)
+    monkeypatch.setattr(memory, "least_memory", lambda: memory.MemoryLimit(400_000, "a limit"))
     with pytest.raises(MemoryError, match="stage of this request needs"):
         music.generate("x", prime=sound(480), seconds=10)

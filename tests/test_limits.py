@@ -79,7 +79,7 @@ def test_what_cannot_fit_is_refused(music, monkeypatch):
     """Waves that fill the memory after ten minutes of tokens; weights that do not fit beside them."""
     request = request_of(music, 60, 5000)
     assert Generation(music, request, None, None, None).memory()["codec"] > 5000 * 60 * 16000 * 4
-    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 4 << 30)
+    monkeypatch.setattr(memory, "least_memory", lambda: memory.MemoryLimit(4 << 30, "a limit"))
     for call in (music.generate, music.estimate):
         with pytest.raises(MemoryError, match=r"the (codec|rank) stage of this request needs \d+\.\d MB.* MB are free\. Ask for fewer"):
             call("x", seconds=60, num_samples=5000)
@@ -100,12 +100,12 @@ def test_a_limit_on_the_address_space():
     """Under `ulimit -v` all memory of the machine was said to be free, and a request that could not fit began."""
     code = """
 import resource
-from musiclm_deploy.runtime.memory import available_memory_bytes
+from musiclm_deploy.runtime.memory import least_memory
 taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (taken + (200 << 20), taken + (200 << 20)))
-print(available_memory_bytes() <= 200 << 20)
+print(least_memory().bytes <= 200 << 20, least_memory().source)
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "True\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "True ulimit -v\n"
 
 
 @pytest.mark.parametrize(

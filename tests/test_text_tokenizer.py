@@ -27,7 +27,7 @@ from musiclm_deploy.export.text_tokenizer import (
     warnings_of_tokenizer,
     write_tokenizer,
 )
-from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, pack_tokens
+from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest, pack_tokens, parse
 from musiclm_deploy.runtime.tokenizer_file import FileTokenizer
 
 NAMES = {"mulan": "mulan.pt", "tokenizer": "tokenizer.json"}
@@ -168,6 +168,9 @@ def test_texts_that_a_precision_is_measured_on(tmp_path):
 
 def test_manifests_without_the_new_fields(tiny_bundle):
     """Fault: bundles of before, whose tokenizer is CLIP's and whose padding is 0, cannot be opened."""
-    values = asdict(Bundle.open(tiny_bundle).manifest)["mulan"]
-    assert (values["tokenizer_from_file"], values["pad_id"]) == (None, None)
+    manifest = Bundle.open(tiny_bundle).manifest
+    values = asdict(manifest)
+    assert (values["mulan"].pop("tokenizer_from_file"), values["mulan"].pop("pad_id")) == (None, None)
+    faults: list[str] = []
+    assert parse(Manifest, json.loads(json.dumps(values)), "", faults) == manifest and not faults
     assert json.loads((tiny_bundle / "tokenizer.json").read_text(encoding="utf-8"))["model"]["end_of_word_suffix"] == "</w>"

@@ -82,6 +82,14 @@ def test_ids_are_those_of_the_package(made, kind, tmp_path):
     assert read.tokens == made[kind].get_vocab_size() and read.last_token == made[kind].id_to_token(read.tokens - 1)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_of_editors(made, encoding, tmp_path):
+    """Fault: the one file of JSON that has to be in UTF-8 without a mark; or a mark that goes into the bundle."""
+    content = made["WordPiece, BERT"].to_str()
+    (tmp_path / "tokenizer.json").write_bytes(content.encode(encoding))
+    assert FileTokenizer.from_file(tmp_path).content == content
+
+
 def test_ids_of_bert_by_hand(tmp_path):
     """Fault: a parity with the package alone would hold if both left out the same."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "calm", "piano", "##s", "cafe", ";"]
@@ -155,7 +163,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "half": ("tokenizer.json", '{"model": {', "it is not JSON"),
     "deep": ("tokenizer.json", "[" * 100_000, "it is not JSON"),
     "sentencepiece": ("spiece.model", b"\n\x0e\n\x05<pad>\x15\0\0\0\0\xff", "not text in UTF-8, but a SentencePiece model"),
-    "utf-16": ("tokenizer.json", "{}".encode("utf-16"), "it is not text in UTF-8"),
+    "latin-1": ("tokenizer.json", '{"a": "é"}'.encode("latin-1"), "it is not text in UTF-8: expected"),
     "kind": ("tokenizer.json", {"version": "1.0", "model": {"type": "Zip"}}, "the package tokenizers refuses it: data did not match"),
     "empty": ("tokenizer.json", {"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}, "vocabulary is empty"),
 }

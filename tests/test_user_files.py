@@ -2,9 +2,13 @@
 
 import codecs
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
+import musiclm_deploy as md
 from musiclm_deploy.runtime.user_files import decode_text, expanded, read_text
 
 TEXT = "caf\u00e9 \U0001f3b7\n{}\n"
@@ -46,3 +50,14 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded("~/a") == expanded(Path("~/a")) == Path("/home/me/a")
     for path in ("a/~", "/~/a", "~nobody-of-this-name/a"):
         assert expanded(path) == Path(path)
+
+
+def test_the_home_folder_in_every_path_of_python(music: Any, mel_kmeans: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: `~` is the home folder for a bundle, and a folder of that name for a sound, a tokenizer or the doctor."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000) / 8) / 2, 16000)
+    np.testing.assert_array_equal(music.embed_audio("~/a.wav"), music.embed_audio(tmp_path / "a.wav"))
+    mel_kmeans.save("~/mel.pt")
+    mel_kmeans.load("~/mel.pt")
+    (file,) = md.diagnose("~/mel.pt").files
+    assert (file.path, file.kind) == (str(tmp_path / "mel.pt"), "semantic-features")

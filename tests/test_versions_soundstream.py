@@ -15,7 +15,7 @@ import torch
 from support.drawn import drawn, normal
 from torch import Tensor
 
-from musiclm_deploy.export.checkpoint import identify, read_checkpoint
+from musiclm_deploy.export.checkpoint import kinds_in, read_checkpoint
 from musiclm_deploy.export.codec import build_codec, infer_codec
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.soundstream import build_decoder, build_encoder, infer_soundstream
@@ -109,7 +109,7 @@ def assert_wave(wave: Tensor, samples: list[float]) -> None:
 def test_computes_as_its_release(release: str) -> None:
     """Zeros taken for reflections, a gate that was not there, a position embedding or codebook under a name of its time."""
     state, (codes, samples) = state_of(release), GOLDEN[release]
-    assert identify(state) == "codec"
+    assert kinds_in("codec.pt", state) == ["codec"]
     settings = infer_soundstream(state, None, release, GIVEN)
     assert "".join("0123456789a"[code] for code in build_encoder(settings, state)(normal("wave", 1, 120)).flatten()) == codes  # type: ignore[misc]
     assert_wave(build_decoder(settings, state)(CODES), samples)
@@ -147,7 +147,7 @@ def test_a_package_of_its_trainer(tmp_path: Path) -> None:
 def test_older_releases_are_refused_by_their_version(version: str) -> None:
     """A file from before all that runs, called damaged or another kind of file."""
     state = state_of("0.18.1")
-    assert identify(state) == "codec"
+    assert kinds_in("codec.pt", state) == ["codec"]
     expected = rf"saved by audiolm-pytorch {version}, whose SoundStream has learned moving averages.* version 0\.18\.1 and later"
     with pytest.raises(ExportError, match=expected):
         infer_soundstream(state, None, version, GIVEN)
@@ -181,7 +181,9 @@ def test_a_version_that_the_tensors_belie() -> None:
 def test_a_newer_release_is_said() -> None:
     """A release that nobody here has seen, taken for a known one in silence."""
     settings = infer_soundstream(state_of("1.6.3"), None, "9.0.0", GIVEN)
-    assert settings.warnings == ["saved by audiolm-pytorch 9.0.0, newer than any known to this export, and taken for 2.4.0."]
+    assert settings.warnings == [
+        "saved by audiolm-pytorch 9.0.0, which this export does not know. It is run as 2.4.0, the newest release known."
+    ]
     with pytest.raises(ExportError, match="the version 'yesterday' is not a version number"):
         infer_soundstream(state_of("1.6.3"), None, "yesterday", GIVEN)
 

@@ -52,7 +52,7 @@ _ENDS: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def transformer_state(stage: str, version: str) -> dict[str, torch.Tensor]:
-    """State dict of a small transformer of audiolm-pytorch 1.2.0 or later. Branches and streams are those of `version`."""
+    """Return the state dict of a small transformer of audiolm-pytorch 1.2.0 or later. Branches and streams are those of `version`."""
     shapes = _ENDS[stage] | _bias(stage) | {"transformer.norm.gamma": (DIM,), "transformer.norm.beta": (DIM,)}
     streams = version.startswith("2.4")
     for layer in range(2):
@@ -90,7 +90,7 @@ def _attention() -> dict[str, tuple[int, ...]]:
 
 
 def _bias(stage: str) -> dict[str, tuple[int, ...]]:
-    """Layers of the network that makes the attention bias: of a distance, or of frames and quantizers."""
+    """Return the layers of the network that makes the attention bias: of a distance, or of frames and quantizers."""
     fine, width = stage == "fine", DIM // 2
     names = [f"pos_bias_mlp.{i}" for i in (0, 2, 4)] if fine else [f"transformer.rel_pos_bias.net.{i}" for i in ("0.0", "1.0", "2.0", "3")]
     widths = [2 if fine else 1, *[width] * (len(names) - 1), HEADS]
