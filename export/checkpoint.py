@@ -102,6 +102,8 @@ def read_file(path: Path, option: str = "") -> Mapping[Any, Any]:
         package = read_package(path)
     except UnreadableFile as error:
         raise ExportError(f"{option}{error}") from error
+    if isinstance(package, list | tuple):
+        package = dict(enumerate(package))
     if not isinstance(package, Mapping) or (not package and type(package) is not dict):
         raise ExportError(f"{path.name}: expected a dictionary of tensors, got {class_of(package)}. Save a plain state dict.")
     return package

@@ -104,6 +104,8 @@ def _stand_in(name: str) -> Any:
 def _instance(name: str, args: tuple[Any, ...]) -> Any:
     if name == "collections.deque":
         return list(*args[:1])
+    if name == "builtins.getattr" and isinstance(args[0], _StandIn) and _FOREIGN.fullmatch(f"{args[0].name}.{args[1]}"):
+        return args[0]  # in place of a class inside it, which protocol 2 names so
     # torch's loader sets items of dict, OrderedDict and Counter alone; of these only a Counter has attributes and takes their state
     made = _Opaque() if _TUPLE_STATE.fullmatch(name) else Counter()
     vars(made).update({_CLASS: name, _ARGUMENTS: args})

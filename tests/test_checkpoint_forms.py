@@ -11,6 +11,8 @@ import json
 import pathlib
 import re
 import types
+import zipfile
+import zoneinfo
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,7 @@ def test_two_tensors_of_one_name(state, tmp_path):
         lambda state: {"models": [state]},
         lambda state: {"state_dict": state, "model": "semantic"},
         lambda state: {"model": state, "ema": None},
+        lambda state: (state, 1000),
         lambda state: {"model": state, "copy": {name: tensor.clone() for name, tensor in state.items()}},
     ],
 )
@@ -134,7 +137,7 @@ def test_the_version_is_of_the_nearest_container(state, tmp_path):
     assert read({"saved": {"model": state}, "version": "2.3.1"}, tmp_path).version == "2.3.1"
 
 
-@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average"])
+@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average", "swa_model"])
 def test_an_average_counts_and_is_said(state, tmp_path, key):
     """Fault: two sets of weights, one of which is taken without a word."""
     checkpoint = read({"model": state, key: shifted(state)}, tmp_path)
@@ -176,6 +179,24 @@ class Stage(enum.Enum):
     COARSE = 1
 
 
+class Trainer:
+    """A class with others inside, which a pickle names by a call of getattr."""
+
+    class Stage(enum.Enum):
+        FINE = 2
+
+    @dataclasses.dataclass
+    class Config:
+        dim: int = 24
+
+
+class Tuples:
+    """An object whose state is no dictionary."""
+
+    def __getstate__(self) -> Any:
+        return (1, 2, 3)
+
+
 class Record(dict[str, Any]):
     """A dictionary with attributes, as configuration libraries have them."""
 
@@ -196,6 +217,9 @@ OBJECTS: dict[str, Any] = {
     "dataclass": Config(),
     "enum": Stage.COARSE,
     "record": Record(dim=24),
+    "enum in a class": Trainer.Stage.FINE,
+    "dataclass in a class": Trainer.Config(),
+    "time zone": zoneinfo.ZoneInfo("UTC"),
     "optimizer": torch.optim.Adam([torch.zeros(2, requires_grad=True)]),
     "module": torch.nn.Linear(2, 2),
     "pattern": re.compile("a"),
@@ -250,6 +274,13 @@ def test_another_pickle_protocol(packages, tmp_path):
         read(packages["semantic"], tmp_path, pickle_protocol=4)
 
 
+@pytest.mark.parametrize("beside", [Tuples(), Calls(torch.zeros, 10**10)])
+def test_objects_that_cannot_be_read_are_not_damage(packages, tmp_path, beside):
+    """Fault: a whole file with an object that the reader cannot stand in for is called damaged."""
+    with pytest.raises(ExportError, match=r"it holds objects that cannot be read without running code\. Save a plain state dict\."):
+        read({**packages["semantic"], "x": beside}, tmp_path)
+
+
 def test_a_namespace_is_not_hubert(packages, tmp_path):
     """Fault: the doctor takes any file with an argparse.Namespace for HuBERT, and finds nothing to refuse."""
     torch.save({**packages["semantic"], "args": argparse.Namespace(dim=24)}, tmp_path / "semantic.pt")
@@ -268,6 +299,40 @@ def test_a_file_is_what_its_first_bytes_say(packages, state, tmp_path):
     assert same(read_checkpoint(tmp_path / "semantic.pt", "semantic"), state)
     torch.save(packages["semantic"], tmp_path / "semantic.safetensors")
     assert same(read_checkpoint(tmp_path / "semantic.safetensors", "semantic"), state)
+
+
+def test_an_archive_without_checksums(packages, state, tmp_path):
+    """Fault: a file that torch.save wrote without checksums, to save time, is called damaged."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        checkpoint = read(packages["semantic"], tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(checkpoint, state)
+
+
+def test_archives_of_archives(packages, tmp_path):
+    """Fault: a .zip around a checkpoint, or one packed again, is refused in words about memory."""
+    path, packed = tmp_path / "semantic.pt", tmp_path / "packed.zip"
+    torch.save(packages["semantic"], path)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, "semantic.pt")
+    with pytest.raises(ExportError, match=r"packed.zip: an archive of semantic.pt, not of torch.save. Unpack it first."):
+        read_checkpoint(packed, "semantic")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as again:
+        for name in archive.namelist():
+            again.writestr(name, archive.read(name))
+    with pytest.raises(ExportError, match=r"it was packed again, and compressed \(zip -0 packs without\)"):
+        read_checkpoint(packed, "semantic")
+
+
+def test_text_in_place_of_a_file(tmp_path):
+    """Fault: the answer of a server to a download is called a damaged file."""
+    path = tmp_path / "fine.pt"
+    path.write_text("404: Not Found")
+    assert diagnose([path]).faults == [
+        f"{path}: text that begins with '404: Not Found', expected a file of tensors. Is it the answer to a download that failed?"
+    ]
 
 
 def sharded(state: dict[str, Tensor], folder: Path, last: str = "model-2.safetensors") -> dict[str, Any]:
