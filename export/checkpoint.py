@@ -46,9 +46,7 @@ class Checkpoint:
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         """The tensor `name` as float32, which must have this shape: none for a number by itself."""
-        if name not in self.state:
-            raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
-        tensor = self.state[name]
+        tensor = self._tensor(name)
         if tuple(tensor.shape) != shape:
             raise ExportError(f"{self.name}: the tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)}.")
         if not torch.isfinite(tensor).all():
@@ -57,9 +55,19 @@ class Checkpoint:
         return tensor.float().numpy()
 
     def shape(self, name: str, dims: int) -> tuple[int, ...]:
-        if name not in self.state:
+        return shape_of(self.name, name, self._tensor(name), dims)
+
+    def _tensor(self, name: str) -> Tensor:
+        if name in self.state:
+            return self.state[name]
+        module = name.rpartition(".")[0] + "."
+        others = [other for other in self.state if module != "." and other.startswith(module) and not other.endswith(".bias")]
+        if not others:
             raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
-        return shape_of(self.name, name, self.state[name], dims)
+        raise ExportError(
+            f"{self.name}: the tensor {name!r} is missing, and in its place are {', '.join(map(repr, others[:3]))}: this layer was "
+            "adapted, parametrized or quantized. Merge that into the weights, then save the model's own state dict."
+        )
 
     def refuse_unread(self, ignored: Iterable[str] = ()) -> None:
         """Tensors that nobody read mean a variant this export does not know; their effect must not get lost silently. Those of training
@@ -102,7 +110,7 @@ def read_file(path: Path, option: str = "") -> Mapping[Any, Any]:
         package = read_package(path)
     except UnreadableFile as error:
         raise ExportError(f"{option}{error}") from error
-    if isinstance(package, list | tuple):
+    if isinstance(package, list | tuple) and any(isinstance(value, Mapping) for value in package):
         package = dict(enumerate(package))
     if not isinstance(package, Mapping) or (not package and type(package) is not dict):
         raise ExportError(f"{path.name}: expected a dictionary of tensors, got {class_of(package)}. Save a plain state dict.")
@@ -127,6 +135,9 @@ def kinds_in(name: str, package: Mapping[Any, Any]) -> list[str]:
 def from_package(name: str, package: Mapping[Any, Any], kind: str) -> Checkpoint:
     """Return the model of this kind, a key of `DESCRIPTIONS`, inside what was saved. name: of the file, for messages."""
     found = _found(name, package)
+    if kind == "mulan" and kind not in found and "quantizer" in found:
+        inside, _ = choose(found["quantizer"], name)
+        found |= _found(name, {"quantizer": {key: tensor for key, tensor in inside.tensors.items() if key.startswith("mulan.")}})
     if kind not in found:
         held = " and ".join(DESCRIPTIONS[each] for each in found) or _unknown(name, package)
         raise ExportError(f"--{kind} {name}: expected {DESCRIPTIONS[kind]}, but the file holds {held}.")

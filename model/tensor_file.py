@@ -221,4 +221,4 @@ def _text(start: bytes) -> str | None:
         line = start.decode("utf-8", "strict" if len(start) < 512 else "ignore").strip().splitlines()[0]
     except (UnicodeDecodeError, IndexError):
         return None
-    return line[:40] if line.isprintable() else None
+    return line[:40] if len(line) > 4 and line.isprintable() else None

@@ -26,6 +26,7 @@ from musiclm_deploy.export.checkpoint import Checkpoint, read_checkpoint
 from musiclm_deploy.export.collect import collect, settings_table
 from musiclm_deploy.export.doctor import diagnose
 from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.sklearn_kmeans import read_cluster_centers
 
@@ -165,6 +166,41 @@ def test_all_models_in_one_file(packages, good, tmp_path):
     collected = collect({**good, **dict.fromkeys(("semantic", "coarse", "fine"), tmp_path / "all.pt")}, {})
     assert same(collected.checkpoints["fine"], packages["fine"]["model"])
     assert "weights                      fine.model             entry 'fine.model' of the file" in settings_table(collected)
+
+
+def test_the_mulan_of_a_quantizer_serves_both_options(packages, good, tmp_path):
+    """Fault: a file that serves --quantizer with its MuLaN is refused by --mulan, though it holds what is asked for."""
+    whole = {kind: packages[kind] for kind in ("semantic", "coarse", "fine", "codec")} | {"quantizer": packages["quantizer"]}
+    torch.save(whole, tmp_path / "all.pt")
+    collected = collect({**good, "mulan": tmp_path / "all.pt", "quantizer": tmp_path / "all.pt"}, {})
+    table = "text.token_emb.weight"
+    assert collected.checkpoints["mulan"].state[table].equal(packages["quantizer"]["mulan." + table])
+
+
+@pytest.mark.parametrize("inside", ["base_layer.weight", "parametrizations.weight.original0", "weight_v"])
+def test_adapted_layers_are_named(state, tmp_path, inside):
+    """Fault: layers of LoRA or of a parametrization are called a file that was not saved whole."""
+    adapted = {re.sub(r"to_q\.weight$", f"to_q.{inside}", name): tensor for name, tensor in state.items()}
+    with pytest.raises(ExportError) as caught:
+        infer_transformer("semantic", read({"model": adapted, "version": "2.4.0"}, tmp_path), {})
+    at = "transformer.layers.0.0.branch.to_q"
+    assert str(caught.value) == (
+        f"semantic.pt: the tensor '{at}.weight' is missing, and in its place are '{at}.{inside}': this layer was adapted, parametrized or "
+        "quantized. Merge that into the weights, then save the model's own state dict."
+    )
+
+
+@pytest.mark.parametrize("counter", ["epoch", "global_step", "num_updates", "ema.num_updates"])
+def test_counters_beside_the_weights(packages, good, tmp_path, counter):
+    """Fault: a counter of training, as a tensor in the state dict, belongs "to a variant"; and two words for one fault of a MuLaN."""
+    path = tmp_path / "mulan.pt"
+    torch.save({**packages["mulan"]["model"], counter: torch.tensor(3)}, path)
+    assert not diagnose([path, good["quantizer"]]).faults
+    torch.save({**packages["mulan"]["model"], "head": torch.tensor(3)}, path)
+    (fault,) = diagnose([path, good["quantizer"]]).faults
+    with pytest.raises(ExportError, match=f"^{re.escape(fault)}$"):
+        collect({**good, "mulan": path}, {})
+    assert fault.startswith("mulan.pt: mulan: head: these tensors belong to a variant")
 
 
 # --- objects beside the tensors
