@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.archive import HostileFile, check_tensors
-from ..model.stand_ins import class_of, is_object
+from ..model.stand_ins import arguments_of, class_of, is_object
 from ..model.tensor_file import UnreadableFile, files_of, read_package
 from ..runtime.user_files import read_text
 from .errors import ExportError, naming
@@ -142,13 +142,20 @@ def from_package(name: str, package: Mapping[Any, Any], kind: str) -> Checkpoint
         held = " and ".join(DESCRIPTIONS[each] for each in found) or _unknown(name, package)
         raise ExportError(f"--{kind} {name}: expected {DESCRIPTIONS[kind]}, but the file holds {held}.")
     model, why = choose(found[kind], name)
-    version = next((package["version"] for package in model.packages if isinstance(package.get("version"), str)), None)
+    versions = (_text(package.get("version")) for package in model.packages)
+    version = next((version for version in versions if version is not None), None)
     config = next((package["config"] for package in model.packages if isinstance(package.get("config"), bytes)), None)
     made = Checkpoint(name, model.tensors, version, config, weights=(model.entry or "the file itself", why))
     if (table := model.tensors.get(TOKEN_TABLE)) is not None:
         optimizer = next((package["optim"] for package in model.packages if "optim" in package), None)
         made.moments = moments_of(optimizer, tuple(table.shape))
     return made
+
+
+def _text(value: Any) -> str | None:
+    """Return a text, also one of a class such as `TorchVersion`; None for anything else."""
+    value = next(iter(arguments_of(value)), None) if is_object(value) else value
+    return value if isinstance(value, str) else None
 
 
 def _found(name: str, package: Mapping[Any, Any]) -> dict[str, list[StateDict]]:

@@ -124,6 +124,11 @@ def _releases(state: Mapping[str, Tensor], version: str | None, settings: Settin
             f'trained it with --config: {{"codec": {{"version": "{NEWEST[_KIND]}"}}}}.'
         )
     releases = releases_of(_KIND, "codec", version)
+    if old and releases is not None and not is_before(version, "0.30.0"):
+        raise ExportError(
+            f"codec: said to be of audiolm-pytorch {version}, but its tensors have the names of releases before 0.30.0. Name the release "
+            'that trained it with --config: {"codec": {"version": "0.28.2"}}.'
+        )
     if releases is None:
         settings.warnings.append(f"saved by audiolm-pytorch {version}, newer than any known to this export, and taken for {NEWEST[_KIND]}.")
     return releases or RELEASES[_KIND][-1]

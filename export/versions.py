@@ -83,7 +83,10 @@ def releases_of(kind: str, where: str, version: str) -> Releases | None:
     try:
         found = next((releases for releases in RELEASES[kind] if version in releases), None)
     except ValueError as error:
-        raise ExportError(f"{where}: the version {version!r} is not a version number.") from error
+        raise ExportError(
+            f"{where}: the version {version!r} is not a version number. Say with --config which release of {PACKAGES[kind]} trained the "
+            'model, under the name "version".'
+        ) from error
     if found is not None and found.refused:
         raise ExportError(f"{where}: saved by {PACKAGES[kind]} {version}, {found.reason}. {covered(kind)}")
     return found

@@ -569,7 +569,8 @@ def test_prefix_conditioning_needs_a_word(good, tmp_path):
 def test_version_that_is_none(packages):
     """A fork's version string must not be guessed at."""
     checkpoint = Checkpoint("fine.pt", state_of(packages["fine"]), "nightly")
-    is_refused(lambda: infer_transformer("fine", checkpoint, {}), "fine.pt: the version 'nightly' is not a version number.")
+    words = "fine.pt: the version 'nightly' is not a version number. Say with --config which release of audiolm-pytorch trained the model"
+    is_refused(lambda: infer_transformer("fine", checkpoint, {}), words)
 
 
 def test_names_from_before_2_4(tmp_path):

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from musiclm_deploy.export.checkpoint import Checkpoint, read_checkpoint
 from musiclm_deploy.export.collect import collect, settings_table
@@ -138,6 +140,12 @@ def test_the_version_is_of_the_nearest_container(state, tmp_path):
     assert read({"saved": {"model": state}, "version": "2.3.1"}, tmp_path).version == "2.3.1"
 
 
+def test_a_version_of_a_class_of_its_own(state, tmp_path):
+    """Fault: a version that is a text of another class is none, and the file is run as another release."""
+    assert read({"model": state, "version": TorchVersion("2.0.4")}, tmp_path).version == "2.0.4"
+    assert read({"model": state, "version": 3, "packaging": Version("2.0.4")}, tmp_path).version is None
+
+
 @pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average", "swa_model"])
 def test_an_average_counts_and_is_said(state, tmp_path, key):
     """Fault: two sets of weights, one of which is taken without a word."""
@@ -233,6 +241,13 @@ class Tuples:
         return (1, 2, 3)
 
 
+class Items(list[int]):
+    """A list of a class of its own, to which torch's safe loader adds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([1, 2])
+
+
 class Record(dict[str, Any]):
     """A dictionary with attributes, as configuration libraries have them."""
 
@@ -256,6 +271,7 @@ OBJECTS: dict[str, Any] = {
     "enum in a class": Trainer.Stage.FINE,
     "dataclass in a class": Trainer.Config(),
     "time zone": zoneinfo.ZoneInfo("UTC"),
+    "state of a tuple": Tuples(),
     "optimizer": torch.optim.Adam([torch.zeros(2, requires_grad=True)]),
     "module": torch.nn.Linear(2, 2),
     "pattern": re.compile("a"),
@@ -310,7 +326,7 @@ def test_another_pickle_protocol(packages, tmp_path):
         read(packages["semantic"], tmp_path, pickle_protocol=4)
 
 
-@pytest.mark.parametrize("beside", [Tuples(), Calls(torch.zeros, 10**10)])
+@pytest.mark.parametrize("beside", [Calls(torch.zeros, 10**10), Items()])
 def test_objects_that_cannot_be_read_are_not_damage(packages, tmp_path, beside):
     """Fault: a whole file with an object that the reader cannot stand in for is called damaged."""
     with pytest.raises(ExportError, match=r"it holds objects that cannot be read without running code\. Save a plain state dict\."):
