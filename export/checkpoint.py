@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.archive import HostileFile, check_tensors
-from ..model.stand_ins import class_of, is_object
+from ..model.stand_ins import arguments_of, class_of, is_object
 from ..model.tensor_file import UnreadableFile, files_of, read_package
 from ..runtime.user_files import read_text
 from .errors import ExportError, naming
@@ -46,9 +46,7 @@ class Checkpoint:
 
     def array(self, name: str, *shape: int) -> np.ndarray:
         """Return the tensor `name` as float32. It must have this shape: none for a number by itself."""
-        if name not in self.state:
-            raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
-        tensor = self.state[name]
+        tensor = self._tensor(name)
         if tuple(tensor.shape) != shape:
             raise ExportError(f"{self.name}: the tensor {name!r} has shape {list(tensor.shape)}, expected {list(shape)}.")
         if not torch.isfinite(tensor).all():
@@ -58,9 +56,19 @@ class Checkpoint:
 
     def shape(self, name: str, dims: int) -> tuple[int, ...]:
         """Return the shape of the tensor `name`, which must have `dims` dimensions and values."""
-        if name not in self.state:
+        return shape_of(self.name, name, self._tensor(name), dims)
+
+    def _tensor(self, name: str) -> Tensor:
+        if name in self.state:
+            return self.state[name]
+        module = name.rpartition(".")[0] + "."
+        others = [other for other in self.state if module != "." and other.startswith(module) and not other.endswith(".bias")]
+        if not others:
             raise ExportError(f"{self.name}: the tensor {name!r} is missing. Was the file saved whole, by the same model?")
-        return shape_of(self.name, name, self.state[name], dims)
+        raise ExportError(
+            f"{self.name}: the tensor {name!r} is missing, and in its place are {', '.join(map(repr, others[:3]))}: this layer was "
+            "adapted, parametrized or quantized. Merge that into the weights, then save the model's own state dict."
+        )
 
     def refuse_unread(self, ignored: Iterable[str] = ()) -> None:
         """Raise ExportError for tensors that nobody read, since they belong to a variant whose effect must not get lost silently.
@@ -101,6 +109,8 @@ def read_file(path: Path, option: str = "") -> Mapping[Any, Any]:
         package = read_package(path)
     except UnreadableFile as error:
         raise ExportError(f"{option}{error}") from error
+    if isinstance(package, list | tuple) and any(isinstance(value, Mapping) for value in package):
+        package = dict(enumerate(package))
     if not isinstance(package, Mapping) or (not package and type(package) is not dict):
         raise ExportError(f"{path.name}: expected a dictionary of tensors, got {class_of(package)}. Save a plain state dict.")
     return package
@@ -124,17 +134,27 @@ def kinds_in(name: str, package: Mapping[Any, Any]) -> list[str]:
 def from_package(name: str, package: Mapping[Any, Any], kind: str) -> Checkpoint:
     """Return the model of this kind, a key of `DESCRIPTIONS`, inside what was saved. name: of the file, for messages."""
     found = _found(name, package)
+    if kind == "mulan" and kind not in found and "quantizer" in found:
+        inside, _ = choose(found["quantizer"], name)
+        found |= _found(name, {"quantizer": {key: tensor for key, tensor in inside.tensors.items() if key.startswith("mulan.")}})
     if kind not in found:
         held = " and ".join(DESCRIPTIONS[each] for each in found) or _unknown(name, package)
         raise ExportError(f"--{kind} {name}: expected {DESCRIPTIONS[kind]}, but the file holds {held}.")
     model, why = choose(found[kind], name)
-    version = next((package["version"] for package in model.packages if isinstance(package.get("version"), str)), None)
+    versions = (_text(package.get("version")) for package in model.packages)
+    version = next((version for version in versions if version is not None), None)
     config = next((package["config"] for package in model.packages if isinstance(package.get("config"), bytes)), None)
     made = Checkpoint(name, model.tensors, version, config, weights=(model.entry or "the file itself", why))
     if (table := model.tensors.get(TOKEN_TABLE)) is not None:
         optimizer = next((package["optim"] for package in model.packages if "optim" in package), None)
         made.moments = moments_of(optimizer, tuple(table.shape))
     return made
+
+
+def _text(value: Any) -> str | None:
+    """Return a text, also one of a class such as `TorchVersion`; None for anything else."""
+    value = next(iter(arguments_of(value)), None) if is_object(value) else value
+    return value if isinstance(value, str) else None
 
 
 def _found(name: str, package: Mapping[Any, Any]) -> dict[str, list[StateDict]]:

@@ -167,7 +167,10 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 
 def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
     """Return `first`. Raises ExportError if `second` is another MuLaN: codes of one model's latents mean nothing to another."""
-    one, other = mulan_tensors(first.state), mulan_tensors(second.state)
+    with naming(first.name):
+        one = mulan_tensors(first.state)
+    with naming(second.name):
+        other = mulan_tensors(second.state)
     differ = [name for name, tensor in one.items() if name in other and not tensor.equal(other[name])]
     if differ or one.keys() != other.keys():
         example = differ[0] if differ else next(iter(one.keys() ^ other.keys()))

@@ -122,7 +122,13 @@ def _releases(state: Mapping[str, Tensor], version: str | None, settings: Settin
             f"codec: said to be of audiolm-pytorch {version}, but its tensors have the names of 0.29.0 or later. Name the release that "
             f'trained it with --config: {{"codec": {{"version": "{NEWEST}"}}}}.'
         )
-    return releases_of("soundstream", "codec", version, settings.warnings)
+    releases = releases_of("soundstream", "codec", version, settings.warnings)
+    if old and not is_before(version, "0.30.0"):
+        raise ExportError(
+            f"codec: said to be of audiolm-pytorch {version}, but its tensors have the names of releases before 0.30.0. Name the release "
+            'that trained it with --config: {"codec": {"version": "0.28.2"}}.'
+        )
+    return releases
 
 
 def _from_tensors(state: Mapping[str, Tensor]) -> dict[str, tuple[Any, str]]:

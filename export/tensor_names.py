@@ -13,7 +13,8 @@ from .errors import ExportError
 
 # Parts of a name that mark a module or a number of training: losses and what they measure with, counters of an average of weights.
 _TRAINING = re.compile(
-    r"(^|[._])(loss(es)?|criterion|discr|discriminators?|metrics?|accuracy|optim|optimizer|initted|step|steps|n_averaged)([._]|$)"
+    r"(^|[._])(loss(es)?|criterion|discr|discriminators?|metrics?|accuracy|optim|optimizer)([._]|$)"
+    r"|(^|[._])(initted|steps?|epochs?|iterations?|num_updates|n_averaged)([._]|$)"
     r"|^(temperatures?|logit_scale|logit_bias|contrast|multi_layer_contrastive_learning|(audio|text)_layers_indices)(\.|$)"
     r"|^(mel_spec_transforms|(en|de)coder_film|zero)(\.|$)"  # SoundStream's; its FiLM serves denoising, which a bundle does not do
 )

@@ -33,7 +33,7 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
     start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
     (dim,) = shape(start, 1)
     settings.infer("dim", dim, f"{start} [{dim}]")
-    wrapped = branch(0, 0, True) + "to_q.weight" in state
+    wrapped = any(name.startswith(branch(0, 0, True)) for name in state)
     _release(checkpoint, wrapped, settings, explicit="version" in overrides)
     _vocabulary(stage, checkpoint, settings)
 

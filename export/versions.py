@@ -74,7 +74,10 @@ def releases_of(kind: str, where: str, version: str, warnings: list[str]) -> Rel
     try:
         found = next((releases for releases in RELEASES[kind] if version in releases), None)
     except ValueError as error:
-        raise ExportError(f"{where}: the version {version!r} is not a version number.") from error
+        raise ExportError(
+            f"{where}: the version {version!r} is not a version number. Say with --config which release of {PACKAGE} trained the "
+            'model, under the name "version".'
+        ) from error
     if found is None:
         warnings.append(f"saved by {PACKAGE} {version}, which this export does not know. It is run as {NEWEST}, the newest release known.")
         return RELEASES[kind][-1]

@@ -1,11 +1,14 @@
 """Whether a file of torch.save asks for more memory than it has bytes: a small file can claim, or unpack to, gigabytes.
 
 In: a path, looked at before torch reads it, and the tensors that came out. Out: nothing, or `HostileFile`. Damage is not its business:
-torch finds that by itself.
+torch finds that by itself. It also reads the pickles of an archive for others.
 """
 
 import mmap
+import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,13 +35,36 @@ def check_archive(path: Path) -> None:
                 _check_pickle(data)
         return
     with zipfile.ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-        # torch.save neither compresses nor shares an entry's bytes. With a comment, two readers may find two different directories.
-        if unpacked > size or archive.comment:
-            raise HostileFile(f"its entries claim {unpacked} bytes of a file of {size}, which torch.save never writes")
-        for entry in archive.infolist():
-            if entry.filename.lower().endswith("data.pkl"):  # torch looks it up in any case
-                _check_pickle(archive.read(entry))
+        entries, commented = archive.infolist(), bool(archive.comment)
+    if not any(map(is_pickle, entries)):
+        return  # not of torch.save: nobody will unpack it
+    if any(entry.filename.endswith("constants.pkl") for entry in entries):
+        raise HostileFile("it is a program of TorchScript, and not only tensors")
+    # torch.save neither compresses nor shares an entry's bytes. With a comment, two readers may find two different directories.
+    unpacked, compressed = sum(entry.file_size for entry in entries), any(entry.compress_type for entry in entries)
+    if unpacked > size or commented or compressed:
+        again = ": it was packed again, and compressed (zip -0 packs without)" if compressed else ""
+        raise HostileFile(f"its entries claim {unpacked} bytes of a file of {size}, which torch.save never writes{again}")
+    for entry in filter(is_pickle, entries):
+        _check_pickle(read_entry(path, entry))
+
+
+def is_pickle(entry: zipfile.ZipInfo) -> bool:
+    """Return whether an archive's entry is the pickle that torch reads; it looks the name up in any case."""
+    return entry.filename.lower().endswith("data.pkl")
+
+
+def read_entry(path: Path, entry: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of an entry without compression. `zipfile` reads none whose checksum torch.save was told to leave at 0.
+
+    Raises zipfile.BadZipFile for any other checksum that is wrong."""
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + 26)  # of the lengths of its name and of its extra field, which it stands behind
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        data = file.read(entry.file_size)
+    if entry.CRC not in (0, zlib.crc32(data)):
+        raise zipfile.BadZipFile(f"wrong checksum of {entry.filename!r}")
+    return data
 
 
 def check_tensors(state: Mapping[str, Tensor], size: int) -> None:

@@ -30,15 +30,6 @@ _FOREIGN = re.compile(
     r"|numpy\.((\w+\.)*(scalar|_frombuffer|dtype|ndarray|matrix|record|recarray)|(u?int|float|complex)\d*|bool_?|(str|bytes|object)_|void)"
     r"|torch\.(device|dtype|serialization\._get_layout)|PIL\.\w+\.new"
 )
-_TUPLE_STATE = re.compile(r"(numpy|random|functools|pandas|datetime|decimal|array)\..+")  # classes with a state that is no dictionary
-
-
-class _Opaque:
-    """An object with a state of any form."""
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, Mapping):
-            vars(self).update(state)
 
 
 class _StandIn(type):
@@ -59,7 +50,7 @@ def stand_ins(names: set[str]) -> list[Any]:
     for name in sorted(names):
         if _is_standard(name) and not _STANDARD.fullmatch(name):
             raise HostileFile(f"it names {name}, which could run code")
-    return [(_Opaque, f"{__name__}._Opaque"), *((_stand_in(name), name) for name in names)]
+    return [(_stand_in(name), name) for name in names]
 
 
 def is_object(value: Any) -> bool:
@@ -104,7 +95,14 @@ def _stand_in(name: str) -> Any:
 def _instance(name: str, args: tuple[Any, ...]) -> Any:
     if name == "collections.deque":
         return list(*args[:1])
+    if name == "builtins.getattr" and isinstance(args[0], _StandIn) and _FOREIGN.fullmatch(f"{args[0].name}.{args[1]}"):
+        return args[0]  # in place of a class inside it, which protocol 2 names so
     # torch's loader sets items of dict, OrderedDict and Counter alone; of these only a Counter has attributes and takes their state
-    made = _Opaque() if _TUPLE_STATE.fullmatch(name) else Counter()
-    vars(made).update({_CLASS: name, _ARGUMENTS: args})
+    made: Counter[Any] = Counter()
+
+    def set_state(state: Any) -> None:
+        if isinstance(state, Mapping):  # of a class of its own making it may have any form
+            vars(made).update(state)
+
+    vars(made).update({_CLASS: name, _ARGUMENTS: args, "__setstate__": set_state})
     return made

@@ -8,6 +8,7 @@ damage. It does not know what the tensors mean.
 import io
 import json
 import os
+import pickle
 import re
 import warnings
 import zipfile
@@ -19,7 +20,7 @@ import torch
 from torch.serialization import safe_globals
 
 from ..runtime.user_files import read_text
-from .archive import ZIP, HostileFile, check_archive
+from .archive import ZIP, HostileFile, check_archive, is_pickle, read_entry
 from .stand_ins import names_in, stand_ins
 
 _LEGACY = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # by this number torch knows its format before 1.6
@@ -31,6 +32,7 @@ _OTHERS = {
     b"\x1f\x8b": "compressed by gzip. Unpack it first: gunzip.",
     b"BZh": "compressed by bzip2. Unpack it first: bunzip2.",
     b"\xfd7zXZ\0": "compressed by xz. Unpack it first: unxz.",
+    b"]\0\0": "compressed by lzma. Unpack it first: unlzma.",
     b"\x28\xb5\x2f\xfd": "compressed by Zstandard. Unpack it first: unzstd.",
     b"7z\xbc\xaf\x27\x1c": "an archive of 7-Zip. Unpack it first.",
     b"Rar!": "an archive of RAR. Unpack it first.",
@@ -161,9 +163,13 @@ def _read_torch(path: Path, start: bytes) -> Any:
         try:
             with path.open("rb") as file:  # not by its name, which may end in .safetensors
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
+        except HostileFile:
+            raise
+        except (pickle.UnpicklingError, TypeError, ValueError, AttributeError) as error:  # of a pickle that is whole: `_names` read it
+            if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
+                raise HostileFile(f"it names {forbidden[1]}, which could run code") from error
             if protocol < 3 or "Unsupported operand" not in str(error):
-                raise
+                raise UnreadableFile(f"{path}: it holds objects that cannot be read without running code. {_SAVE_PLAIN}") from error
             raise UnreadableFile(
                 f"{path}: saved with pickle protocol {protocol}, but torch's safe loader reads 2, the default of torch.save. Where you "
                 "trust the file, save it again: torch.save(torch.load(FILE, weights_only=False), NEW)."
@@ -174,13 +180,11 @@ def _names(path: Path, start: bytes) -> tuple[set[str], int]:
     """Return the names in the pickles of a file, and their protocol. Raises UnreadableFile if torch.save did not write it."""
     if start.startswith(ZIP):
         with zipfile.ZipFile(path) as archive:
-            entries = archive.namelist()
-            if any(name.endswith("constants.pkl") for name in entries):
-                raise HostileFile("it is a program of TorchScript, and not only tensors")
-            # torch looks the pickle up in any case
-            found = [names_in(io.BytesIO(archive.read(name))) for name in entries if name.lower().endswith("data.pkl")]
+            entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        found = [names_in(io.BytesIO(read_entry(path, entry))) for entry in entries if is_pickle(entry)]
         if not found:
-            raise UnreadableFile(f"{path}: an archive of {', '.join(entries[:3]) or 'nothing'}, not of torch.save. Unpack it first.")
+            raise UnreadableFile(f"{path}: an archive of {', '.join(names[:3]) or 'nothing'}, not of torch.save. Unpack it first.")
     else:
         with path.open("rb") as file:
             of_torch = _LEGACY in start[:64]
@@ -194,11 +198,6 @@ def _names(path: Path, start: bytes) -> tuple[set[str], int]:
 
 def _reason(path: Path, start: bytes, error: Exception) -> str:
     """Return the words for an error of a reader. Only what looks like a file of tensors is called damaged."""
-    forbidden = re.search(r"GLOBAL (\S+)", str(error))
-    if forbidden:
-        return f"refused, because it names {forbidden[1]}, which could run code. {_SAVE_PLAIN}"
-    if "Can only" in str(error) or "persistent_load" in str(error):  # a list of another class, or a module with its source
-        return f"it holds objects that cannot be read without running code. {_SAVE_PLAIN}"
     if isinstance(error, MemoryError | PermissionError):
         return f"cannot be read ({type(error).__name__} {error})."
     if start.startswith(ZIP):
@@ -209,5 +208,16 @@ def _reason(path: Path, start: bytes, error: Exception) -> str:
         return f"a damaged file of torch.save, in its format before 1.6. {_WHOLE}"
     if start.startswith(b"\x80"):
         return f"a damaged pickle. {_WHOLE}"
+    if text := _text(start):
+        return f"text that begins with {text!r}, expected a file of tensors. Is it the answer to a download that failed?"
     expected = "safetensors" if path.suffix == ".safetensors" else "PyTorch"
     return f"not a {expected} file, or a damaged one: it begins with {start[:8]!r}. {_WHOLE}"
+
+
+def _text(start: bytes) -> str | None:
+    """Return the first words of a file that is text, such as "404: Not Found"."""
+    try:
+        line = start.decode("utf-8", "strict" if len(start) < 512 else "ignore").strip().splitlines()[0]
+    except (UnicodeDecodeError, IndexError):
+        return None
+    return line[:40] if len(line) > 4 and line.isprintable() else None

@@ -114,7 +114,8 @@ def test_truncated_file(good, tmp_path, cut, reason):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"hello\n" * 50, "not a PyTorch file, or a damaged one: it begins with b'hello\\nhe'. Was it copied whole?"),
+        (b"hello\n" * 50, "text that begins with 'hello', expected a file of tensors. Is it the answer to a download that failed?"),
+        (b"\3hello\n" * 50, "not a PyTorch file, or a damaged one: it begins with b'\\x03hello\\n\\x03'. Was it copied whole?"),
         (b"\n", "not a PyTorch file, or a damaged one: it begins with b'\\n'. Was it copied whole?"),
         (b"\0" * 100, "it begins with zeros, as an interrupted download leaves a file. Was it copied whole?"),
         (b"PK\3\4" + b"\xff" * 200, "a damaged file of torch.save. Was it copied whole?"),
@@ -570,7 +571,8 @@ def test_prefix_conditioning_needs_a_word(good, tmp_path):
 def test_version_that_is_none(packages):
     """A fork's version string must not be guessed at."""
     checkpoint = Checkpoint("fine.pt", state_of(packages["fine"]), "nightly")
-    is_refused(lambda: infer_transformer("fine", checkpoint, {}), "fine.pt: the version 'nightly' is not a version number.")
+    words = "fine.pt: the version 'nightly' is not a version number. Say with --config which release of audiolm-pytorch trained the model"
+    is_refused(lambda: infer_transformer("fine", checkpoint, {}), words)
 
 
 def test_names_from_before_2_4(tmp_path):

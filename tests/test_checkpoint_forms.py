@@ -11,19 +11,24 @@ import json
 import pathlib
 import re
 import types
+import zipfile
+import zoneinfo
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from musiclm_deploy.export.checkpoint import Checkpoint, read_checkpoint
 from musiclm_deploy.export.collect import collect, settings_table
 from musiclm_deploy.export.doctor import diagnose
 from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.sklearn_kmeans import read_cluster_centers
 
@@ -120,6 +125,7 @@ def test_two_tensors_of_one_name(state, tmp_path):
         lambda state: {"models": [state]},
         lambda state: {"state_dict": state, "model": "semantic"},
         lambda state: {"model": state, "ema": None},
+        lambda state: (state, 1000),
         lambda state: {"model": state, "copy": {name: tensor.clone() for name, tensor in state.items()}},
     ],
 )
@@ -134,7 +140,13 @@ def test_the_version_is_of_the_nearest_container(state, tmp_path):
     assert read({"saved": {"model": state}, "version": "2.3.1"}, tmp_path).version == "2.3.1"
 
 
-@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average"])
+def test_a_version_of_a_class_of_its_own(state, tmp_path):
+    """Fault: a version that is a text of another class is none, and the file is run as another release."""
+    assert read({"model": state, "version": TorchVersion("2.0.4")}, tmp_path).version == "2.0.4"
+    assert read({"model": state, "version": 3, "packaging": Version("2.0.4")}, tmp_path).version is None
+
+
+@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average", "swa_model"])
 def test_an_average_counts_and_is_said(state, tmp_path, key):
     """Fault: two sets of weights, one of which is taken without a word."""
     checkpoint = read({"model": state, key: shifted(state)}, tmp_path)
@@ -164,6 +176,41 @@ def test_all_models_in_one_file(packages, good, tmp_path):
     assert "weights                      fine.model             entry 'fine.model' of the file" in settings_table(collected)
 
 
+def test_the_mulan_of_a_quantizer_serves_both_options(packages, good, tmp_path):
+    """Fault: a file that serves --quantizer with its MuLaN is refused by --mulan, though it holds what is asked for."""
+    whole = {kind: packages[kind] for kind in ("semantic", "coarse", "fine", "codec")} | {"quantizer": packages["quantizer"]}
+    torch.save(whole, tmp_path / "all.pt")
+    collected = collect({**good, "mulan": tmp_path / "all.pt", "quantizer": tmp_path / "all.pt"}, {})
+    table = "text.token_emb.weight"
+    assert collected.checkpoints["mulan"].state[table].equal(packages["quantizer"]["mulan." + table])
+
+
+@pytest.mark.parametrize("inside", ["base_layer.weight", "parametrizations.weight.original0", "weight_v"])
+def test_adapted_layers_are_named(state, tmp_path, inside):
+    """Fault: layers of LoRA or of a parametrization are called a file that was not saved whole."""
+    adapted = {re.sub(r"to_q\.weight$", f"to_q.{inside}", name): tensor for name, tensor in state.items()}
+    with pytest.raises(ExportError) as caught:
+        infer_transformer("semantic", read({"model": adapted, "version": "2.4.0"}, tmp_path), {})
+    at = "transformer.layers.0.0.branch.to_q"
+    assert str(caught.value) == (
+        f"semantic.pt: the tensor '{at}.weight' is missing, and in its place are '{at}.{inside}': this layer was adapted, parametrized or "
+        "quantized. Merge that into the weights, then save the model's own state dict."
+    )
+
+
+@pytest.mark.parametrize("counter", ["epoch", "global_step", "num_updates", "ema.num_updates"])
+def test_counters_beside_the_weights(packages, good, tmp_path, counter):
+    """Fault: a counter of training, as a tensor in the state dict, belongs "to a variant"; and two words for one fault of a MuLaN."""
+    path = tmp_path / "mulan.pt"
+    torch.save({**packages["mulan"]["model"], counter: torch.tensor(3)}, path)
+    assert not diagnose([path, good["quantizer"]]).faults
+    torch.save({**packages["mulan"]["model"], "head": torch.tensor(3)}, path)
+    (fault,) = diagnose([path, good["quantizer"]]).faults
+    with pytest.raises(ExportError, match=f"^{re.escape(fault)}$"):
+        collect({**good, "mulan": path}, {})
+    assert fault.startswith("mulan.pt: mulan: head: these tensors belong to a variant")
+
+
 # --- objects beside the tensors
 
 
@@ -174,6 +221,31 @@ class Config:
 
 class Stage(enum.Enum):
     COARSE = 1
+
+
+class Trainer:
+    """A class with others inside, which a pickle names by a call of getattr."""
+
+    class Stage(enum.Enum):
+        FINE = 2
+
+    @dataclasses.dataclass
+    class Config:
+        dim: int = 24
+
+
+class Tuples:
+    """An object whose state is no dictionary."""
+
+    def __getstate__(self) -> Any:
+        return (1, 2, 3)
+
+
+class Items(list[int]):
+    """A list of a class of its own, to which torch's safe loader adds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([1, 2])
 
 
 class Record(dict[str, Any]):
@@ -196,6 +268,10 @@ OBJECTS: dict[str, Any] = {
     "dataclass": Config(),
     "enum": Stage.COARSE,
     "record": Record(dim=24),
+    "enum in a class": Trainer.Stage.FINE,
+    "dataclass in a class": Trainer.Config(),
+    "time zone": zoneinfo.ZoneInfo("UTC"),
+    "state of a tuple": Tuples(),
     "optimizer": torch.optim.Adam([torch.zeros(2, requires_grad=True)]),
     "module": torch.nn.Linear(2, 2),
     "pattern": re.compile("a"),
@@ -250,6 +326,13 @@ def test_another_pickle_protocol(packages, tmp_path):
         read(packages["semantic"], tmp_path, pickle_protocol=4)
 
 
+@pytest.mark.parametrize("beside", [Calls(torch.zeros, 10**10), Items()])
+def test_objects_that_cannot_be_read_are_not_damage(packages, tmp_path, beside):
+    """Fault: a whole file with an object that the reader cannot stand in for is called damaged."""
+    with pytest.raises(ExportError, match=r"it holds objects that cannot be read without running code\. Save a plain state dict\."):
+        read({**packages["semantic"], "x": beside}, tmp_path)
+
+
 def test_a_namespace_is_not_hubert(packages, tmp_path):
     """Fault: the doctor takes any file with an argparse.Namespace for HuBERT, and finds nothing to refuse."""
     torch.save({**packages["semantic"], "args": argparse.Namespace(dim=24)}, tmp_path / "semantic.pt")
@@ -268,6 +351,40 @@ def test_a_file_is_what_its_first_bytes_say(packages, state, tmp_path):
     assert same(read_checkpoint(tmp_path / "semantic.pt", "semantic"), state)
     torch.save(packages["semantic"], tmp_path / "semantic.safetensors")
     assert same(read_checkpoint(tmp_path / "semantic.safetensors", "semantic"), state)
+
+
+def test_an_archive_without_checksums(packages, state, tmp_path):
+    """Fault: a file that torch.save wrote without checksums, to save time, is called damaged."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        checkpoint = read(packages["semantic"], tmp_path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(checkpoint, state)
+
+
+def test_archives_of_archives(packages, tmp_path):
+    """Fault: a .zip around a checkpoint, or one packed again, is refused in words about memory."""
+    path, packed = tmp_path / "semantic.pt", tmp_path / "packed.zip"
+    torch.save(packages["semantic"], path)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(path, "semantic.pt")
+    with pytest.raises(ExportError, match=r"packed.zip: an archive of semantic.pt, not of torch.save. Unpack it first."):
+        read_checkpoint(packed, "semantic")
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as again:
+        for name in archive.namelist():
+            again.writestr(name, archive.read(name))
+    with pytest.raises(ExportError, match=r"it was packed again, and compressed \(zip -0 packs without\)"):
+        read_checkpoint(packed, "semantic")
+
+
+def test_text_in_place_of_a_file(tmp_path):
+    """Fault: the answer of a server to a download is called a damaged file."""
+    path = tmp_path / "fine.pt"
+    path.write_text("404: Not Found")
+    assert diagnose([path]).faults == [
+        f"{path}: text that begins with '404: Not Found', expected a file of tensors. Is it the answer to a download that failed?"
+    ]
 
 
 def sharded(state: dict[str, Tensor], folder: Path, last: str = "model-2.safetensors") -> dict[str, Any]:

@@ -224,9 +224,13 @@ def test_links_and_special_files(inputs: dict[str, Input], tmp_path: Path) -> No
     (tmp_path / "folder.pt").symlink_to(tmp_path)
     (tmp_path / "zero.pt").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe.pt")
-    names = ("loop.pt", "none.pt", "folder.pt", "zero.pt", "pipe.pt", "x" * 5000, "a\0b")
-    report = diagnose(tmp_path / name for name in names)
-    assert [fault.endswith(": there is no such file.") for fault in report.faults] == [True] * len(names), report.faults
+    nothing, special = "there is no such file.", "neither a file nor a folder."
+    words = {"loop.pt": nothing, "none.pt": nothing, "folder.pt": "Name the file.", "zero.pt": special, "pipe.pt": special}
+    names = [*words, "x" * 5000, "a\0b"]
+    faults = diagnose(tmp_path / name for name in names).faults
+    assert len(faults) == len(names) and all(fault.endswith(words.get(name, nothing)) for name, fault in zip(names, faults, strict=True)), (
+        faults
+    )
     for name in names:
         with pytest.raises(ValueError, match=r"there is no such file|holds no config\.json"):
             HubertKmeans.from_files(tmp_path / name, tmp_path / name)

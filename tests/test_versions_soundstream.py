@@ -176,6 +176,10 @@ def test_a_version_that_the_tensors_belie() -> None:
         with pytest.raises(ExportError, match=expected):
             infer_soundstream(state_of("1.6.2"), None, version, GIVEN)
     assert infer_soundstream(state_of("1.6.2"), None, "0.1.0", GIVEN | {"version": "1.6.2"})["pad_mode"] == "reflect"
+    for version in ("0.30.0", "2.0.4"):
+        with pytest.raises(ExportError, match=rf"audiolm-pytorch {version}, but its tensors have the names of releases before 0\.30\.0"):
+            infer_soundstream(state_of("0.26.2"), None, version, GIVEN)
+    assert infer_soundstream(state_of("0.26.2"), None, "2.0.4", GIVEN | {"version": "0.26.2"})["pad_mode"] == "constant"
 
 
 def test_a_newer_release_is_said() -> None:
