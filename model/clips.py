@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..runtime.audio import resample
+from ..runtime.audio import reason_of, resample
 from ..runtime.user_files import expanded
 from .captions import read_captions
 
@@ -73,7 +73,7 @@ class ClipDataset(Dataset):
         try:
             info = soundfile.info(str(self.folder / name))
         except soundfile.LibsndfileError as error:
-            return f"not a sound file that libsndfile reads ({error.error_string})"
+            return f"not a sound file that libsndfile reads ({reason_of(error)})"
         if info.frames < self.min_seconds * info.samplerate:
             return f"{info.frames / info.samplerate:.2f} s, shorter than min_seconds = {self.min_seconds:g}"
         return None
@@ -85,7 +85,7 @@ class ClipDataset(Dataset):
                 file.seek(int(torch.randint(file.frames - frames + 1, (1,))))
                 wave, hz = file.read(frames, dtype="float32", always_2d=True).mean(axis=1), file.samplerate
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"the file is damaged ({error.error_string})") from error
+            raise ValueError(f"the file is damaged ({reason_of(error)})") from error
         if len(wave) < frames:
             raise ValueError(f"the file is damaged: it ends {frames - len(wave)} samples before its header says")
         if not np.isfinite(wave).all():

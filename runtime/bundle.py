@@ -227,9 +227,14 @@ class Bundle:
         """
         root = expanded(root)
         path = root / MANIFEST
-        if not path.is_file():
-            why = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
-            raise BundleError(f"{root} is not a bundle: {why}. Make one with export_all.py.")
+        try:
+            if root.name == MANIFEST and root.is_file():
+                raise BundleError(f"{root} is not a bundle, but the manifest of one. Give its folder.")
+            if not path.is_file():
+                why = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
+                raise BundleError(f"{root} is not a bundle: {why}. Make one with export_all.py.")
+        except OSError as error:  # no permission, or a name that no folder can have
+            raise BundleError(f"{root} is not a bundle that can be opened: {error.strerror}.") from error
         data = path.read_bytes()
         faults: list[str] = []
         manifest = _parse_manifest(data, faults)

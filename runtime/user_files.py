@@ -21,12 +21,16 @@ _MARKS = (
 LINE_ENDS = re.compile(r"\r\n|\n|\r")
 
 
-def expanded(path: str | os.PathLike) -> Path:
+def expanded(path: str | bytes | os.PathLike) -> Path:
     """Return a path with `~` or `~user` at its beginning replaced by that home folder, as a shell does.
 
-    No shell does it in `--out=~/bundle`, in quotes, or in Python. A user without a home folder leaves the path as it is.
+    No shell does it in `--out=~/bundle`, in quotes, or in Python. A user without a home folder leaves the path as it is. Raises ValueError
+    for what is no path.
     """
-    return Path(os.path.expanduser(path))
+    try:
+        return Path(os.path.expanduser(os.fsdecode(path)))
+    except TypeError:
+        raise ValueError(f"a path must be a str or a pathlib.Path, got {type(path).__name__}.") from None
 
 
 def read_text(path: Path, where: str | None = None) -> str:

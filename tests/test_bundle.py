@@ -139,6 +139,15 @@ def test_not_a_bundle(tmp_path, kind):
         Bundle.open(path)
 
 
+def test_what_is_given_in_place_of_the_folder(tmp_path):
+    """Fault: the manifest itself is said to have no manifest; a name that no folder can have is an error of the system."""
+    (tmp_path / MANIFEST).write_text("{}")
+    manifest, long = tmp_path / MANIFEST, "a" * 300
+    for path, why in ((manifest, "is not a bundle, but the manifest of one. Give its folder."), (long, "File name too long.")):
+        with pytest.raises(BundleError, match=re.escape(why)):
+            Bundle.open(path)
+
+
 # --- the manifest
 
 

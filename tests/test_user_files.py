@@ -46,3 +46,11 @@ def test_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert expanded("~/a") == expanded(Path("~/a")) == Path("/home/me/a")
     for path in ("a/~", "/~/a", "~nobody-of-this-name/a"):
         assert expanded(path) == Path(path)
+
+
+def test_paths_of_bytes_and_what_is_no_path() -> None:
+    """Fault: a TypeError of the standard library for a path of bytes, as os.scandir gives it, or for a number."""
+    assert expanded(b"a/\xff") == Path("a/\udcff")
+    for given in (5, None, ["a"]):
+        with pytest.raises(ValueError, match=f"a path must be a str or a pathlib.Path, got {type(given).__name__}"):
+            expanded(given)  # type: ignore[arg-type]
