@@ -15,6 +15,7 @@ from typing import Any
 
 from ..runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
 from ..runtime.install import install_command
+from ..runtime.user_files import expanded
 
 USELESS = "nothing that can be used"  # `FileReport.what` of a file that is refused
 
@@ -62,7 +63,7 @@ def diagnose(
 
     Raises ImportError, which says what to install, if torch is missing and one of the paths is not a bundle.
     """
-    paths = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    paths = [expanded(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if paths and not config and tokenizer is None and all(map(is_bundle, paths)):
         return _of_bundles(paths)
     try:
@@ -70,7 +71,7 @@ def diagnose(
     except ModuleNotFoundError as error:
         advice = f"{install_command('cpu', 'export', 'train')}, and upstream as the README says"
         raise ImportError(f"examining anything but bundles needs the package {error.name}, which is not installed: {advice}.") from error
-    return examine(paths, config or {}, None if tokenizer is None else Path(tokenizer))
+    return examine(paths, config or {}, None if tokenizer is None else expanded(tokenizer))
 
 
 def is_bundle(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer
 
 from .tokenizer import MAX_FILE_BYTES, ClipTokenizer, TextTokenizer
+from .user_files import decode_text
 
 TOKENIZER_FILE = "tokenizer.json"
 _ADVICE = (
@@ -65,12 +66,14 @@ class FileTokenizer(TextTokenizer):
             raise ValueError(f"{path}: there is no such file")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_FILE_BYTES} a tokenizer may have")
+        data = path.read_bytes()
         try:
-            data = path.read_bytes()
-            return cls(data.decode("utf-8-sig"), pad_id)
-        except UnicodeDecodeError as error:
+            content = decode_text(data, str(path))
+        except ValueError as error:
             guess = ", but a SentencePiece model or another binary file" if b"\0" in data or data[:1] == b"\n" else ""
             raise ValueError(f"{path}: it is not text in UTF-8{guess}: {_ADVICE}") from error
+        try:
+            return cls(content, pad_id)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
