@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..runtime.audio import reason_of, resample
-from ..runtime.user_files import expanded
+from ..runtime.user_files import LFS_POINTER, expanded, is_lfs_pointer
 from .captions import read_captions
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class ClipDataset(Dataset):
         try:
             info = soundfile.info(str(self.folder / name))
         except soundfile.LibsndfileError as error:
+            if is_lfs_pointer(self.folder / name):
+                return LFS_POINTER
             return f"not a sound file that libsndfile reads ({reason_of(error)})"
         if info.frames < self.min_seconds * info.samplerate:
             return f"{info.frames / info.samplerate:.2f} s, shorter than min_seconds = {self.min_seconds:g}"

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from .user_files import LFS_POINTER, is_lfs_pointer
+
 if TYPE_CHECKING:
     import soundfile
 
@@ -71,6 +73,8 @@ def load_audio(source: Path | BinaryIO) -> tuple[np.ndarray, int]:
     try:
         data, hz = soundfile.read(source, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:  # soundfile raises TypeError for .raw, whose rate no file says
+        if isinstance(source, Path) and is_lfs_pointer(source):
+            raise ValueError(f"{source}: {LFS_POINTER}") from error
         name = source if isinstance(source, Path) else "the bytes of a sound"
         reason = reason_of(error) if isinstance(error, soundfile.LibsndfileError) else "samples without a header"
         raise ValueError(f"{name}: not a sound file that can be read ({reason})") from error

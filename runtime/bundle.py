@@ -40,7 +40,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from .user_files import expanded
+from .user_files import LFS_POINTER, expanded, is_lfs_pointer
 
 FORMAT = 5  # rises when the layout changes
 MANIFEST = "musiclm.json"
@@ -366,6 +366,8 @@ def _fault_of_path(root: Path, name: str, record: FileRecord) -> str | None:
             return None
     if linked:  # a manifest from elsewhere must not tell the size or the hash of any other file of this machine
         return "it is a link that leaves the bundle, to another file than the manifest describes"
+    if size != record.bytes and is_lfs_pointer(path):
+        return LFS_POINTER
     if size != record.bytes:
         return f"{size} bytes, the manifest says {record.bytes}: it was cut short or changed"
     return "its content was changed after the export (SHA-256 differs)"

@@ -108,6 +108,12 @@ def test_truncated_file(copy):
     refuses(copy, f"'codec_decode.onnx.data': {sizes}: it was cut short or changed")
 
 
+def test_a_pointer_of_git_lfs(copy):
+    """Fault: a bundle from a clone without LFS is called cut short, and is copied again and again."""
+    replace(copy / "fine.onnx.data", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5363136\n")
+    refuses(copy, "'fine.onnx.data': a pointer of Git LFS, in place of the file itself. Fetch it with: git lfs pull.")
+
+
 def test_missing_file(copy):
     """A file that is gone, and a folder of its name."""
     (copy / "fine.onnx").unlink()

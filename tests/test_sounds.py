@@ -221,6 +221,9 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
             read_sound(tmp_path / name)
     page = tmp_path / "page.mp3"
     page.write_text("<!DOCTYPE html><html>")
+    (tmp_path / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(ValueError, match=r"lfs.wav: a pointer of Git LFS"):
+        read_sound(tmp_path / "lfs.wav")
     with pytest.raises(ValueError, match=r"page.mp3: not a sound file that can be read \(Format not recognised.\)"):
         read_sound(page)
 
