@@ -5,6 +5,7 @@ In: a folder with a table of captions (`captions.py`). Out: clips of one rate an
 
 import logging
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ class ClipDataset(Dataset):
 
     def _fault(self, name: str) -> str | None:
         """What the header of a file tells against it."""
-        if not (self.folder / name).is_file():
+        if not os.path.isfile(self.folder / name):  # Path.is_file raises an error for what is too long to be a name
             return "there is no such file"
         try:
             info = soundfile.info(str(self.folder / name))
