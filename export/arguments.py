@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..runtime.arguments import number
 from ..runtime.user_files import expanded
 from .errors import ExportError
 from .transformers import STAGES
@@ -46,7 +47,17 @@ def overrides_of(config: Any) -> dict[str, Any]:
         raise ExportError(
             f"config must be a dict of parts, as in {{'semantic': {{'max_length': 250}}}}, got {type(config).__name__}.{advice}"
         )
-    return dict(config)
+    return {part: _plain(values) for part, values in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with numbers of numpy and PyTorch, at any depth, as Python's own."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value] if isinstance(value, list) else tuple(map(_plain, value))
+    found = number(value)
+    return value if found is None else found
 
 
 def list_of(values: Any, name: str) -> list[Any]:

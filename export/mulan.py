@@ -314,6 +314,8 @@ def _tensor(state: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _pair(patch_size: Any) -> tuple[int, int]:
-    """A patch size as written in JSON or Python: a side, or [bins, frames]."""
-    first, second = patch_size if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
-    return first, second
+    """Return [bins, frames] of a patch size as written in JSON or Python: a side, or both. Raises ExportError for anything else."""
+    sides = tuple(patch_size) if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise ExportError(f"mulan: audio.patch_size must be a whole number of at least 1, or two, [bins, frames], got {patch_size!r}.")
+    return sides

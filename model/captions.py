@@ -8,6 +8,7 @@ row: one that could be read in two ways is a fault. It opens no sound.
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,18 @@ def _take(folder: Path, row: dict[str, Any], captions: dict[str, list[str]]) -> 
         return f"{name} has an empty caption"
     for text in texts:
         later = [line.split(separator)[0].strip() for line in LINE_ENDS.split(text)[1:] for separator in _SEPARATORS]
-        if hidden := next((one for one in later if one and (folder / one).is_file()), None):
+        # os.path.isfile, as Path.is_file raises an error for what is too long to be a name
+        if hidden := next((one for one in later if one and os.path.isfile(folder / one)), None):
             return f"the caption of {name} goes on to the line of {hidden}. Close its quotes"
     slashed = name.replace("\\", "/")  # as Windows writes paths; elsewhere a name may hold a backslash
-    name = slashed if slashed != name and not (folder / name).is_file() and (folder / slashed).is_file() else name
+    name = slashed if slashed != name and not os.path.isfile(folder / name) and os.path.isfile(folder / slashed) else name
     captions.setdefault(name, []).extend(texts)
     return None
 
 
 def _csv_rows(text: str) -> Iterator[_Row]:
     lines = io.StringIO(text, newline=None)  # any line ends, old Macintosh's too
-    header: list[str] | None = None
+    header, unnamed = list[str](), 0
     separator = _separator(text)
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
     while True:
@@ -78,11 +80,15 @@ def _csv_rows(text: str) -> Iterator[_Row]:
             return
         if not any(values):
             continue
-        if header is None:
+        if not header:
             header = _normalized(values)
+            while header and not header[-1]:  # as Excel writes columns that had content once
+                header.pop()
+                unnamed += 1
             if fault := _fault_of_header(header, values):
                 yield line, fault
-        elif any(values[len(header) :]):
+        # With columns after the text, a caption in two fields and an empty last column are as many fields as a row with a comma at its end.
+        elif any(values[len(header) :]) or (header[-1] != "text" and len(values) > len(header) + unnamed):
             example = f': "{f"{separator} ".join(values[len(header) - 1 :]):.80}"' if header[-1] == "text" else ""
             advice = f"Put a caption with {separator!r} in it in quotes{example}"
             yield line, f"{len(values)} fields, the header has {len(header)}. {advice}"

@@ -5,6 +5,7 @@ In: a folder with a table of captions (`captions.py`). Out: clips of one rate an
 
 import logging
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..runtime.audio import resample
-from ..runtime.user_files import expanded
+from ..runtime.audio import reason_of, resample
+from ..runtime.user_files import LFS_POINTER, expanded, is_lfs_pointer
 from .captions import read_captions
 
 _log = logging.getLogger(__name__)
@@ -68,12 +69,14 @@ class ClipDataset(Dataset):
 
     def _fault(self, name: str) -> str | None:
         """What the header of a file tells against it."""
-        if not (self.folder / name).is_file():
+        if not os.path.isfile(self.folder / name):  # Path.is_file raises an error for what is too long to be a name
             return "there is no such file"
         try:
             info = soundfile.info(str(self.folder / name))
         except soundfile.LibsndfileError as error:
-            return f"not a sound file that libsndfile reads ({error.error_string})"
+            if is_lfs_pointer(self.folder / name):
+                return LFS_POINTER
+            return f"not a sound file that libsndfile reads ({reason_of(error)})"
         if info.frames < self.min_seconds * info.samplerate:
             return f"{info.frames / info.samplerate:.2f} s, shorter than min_seconds = {self.min_seconds:g}"
         return None
@@ -85,7 +88,7 @@ class ClipDataset(Dataset):
                 file.seek(int(torch.randint(file.frames - frames + 1, (1,))))
                 wave, hz = file.read(frames, dtype="float32", always_2d=True).mean(axis=1), file.samplerate
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"the file is damaged ({error.error_string})") from error
+            raise ValueError(f"the file is damaged ({reason_of(error)})") from error
         if len(wave) < frames:
             raise ValueError(f"the file is damaged: it ends {frames - len(wave)} samples before its header says")
         if not np.isfinite(wave).all():

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.serialization import safe_globals
 
-from ..runtime.user_files import read_text
+from ..runtime.user_files import LFS_MARK, LFS_POINTER, read_text
 from .archive import ZIP, HostileFile, check_archive, is_pickle, read_entry
 from .stand_ins import names_in, stand_ins
 
@@ -28,7 +28,7 @@ _SAVE_PLAIN = "Save a plain state dict."
 _WHOLE = "Was it copied whole?"
 # First bytes of files without tensors; each text completes the sentence "is ...".
 _OTHERS = {
-    b"version https://git-lfs": "a pointer of Git LFS, in place of the file itself. Fetch it with: git lfs pull.",
+    LFS_MARK: LFS_POINTER,
     b"\x1f\x8b": "compressed by gzip. Unpack it first: gunzip.",
     b"BZh": "compressed by bzip2. Unpack it first: bunzip2.",
     b"\xfd7zXZ\0": "compressed by xz. Unpack it first: unxz.",

@@ -105,7 +105,8 @@ def _is_abandoned(path: Path) -> bool:
     made = re.search(r"-([0-9a-f]{8})-([0-9a-f]{8})-[0-9a-f]{8}$", path.name)
     lock = path / _LOCK if path.is_dir() else path
     if made is None:
-        return path.is_dir() and not lock.exists()  # as versions before locks named them
+        # as versions before locks named them; anything else may be somebody's own
+        return re.search(r"partial-[a-z0-9_]{8}$", path.name) is not None and path.is_dir() and not lock.exists()
     machine, start = _machine()
     if made[1] != machine and made[2] != start:  # containers of one machine have a start in common, and names of their own
         return False

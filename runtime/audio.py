@@ -8,9 +8,14 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+
+from .user_files import LFS_POINTER, is_lfs_pointer
+
+if TYPE_CHECKING:
+    import soundfile
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,18 @@ def load_audio(source: Path | BinaryIO) -> tuple[np.ndarray, int]:
     try:
         data, hz = soundfile.read(source, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:  # soundfile raises TypeError for .raw, whose rate no file says
+        if isinstance(source, Path) and is_lfs_pointer(source):
+            raise ValueError(f"{source}: {LFS_POINTER}") from error
         name = source if isinstance(source, Path) else "the bytes of a sound"
-        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else "samples without a header"
+        reason = reason_of(error) if isinstance(error, soundfile.LibsndfileError) else "samples without a header"
         raise ValueError(f"{name}: not a sound file that can be read ({reason})") from error
     return data.mean(axis=1), hz
+
+
+def reason_of(error: soundfile.LibsndfileError) -> str:
+    """Return why libsndfile could not read a file that is there."""
+    # Its code 7 says that there is no file, but it has that for an .mp3 without sound as well.
+    return "Format not recognised." if error.code == 7 else error.error_string
 
 
 def check_readable(path: Path) -> None:

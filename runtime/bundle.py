@@ -40,7 +40,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from .user_files import escape_surrogates, expanded
+from .user_files import LFS_POINTER, escape_surrogates, expanded, is_lfs_pointer
 
 FORMAT = 5  # rises when the layout changes
 MANIFEST = "musiclm.json"
@@ -226,9 +226,14 @@ class Bundle:
         """
         root = expanded(root)
         path = root / MANIFEST
-        if not path.is_file():
-            why = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
-            raise BundleError(f"{root} is not a bundle: {why}. Make one with export_all.py.")
+        try:
+            if root.name == MANIFEST and root.is_file():
+                raise BundleError(f"{root} is not a bundle, but the manifest of one. Give its folder.")
+            if not path.is_file():
+                why = f"it has no {MANIFEST}" if root.exists() else "there is no such folder"
+                raise BundleError(f"{root} is not a bundle: {why}. Make one with export_all.py.")
+        except OSError as error:  # no permission, or a name that no folder can have
+            raise BundleError(f"{root} is not a bundle that can be opened: {error.strerror}.") from error
         data = path.read_bytes()
         faults: list[str] = []
         manifest = _parse_manifest(data, faults)
@@ -360,6 +365,8 @@ def _fault_of_path(root: Path, name: str, record: FileRecord) -> str | None:
             return None
     if linked:  # a manifest from elsewhere must not tell the size or the hash of any other file of this machine
         return "it is a link that leaves the bundle, to another file than the manifest describes"
+    if size != record.bytes and is_lfs_pointer(path):
+        return LFS_POINTER
     if size != record.bytes:
         return f"{size} bytes, the manifest says {record.bytes}: it was cut short or changed"
     return "its content was changed after the export (SHA-256 differs)"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from .. import __version__
 from .arguments import MOST_ITEMS
-from .audio import check_readable
+from .audio import check_readable, reason_of
 from .bundle import STAGES
 from .provenance import VERSION, VERSION_FIELD, shown
 from .sampling import SamplingConfig
@@ -52,7 +52,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
             with soundfile.SoundFile(path) as file:
                 comment = file.comment
     except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path}: not a sound file that can be read ({error.error_string})") from error
+        raise ValueError(f"{path}: not a sound file that can be read ({reason_of(error)})") from error
     try:
         record = json.loads(comment)
         version = record[VERSION_FIELD]

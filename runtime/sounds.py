@@ -10,7 +10,6 @@ import io
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, BinaryIO, NamedTuple
 
@@ -58,7 +57,7 @@ def read_sound(value: Any) -> Sound:
     if isinstance(value, Sound):
         return value
     if isinstance(value, str | os.PathLike):
-        return _read_path(expanded(value))
+        return _read_path(os.fsdecode(value))
     if isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "read"):
         return _read_file(value)
     if isinstance(value, Mapping):
@@ -123,7 +122,10 @@ def is_sound(value: Any) -> bool:
     )
 
 
-def _read_path(path: Path) -> Sound:
+def _read_path(given: str) -> Sound:
+    if not given:
+        raise ValueError(f"got an empty path in place of a sound. {FORMS}")
+    path = expanded(given)
     wave, hz = load_audio(path)
     try:
         return _checked(wave, hz)
@@ -136,6 +138,8 @@ def _read_file(value: Any) -> Sound:
     data = value if isinstance(value, bytes | bytearray | memoryview) else value.read()
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ValueError(f'a file with a sound must be open for reading bytes ("rb"), got {type(value).__name__}. {FORMS}')
+    if not data:
+        raise ValueError("no bytes in place of a sound: a file is read from where it stands. Call seek(0) after it was written.")
     return _checked(*load_audio(io.BytesIO(data)))
 
 
@@ -182,7 +186,8 @@ def _is_samples(value: Any) -> bool:
         rows = _ends(value) if all(isinstance(item, list | tuple) for item in _ends(value)) else [value]
         return len(value) > 0 and all(len(row) > 0 and all(number(item) is not None for item in _ends(row)) for row in rows)
     if hasattr(value, "__array__") or hasattr(value, "detach"):
-        return getattr(value, "shape", None) != ()
+        # An array of strings or of other objects, such as a column of a table, is a list of sounds.
+        return getattr(value, "shape", None) != () and getattr(getattr(value, "dtype", None), "kind", None) not in ("O", "S", "U")
     return isinstance(value, array.array)
 
 
@@ -196,8 +201,13 @@ def _checked(samples: Any, rate: Any) -> Sound:
     hz = number(rate)
     if hz is None or not 1 <= hz <= _MOST_HZ or hz != int(hz):
         raise ValueError(f"a sound's rate must be a whole number of Hz from 1 to {_MOST_HZ}, got {short_repr(rate)}.")
-    if isinstance(samples, str | os.PathLike | bytes):
+    if isinstance(samples, str | os.PathLike):
         raise ValueError(f"a sound file has a rate of its own: give it alone, without {int(hz)}. {FORMS}")
+    if isinstance(samples, bytes | bytearray) or (isinstance(samples, memoryview) and samples.format in ("B", "b", "c")):
+        raise ValueError(
+            "bytes do not tell the type of their samples: give numpy.frombuffer(data, numpy.int16), or another type that they have; the "
+            f"contents of a sound file alone, without {int(hz)}. {FORMS}"
+        )
     wave = _mono(_scaled(_array(samples)))
     if not wave.size:
         raise ValueError("the wave is empty: a sound has at least one sample.")

@@ -18,15 +18,26 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
+LFS_MARK = b"version https://git-lfs"  # Git leaves a text that begins so in place of a file that its extension LFS has not fetched
+LFS_POINTER = "a pointer of Git LFS, in place of the file itself. Fetch it with: git lfs pull."
 LINE_ENDS = re.compile(r"\r\n|\n|\r")
 
 
-def expanded(path: str | os.PathLike) -> Path:
+def expanded(path: str | bytes | os.PathLike) -> Path:
     """Return a path with `~` or `~user` at its beginning replaced by that home folder, as a shell does.
 
-    No shell does it in `--out=~/bundle`, in quotes, or in Python. A user without a home folder leaves the path as it is.
+    No shell does it in `--out=~/bundle`, in quotes, or in Python. A user without a home folder leaves the path as it is. Raises ValueError
+    for what is no path.
     """
-    return Path(os.path.expanduser(path))
+    try:
+        return Path(os.path.expanduser(os.fsdecode(path)))
+    except TypeError:
+        raise ValueError(f"a path must be a str or a pathlib.Path, got {type(path).__name__}.") from None
+
+
+def is_lfs_pointer(path: str | os.PathLike) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(LFS_MARK)) == LFS_MARK
 
 
 def escape_surrogates(text: str) -> str:

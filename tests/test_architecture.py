@@ -20,7 +20,10 @@ MAY_IMPORT = {
     ),
     "model": ("runtime.audio", "runtime.install", "runtime.tokenizer", "runtime.user_files"),
     "export": (
-        *(f"runtime.{name}" for name in ("aside", "bundle", "engines.form", "install", "tokenizer", "tokenizer_file", "user_files")),
+        *(
+            f"runtime.{name}"
+            for name in ("arguments", "aside", "bundle", "engines.form", "install", "tokenizer", "tokenizer_file", "user_files")
+        ),
         "model",
         "kernels",
     ),

@@ -108,6 +108,12 @@ def test_truncated_file(copy):
     refuses(copy, f"'codec_decode.onnx.data': {sizes}: it was cut short or changed")
 
 
+def test_a_pointer_of_git_lfs(copy):
+    """Fault: a bundle from a clone without LFS is called cut short, and is copied again and again."""
+    replace(copy / "fine.onnx.data", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5363136\n")
+    refuses(copy, "'fine.onnx.data': a pointer of Git LFS, in place of the file itself. Fetch it with: git lfs pull.")
+
+
 def test_missing_file(copy):
     """A file that is gone, and a folder of its name."""
     (copy / "fine.onnx").unlink()
@@ -137,6 +143,15 @@ def test_not_a_bundle(tmp_path, kind):
     why = "there is no such folder" if kind == "missing" else "it has no musiclm.json"
     with pytest.raises(BundleError, match=re.escape(f"{path} is not a bundle: {why}. Make one with export_all.py.")):
         Bundle.open(path)
+
+
+def test_what_is_given_in_place_of_the_folder(tmp_path):
+    """Fault: the manifest itself is said to have no manifest; a name that no folder can have is an error of the system."""
+    (tmp_path / MANIFEST).write_text("{}")
+    manifest, long = tmp_path / MANIFEST, "a" * 300
+    for path, why in ((manifest, "is not a bundle, but the manifest of one. Give its folder."), (long, "File name too long.")):
+        with pytest.raises(BundleError, match=re.escape(why)):
+            Bundle.open(path)
 
 
 # --- the manifest

@@ -197,6 +197,15 @@ def test_bundle(tiny_bundle, tmp_path, capsys):
     assert diagnose([bundle]).faults == [str(caught.value)] and MANIFEST in {path.name for path in bundle.iterdir()}
 
 
+def test_paths_of_the_home_folder(good, monkeypatch):
+    """Fault: `~` means the home folder to the export and no folder to the doctor."""
+    monkeypatch.setenv("HOME", str(good["fine"].parent))
+    report = diagnose([f"~/{good['fine'].name}"])
+    assert [(file.path, file.kind) for file in report.files] == [(str(good["fine"]), "fine")]
+    with pytest.raises(ValueError, match=r"a path must be a str or a pathlib\.Path, got int"):
+        diagnose([5])  # type: ignore[list-item]
+
+
 def test_command(good, changed, tmp_path, capsys):
     """Status 0 and 1, the text and one JSON object for scripts, overrides as in the export."""
     status, out, _ = run(capsys, "doctor", *good.values(), "--json")

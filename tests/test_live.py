@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 import musiclm_deploy as md
+from musiclm_deploy.export.arguments import overrides_of
 from musiclm_deploy.export.unwrapping import check_plain, plain_state, unwrapped
 from musiclm_deploy.model.upstream import load_upstream
 
@@ -206,6 +208,13 @@ def test_arguments_of_the_export(arguments: dict[str, Any], message: str, tiny_c
     with pytest.raises(md.ExportError, match=message):
         md.export_checkpoints(**{"out": tmp_path / "bundle", "quiet": True, **tiny_checkpoints} | arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_other_libraries_in_overrides() -> None:
+    """Fault: a window that numpy or PyTorch computed is refused for its type; True becomes 1."""
+    semantic = {"max_length": np.int64(50), "repeats": True}
+    found = overrides_of({"semantic": semantic, "mulan": {"audio.patch_size": (np.int32(4), torch.tensor(8))}, "fine": None})
+    assert repr(found) == "{'semantic': {'max_length': 50, 'repeats': True}, 'mulan': {'audio.patch_size': (4, 8)}, 'fine': None}"
 
 
 def test_a_path_alone_is_examined(tiny_checkpoints: dict[str, Path]) -> None:

@@ -83,6 +83,10 @@ def _without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     [
         ("default", lambda state: state, {"dim_latent": 128}, "dim_latent = 128 contradicts"),
         ("default", lambda state: state, {"n_fft": 256}, "unknown override 'n_fft'.*spec_n_fft"),
+        *(
+            ("default", lambda state: state, {"audio.patch_size": size}, r"audio\.patch_size must be a whole number of at least 1, or two")
+            for size in ([16.0, 16], [16, 16, 1], ["16", "16"], [0, 256])
+        ),
         ("default", lambda state: state, {"audio.patch_size": [8, 16]}, r"256 values, which is not \(8, 16\)"),
         ("oblong patches", lambda state: state, {}, r"128 values, which is not \(11, 11\): override audio.patch_size"),
         ("default", lambda state: state | {"audio.spec.window": torch.ones(400)}, {}, "spec_n_fft = 128 is too small .* 400 samples"),

@@ -4,6 +4,7 @@ import array
 import io
 import itertools
 import logging
+import os
 from collections import UserDict, deque
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class Elsewhere:
         ((INT16, HZ), INT16 / 32768),
         ((INT16.astype(">i2"), HZ), INT16 / 32768),
         ((array.array("h", INT16.tolist()), HZ), INT16 / 32768),
+        ((INT16.data, HZ), INT16 / 32768),
         ((np.stack([INT16, INT16], axis=1), HZ), INT16 / 32768),
         ((np.array([-128, 0, 64], np.int8), HZ), [-1, 0, 0.5]),
         ((np.array([0, 128, 192], np.uint8), HZ), [-1, 0, 0.5]),
@@ -141,6 +143,10 @@ def test_files(tmp_path: Path) -> None:
         ((INT16.astype(np.int64), HZ), "cannot be int64: 64 bits have no full scale"),
         (([100, -100, 3], HZ), "cannot be int64: 64 bits have no full scale"),
         (("a.wav", HZ), "a sound file has a rate of its own: give it alone"),
+        ((INT16.tobytes(), HZ), "bytes do not tell the type of their samples"),
+        ((bytearray(INT16.tobytes()), HZ), "bytes do not tell the type of their samples"),
+        ({"array": memoryview(INT16.tobytes()), "sampling_rate": HZ}, "bytes do not tell the type of their samples"),
+        ("", "got an empty path in place of a sound"),
         ({"a": 1}, r"a dict with the keys \['a'\] is no sound"),
         ({"array": LEFT}, r"a dict with the keys \['array'\] is no sound"),
         ({"bytes": None, "path": None}, r"a dict with the keys \['bytes', 'path'\] is no sound"),
@@ -170,6 +176,7 @@ def test_what_has_no_form_of_a_sound_is_shown_the_forms(sound: Any, message: str
         ("la " * 500, "file name too long."),  # a text in place of a path
         ("a\0b", "there is no such file."),
         (b"no sound", "the bytes of a sound: not a sound file that can be read"),
+        (io.BytesIO(), "a file is read from where it stands. Call seek"),
         *(
             ((LEFT, rate), f"a sound's rate must be a whole number of Hz from 1 to 2147483647, got {shown}")
             for rate, shown in (
@@ -193,12 +200,32 @@ def test_what_is_wrong_with_a_sound_is_said(sound: Any, message: str) -> None:
         read_sound(sound)
 
 
+def test_paths_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault: `~` that only the command line knows, a path of bytes that is a TypeError, a column of names that is taken for a wave."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    soundfile.write(tmp_path / "left.wav", LEFT, HZ, subtype="FLOAT")
+    (entry,) = os.scandir(os.fsencode(tmp_path))
+    for sound in ("~/left.wav", entry):
+        np.testing.assert_array_equal(read_sound(sound).wave, LEFT)
+    for column in (np.array(["~/left.wav"] * 2), np.array([Path("~/left.wav"), (LEFT, HZ)], object)):
+        sounds, single = read_sounds(column)
+        assert not single
+        np.testing.assert_array_equal([sound and sound.wave for sound in sounds], [LEFT, LEFT])
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     """Fault: samples that are no numbers, of a file that nobody can find again; a folder that is a sound of no samples."""
     for name, wave, message in (("nan.wav", LEFT * np.nan, "the wave holds NaN"), ("none.wav", LEFT[:0], "the wave is empty")):
         soundfile.write(tmp_path / name, wave, HZ, subtype="FLOAT")
         with pytest.raises(ValueError, match=f"{name}: {message}"):
             read_sound(tmp_path / name)
+    page = tmp_path / "page.mp3"
+    page.write_text("<!DOCTYPE html><html>")
+    (tmp_path / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n")
+    with pytest.raises(ValueError, match=r"lfs.wav: a pointer of Git LFS"):
+        read_sound(tmp_path / "lfs.wav")
+    with pytest.raises(ValueError, match=r"page.mp3: not a sound file that can be read \(Format not recognised.\)"):
+        read_sound(page)
 
 
 def test_a_peak_above_full_scale_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -164,6 +164,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
     "deep": ("tokenizer.json", "[" * 100_000, "it is not JSON"),
     "sentencepiece": ("spiece.model", b"\n\x0e\n\x05<pad>\x15\0\0\0\0\xff", "not text in UTF-8, but a SentencePiece model"),
     "latin-1": ("tokenizer.json", '{"a": "é"}'.encode("latin-1"), "it is not text in UTF-8: expected"),
+    "utf-16": ("tokenizer.json", "{}".encode("utf-16-le"), "it is not text in UTF-8"),
     "kind": ("tokenizer.json", {"version": "1.0", "model": {"type": "Zip"}}, "the package tokenizers refuses it: data did not match"),
     "empty": ("tokenizer.json", {"version": "1.0", "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}, "vocabulary is empty"),
 }
@@ -181,6 +182,15 @@ def test_other_files_are_refused_in_words(case, tmp_path):
     assert str(caught.value).startswith(f"{path}: ") and words in str(caught.value)
     if case not in ("none", "kind"):
         assert 'AutoTokenizer.from_pretrained("...").save_pretrained("folder")' in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_encodings_with_their_mark(made, encoding, tmp_path):
+    """Fault: the file that an editor or PowerShell saved again is called a binary one."""
+    tokenizer = made["Unigram, T5"]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer.to_str(), encoding=encoding)
+    assert FileTokenizer.from_file(path).encode("a café's beats") == tokenizer.encode("a café's beats").ids
 
 
 def test_a_folder_without_the_file_says_what_it_has(tmp_path):

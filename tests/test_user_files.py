@@ -61,3 +61,11 @@ def test_the_home_folder_in_every_path_of_python(music: Any, mel_kmeans: Any, tm
     mel_kmeans.load("~/mel.pt")
     (file,) = md.diagnose("~/mel.pt").files
     assert (file.path, file.kind) == (str(tmp_path / "mel.pt"), "semantic-features")
+
+
+def test_paths_of_bytes_and_what_is_no_path() -> None:
+    """Fault: a TypeError of the standard library for a path of bytes, as os.scandir gives it, or for a number."""
+    assert expanded(b"a/\xff") == Path("a/\udcff")
+    for given in (5, None, ["a"]):
+        with pytest.raises(ValueError, match=f"a path must be a str or a pathlib.Path, got {type(given).__name__}"):
+            expanded(given)  # type: ignore[arg-type]

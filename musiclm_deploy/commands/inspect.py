@@ -22,7 +22,9 @@ def add_options(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.bundle.exists() and not options.bundle.is_dir():
+    from ..runtime.bundle import MANIFEST, Bundle
+
+    if options.bundle.exists() and not options.bundle.is_dir() and options.bundle.name != MANIFEST:
         from ..runtime.provenance_file import describe_record, read_record
 
         record = read_record(options.bundle)
@@ -30,7 +32,6 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if not options.bundle.exists():
         raise ValueError(f"{options.bundle}: there is no such bundle or sound file.")
-    from ..runtime.bundle import Bundle
     from ..runtime.description import describe
 
     bundle = Bundle.open(options.bundle)

@@ -56,6 +56,8 @@ def read_prompts(name: str) -> list[Listed]:
     kept = [(number, line.strip()) for number, line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not kept:
         raise ValueError(f"{where} holds no prompt: write one on each line.")
+    if kept[0][1].startswith("[") and _is_json(" ".join(line for _, line in kept)):
+        raise ValueError(f'{where}: a list in JSON. Write one object on each line, without brackets around them: {{"text": "calm piano"}}.')
     if kept[0][1].startswith("{"):
         return [_parse(line, f"{where}, line {number}") for number, line in kept]
     return [Listed(line) for _, line in kept]
@@ -92,6 +94,14 @@ def _standard_input() -> bytes:
     if sys.stdin is None:  # closed by the caller
         raise ValueError("standard input is closed: pipe a text into it.")
     return sys.stdin.buffer.read()
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parse(line: str, where: str) -> Listed:
