@@ -42,8 +42,6 @@ class FileTokenizer(TextTokenizer):
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         if not vocabulary:
             raise ValueError(f"its vocabulary is empty: {_ADVICE}")
-        self.last_token, last = max(vocabulary.items(), key=lambda item: item[1])
-        self.tokens = last + 1
         truncation, padding = self._tokenizer.truncation or {}, self._tokenizer.padding or {}
         self.max_tokens: int | None = truncation.get("max_length")  # to which training cut its texts
         self.padded_to: int | None = padding.get("length")  # how long it makes every text at least
@@ -51,6 +49,10 @@ class FileTokenizer(TextTokenizer):
         self.padding_id: int | None = padding.get("pad_id", named)  # the id that the file pads with; None if it names none
         self._tokenizer.no_truncation()
         empty = self._encode("")
+        # What is put around or behind a text has the ids that the file says, be they in the vocabulary or not.
+        vocabulary |= dict(zip(empty.tokens, empty.ids, strict=True))
+        self.last_token, last = max(vocabulary.items(), key=lambda item: item[1])
+        self.tokens = last + 1
         self.around = [token for token, seen in zip(empty.tokens, empty.attention_mask, strict=True) if seen]  # such as [CLS] and [SEP]
 
     @classmethod

@@ -220,3 +220,11 @@ def test_a_special_token_that_text_names(tmp_path):
     read = FileTokenizer.from_file(save(tokenizer, tmp_path))
     assert (read.tokens, read.last_token, read.padding_id) == (4, "<PAD>", 3)
     assert read.encode_words("calm <sep> calm") == [("calm", [0]), ("<sep>", [2]), ("calm", [0])]
+
+
+def test_ids_around_a_text_that_no_vocabulary_has(tmp_path):
+    """Fault: a template of another tokenizer puts an id around every text that is beyond MuLaN's table, and nobody compares them."""
+    tokenizer = Tokenizer(models.WordLevel({"calm": 0, "x": 1}, unk_token="x"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 7)])
+    read = FileTokenizer.from_file(save(tokenizer, tmp_path))
+    assert (read.tokens, read.last_token, read.encode("calm")) == (8, "<s>", [7, 0])
