@@ -410,8 +410,24 @@ def test_folders(packages, state, tmp_path):
     with pytest.raises(ExportError, match=r"must name files beside it, got '../model-3.safetensors'"):
         read_checkpoint(tmp_path, "semantic")
     index.write_text(json.dumps(sharded(state, tmp_path, "model-3.safetensors")))
-    with pytest.raises(ExportError, match=r"names model-3.safetensors, which is not there. Was it copied whole\?"):
+    with pytest.raises(ExportError, match=r"names model-3.safetensors, which is not there. Was it copied whole\?") as missing:
         read_checkpoint(tmp_path, "semantic")
+    assert diagnose([tmp_path]).faults == [str(missing.value).removeprefix("--semantic ")], "the doctor looked at the parts one by one"
+    index.write_text(json.dumps(sharded(state, tmp_path)))
+    first, *rest = state
+    save_file({name: state[name].contiguous() for name in (first, *rest[40:])}, tmp_path / "model-2.safetensors")
+    with pytest.raises(ExportError, match=f"model-2.safetensors: holds '{first}', which another file of the same index holds as well"):
+        read_checkpoint(tmp_path, "semantic")
+
+
+def test_one_of_several_files(state, tmp_path):
+    """Fault: a part of a model in several files is called a file that was not saved whole."""
+    path = tmp_path / "model-00001-of-00002.safetensors"
+    save_file(dict([*state.items()][:40]), path)
+    expected = f"{path}: one of the 2 files of a model. Give the folder with their .index.json."
+    assert diagnose([path]).faults == [expected] == diagnose([tmp_path]).faults
+    save_file(state, path.with_name("model-00001-of-00001.safetensors"))
+    assert same(read_checkpoint(path.with_name("model-00001-of-00001.safetensors"), "semantic"), state)
 
 
 def test_the_doctor_looks_into_folders(good, tmp_path):
