@@ -146,7 +146,7 @@ def test_a_version_of_a_class_of_its_own(state, tmp_path):
     assert read({"model": state, "version": 3, "packaging": Version("2.0.4")}, tmp_path).version is None
 
 
-@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average", "swa_model"])
+@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average", "swa_model", "model-ema"])
 def test_an_average_counts_and_is_said(state, tmp_path, key):
     """Fault: two sets of weights, one of which is taken without a word."""
     checkpoint = read({"model": state, key: shifted(state)}, tmp_path)
@@ -209,6 +209,12 @@ def test_counters_beside_the_weights(packages, good, tmp_path, counter):
     with pytest.raises(ExportError, match=f"^{re.escape(fault)}$"):
         collect({**good, "mulan": path}, {})
     assert fault.startswith("mulan.pt: mulan: head: these tensors belong to a variant")
+
+
+def test_the_empty_tensors_of_deepspeed(state, tmp_path):
+    """Fault: a file of one process of DeepSpeed's ZeRO-3, whose weights are elsewhere, is refused for the shape of one tensor."""
+    with pytest.raises(ExportError, match=r"semantic.pt: its tensors are empty, as DeepSpeed's ZeRO-3 .* zero_to_fp32.py"):
+        read({"module": {name: tensor.new_empty(0) for name, tensor in state.items()}, "ds_version": "0.14.4"}, tmp_path)
 
 
 # --- objects beside the tensors
