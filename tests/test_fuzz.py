@@ -284,7 +284,8 @@ def bundle(tmp_path: Path) -> Path:
 
     folder, manifest = tmp_path / "bundle", _manifest()
     folder.mkdir()
-    for name in ("d.onnx", "t.onnx", "a.onnx", "t.json", "c.onnx", "semantic.onnx", "coarse.onnx", "fine.onnx"):
+    stages = [f"{stage}.onnx{end}" for stage in ("semantic", "coarse", "fine") for end in ("", ".data")]
+    for name in ("d.onnx", "t.onnx", "a.onnx", "t.json", "c.onnx", *stages):
         (folder / name).write_text(name)
         manifest["files"][name] = {"bytes": len(name), "sha256": sha256(name.encode()).hexdigest()}
     (folder / MANIFEST).write_text(json.dumps(manifest))
