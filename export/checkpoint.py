@@ -141,6 +141,11 @@ def from_package(name: str, package: Mapping[Any, Any], kind: str) -> Checkpoint
         held = " and ".join(DESCRIPTIONS[each] for each in found) or _unknown(name, package)
         raise ExportError(f"--{kind} {name}: expected {DESCRIPTIONS[kind]}, but the file holds {held}.")
     model, why = choose(found[kind], name)
+    if not any(tensor.numel() for tensor in model.tensors.values()):
+        raise ExportError(
+            f"{name}: its tensors are empty, as DeepSpeed's ZeRO-3 leaves them in each process's file. Make one file of all with the "
+            "zero_to_fp32.py that it saved beside them."
+        )
     versions = (_text(package.get("version")) for package in model.packages)
     version = next((version for version in versions if version is not None), None)
     config = next((package["config"] for package in model.packages if isinstance(package.get("config"), bytes)), None)

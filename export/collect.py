@@ -19,7 +19,7 @@ from .codec import infer_codec
 from .errors import ExportError, MissingCheckpoint, naming
 from .fit import faults_of_fit, namespace_of, stages_with_quantizer, warnings_of_text
 from .mulan import check_conditioner, conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
-from .semantic_tokens import infer_mel, read_hubert_kmeans
+from .semantic_tokens import infer_mel, read_hubert_alone, read_hubert_kmeans
 from .settings import Settings
 from .tensor_names import mulan_tensors
 from .text_tokenizer import infer_tokenizer
@@ -149,6 +149,8 @@ def _gather_wav2vec(
         found, settings["wav2vec"] = read_hubert_kmeans(sources["hubert"], sources["kmeans"], overrides)
         checkpoints |= found
     elif given in (["hubert"], ["kmeans"]):
+        if given == ["hubert"]:
+            read_hubert_alone(sources["hubert"])  # refused, if it has to be, before the other file is asked for
         lacking = "kmeans" if given == ["hubert"] else "hubert"
         message = f"a semantic tokenizer is either --semantic-features, or --hubert and --kmeans; got --{given[0]}."
         raise MissingCheckpoint(message, lacking)

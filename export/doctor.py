@@ -16,6 +16,7 @@ from typing import Any
 from ..runtime.bundle import FORMAT, MANIFEST, Bundle, BundleError
 from ..runtime.install import install_command
 from ..runtime.user_files import expanded
+from .errors import ExportError
 
 USELESS = "nothing that can be used"  # `FileReport.what` of a file that is refused
 
@@ -59,18 +60,29 @@ def diagnose(
 ) -> Report:
     """Examine checkpoints, folders and bundles. config, tokenizer: as for `export_checkpoints`. Raises nothing for what is in a file.
 
-    One path alone is a list of one. Raises ImportError, which says what to install, if torch is missing and one of the paths is not a
-    bundle.
+    One path alone is a list of one.
+
+    Raises ExportError for arguments of another kind, and ImportError, which says what to install, if torch is missing and one of the paths
+    is not a bundle.
     """
-    paths = [expanded(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    if not isinstance(paths, str | os.PathLike | Iterable) or isinstance(paths, bytes | Mapping):
+        raise ExportError(f"paths must be paths of files and folders, got {type(paths).__name__}.")
+    paths = [_path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
     if paths and not config and tokenizer is None and all(map(is_bundle, paths)):
         return _of_bundles(paths)
     try:
+        from .arguments import overrides_of
         from .examination import examine
     except ModuleNotFoundError as error:
         advice = f"{install_command('cpu', 'export', 'train')}, and upstream as the README says"
         raise ImportError(f"examining anything but bundles needs the package {error.name}, which is not installed: {advice}.") from error
-    return examine(paths, config or {}, None if tokenizer is None else expanded(tokenizer))
+    return examine(paths, overrides_of(config), None if tokenizer is None else _path(tokenizer))
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise ExportError(f"expected a path of a file or a folder, got {type(value).__name__}.")
+    return expanded(value)
 
 
 def is_bundle(path: Path) -> bool:

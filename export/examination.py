@@ -63,7 +63,7 @@ def examine(paths: Iterable[Path], config: Mapping[str, Any], tokenizer: Path | 
 
 def _files_in(path: Path) -> list[Path]:
     """Return what a path stands for: itself, or, of a folder of several checkpoints, each of them."""
-    if not os.path.isdir(path) or is_bundle(path):
+    if not os.path.isdir(path) or is_bundle(path) or any(path.glob("*.index.json")):
         return [path]
     try:
         files_of(path)

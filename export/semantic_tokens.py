@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ..model import HubertKmeans, MelKmeans
-from ..model.hubert_files import read_hubert
+from ..model.hubert_files import HubertFile, read_hubert
 from ..model.semantic_tokens import SemanticTokenizer
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..model.tensor_file import files_of
@@ -48,15 +48,21 @@ def infer_mel(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Settings:
     return settings.finish()
 
 
+def read_hubert_alone(path: Path) -> HubertFile:
+    """Return what `read_hubert` does; an ExportError instead of its ValueError."""
+    try:
+        return read_hubert(path)
+    except ValueError as error:
+        raise ExportError(f"--hubert {error}") from error
+
+
 def read_hubert_kmeans(hubert: Path, kmeans: Path, overrides: Mapping[str, Any]) -> tuple[dict[str, Checkpoint], Settings]:
     """HuBERT's checkpoint with the cluster centres among its tensors, the checkpoint of these, and the settings of both."""
-    option = "hubert"
+    found = read_hubert_alone(hubert)
     try:
-        found = read_hubert(hubert)
-        option = "kmeans"
         centres = read_cluster_centers(kmeans)
     except ValueError as error:
-        raise ExportError(f"--{option} {error}") from error
+        raise ExportError(f"--kmeans {error}") from error
     settings = Settings("wav2vec", overrides)
     settings.infer("kind", "hubert", "--hubert")
     sample_hz = settings.assume("target_sample_hz", 16000, _UNTOLD)

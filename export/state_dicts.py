@@ -42,7 +42,7 @@ DESCRIPTIONS = {
 }
 # Names that DataParallel, torch.compile, FSDP and activation checkpoints give the module they hold. No known model has such names.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module", "_forward_module"}
-_AVERAGE = re.compile(r"(.*_)?(ema|average|averaged|avg|shadow|swa|polyak)(_.*)?", re.IGNORECASE)
+_AVERAGE = re.compile(r"(.*[_-])?(ema|average|averaged|avg|shadow|swa|polyak)([_-].*)?", re.IGNORECASE)
 _DEEPEST = 8  # containers in one another; trainers need three
 
 

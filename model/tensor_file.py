@@ -45,6 +45,7 @@ _OTHERS = {
     b"\x08": "not a file of PyTorch; it begins as an ONNX graph does. Give the checkpoint that it was made of.",
 }
 _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
+_PART = re.compile(r"-\d+-of-(\d+)\.(safetensors|bin)$")  # as transformers calls the files of a model in several
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -65,6 +66,8 @@ def read_package(path: Path) -> Any:
             return content
         if not isinstance(content, Mapping):
             raise UnreadableFile(f"{file}: expected a part of a state dict, got {type(content).__name__}.")
+        if twice := package.keys() & content.keys():
+            raise UnreadableFile(f"{file}: holds {min(map(str, twice))!r}, which another file of the same index holds as well.")
         package |= content
     return package
 
@@ -80,6 +83,8 @@ def files_of(path: Path) -> list[Path]:
             raise UnreadableFile(f"{path}: there is no such file.")
         if not os.path.isfile(path):
             raise UnreadableFile(f"{path}: neither a file nor a folder.")
+        if (part := _PART.search(path.name)) and int(part[1]) > 1:
+            raise UnreadableFile(f"{path}: one of the {int(part[1])} files of a model. Give the folder with their .index.json.")
         return [path]
     for name in _SINGLE:
         if (path / name).is_file():

@@ -146,7 +146,7 @@ def test_a_version_of_a_class_of_its_own(state, tmp_path):
     assert read({"model": state, "version": 3, "packaging": Version("2.0.4")}, tmp_path).version is None
 
 
-@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average", "swa_model"])
+@pytest.mark.parametrize("key", ["ema_model", "ema_state_dict", "model_ema", "average", "swa_model", "model-ema"])
 def test_an_average_counts_and_is_said(state, tmp_path, key):
     """Fault: two sets of weights, one of which is taken without a word."""
     checkpoint = read({"model": state, key: shifted(state)}, tmp_path)
@@ -209,6 +209,12 @@ def test_counters_beside_the_weights(packages, good, tmp_path, counter):
     with pytest.raises(ExportError, match=f"^{re.escape(fault)}$"):
         collect({**good, "mulan": path}, {})
     assert fault.startswith("mulan.pt: mulan: head: these tensors belong to a variant")
+
+
+def test_the_empty_tensors_of_deepspeed(state, tmp_path):
+    """Fault: a file of one process of DeepSpeed's ZeRO-3, whose weights are elsewhere, is refused for the shape of one tensor."""
+    with pytest.raises(ExportError, match=r"semantic.pt: its tensors are empty, as DeepSpeed's ZeRO-3 .* zero_to_fp32.py"):
+        read({"module": {name: tensor.new_empty(0) for name, tensor in state.items()}, "ds_version": "0.14.4"}, tmp_path)
 
 
 # --- objects beside the tensors
@@ -410,8 +416,24 @@ def test_folders(packages, state, tmp_path):
     with pytest.raises(ExportError, match=r"must name files beside it, got '../model-3.safetensors'"):
         read_checkpoint(tmp_path, "semantic")
     index.write_text(json.dumps(sharded(state, tmp_path, "model-3.safetensors")))
-    with pytest.raises(ExportError, match=r"names model-3.safetensors, which is not there. Was it copied whole\?"):
+    with pytest.raises(ExportError, match=r"names model-3.safetensors, which is not there. Was it copied whole\?") as missing:
         read_checkpoint(tmp_path, "semantic")
+    assert diagnose([tmp_path]).faults == [str(missing.value).removeprefix("--semantic ")], "the doctor looked at the parts one by one"
+    index.write_text(json.dumps(sharded(state, tmp_path)))
+    first, *rest = state
+    save_file({name: state[name].contiguous() for name in (first, *rest[40:])}, tmp_path / "model-2.safetensors")
+    with pytest.raises(ExportError, match=f"model-2.safetensors: holds '{first}', which another file of the same index holds as well"):
+        read_checkpoint(tmp_path, "semantic")
+
+
+def test_one_of_several_files(state, tmp_path):
+    """Fault: a part of a model in several files is called a file that was not saved whole."""
+    path = tmp_path / "model-00001-of-00002.safetensors"
+    save_file(dict([*state.items()][:40]), path)
+    expected = f"{path}: one of the 2 files of a model. Give the folder with their .index.json."
+    assert diagnose([path]).faults == [expected] == diagnose([tmp_path]).faults
+    save_file(state, path.with_name("model-00001-of-00001.safetensors"))
+    assert same(read_checkpoint(path.with_name("model-00001-of-00001.safetensors"), "semantic"), state)
 
 
 def test_the_doctor_looks_into_folders(good, tmp_path):

@@ -242,3 +242,18 @@ def test_bundle_without_torch(tiny_bundle, good, tmp_path):
     assert status == 1 and f"{bundle} is not a bundle: it has no {MANIFEST}" in out
     status, out = doctor(good["fine"])
     assert status == 1 and "musiclm: examining anything but bundles needs the package torch, which is not installed: pip install '.[" in out
+
+
+@pytest.mark.parametrize("paths", [None, 3, [None], b"fine.pt", [b"fine.pt"], {"fine": "fine.pt"}])
+def test_arguments_of_another_kind(paths):
+    """Fault: a TypeError out of pathlib for what is no path."""
+    with pytest.raises(ExportError, match=rf"got {type(paths[0] if isinstance(paths, list) else paths).__name__}\."):
+        diagnose(paths)
+
+
+def test_home_and_settings(monkeypatch, tmp_path):
+    """Fault: `~` is the home folder for the export and no folder for the doctor; a path in place of settings, an AttributeError."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert diagnose("~/fine.pt").faults == [f"{tmp_path}/fine.pt: there is no such file."]
+    with pytest.raises(ExportError, match=r"config must be a dict of parts, .* got str\. Read the file with json\.load first\."):
+        diagnose("~/fine.pt", "config.json")

@@ -308,6 +308,17 @@ def test_other_checkpoints(files: dict[str, Any], tmp_path: Path, change: Any, m
         read_hubert(tmp_path / "hubert.pt")
 
 
+def test_the_doctor_reads_a_hubert_without_its_kmeans(files: dict[str, Any], tmp_path: Path) -> None:
+    """Fault: the doctor finds nothing to refuse in a vq-wav2vec file, as long as the k-means model is not there."""
+    path, state = tmp_path / "hubert.pt", fairseq_state(files["base"], False)
+    torch.save({"model": state | {"vector_quantizer.embedding": torch.ones(3)}}, path)
+    assert md.diagnose(path).faults == [
+        f"--hubert {path}: this is a wav2vec model with a quantizer of its own, which is not covered; HuBERT with k-means is."
+    ]
+    report = md.diagnose(files["base.pt"])
+    assert (report.faults, report.missing[-1]) == ([], "kmeans")
+
+
 @pytest.mark.parametrize(
     "config, message",
     [
