@@ -107,6 +107,9 @@ def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Ca
         if "tokenizer" in sources:
             checkpoints["tokenizer"], settings["tokenizer"] = infer_tokenizer(sources["tokenizer"])
     with part():
+        if "hubert" in sources and "kmeans" not in sources:  # which is asked for below; a HuBERT that has to be refused is, before that
+            read_hubert_alone(sources["hubert"])
+    with part():
         _gather_wav2vec(sources, overrides.get("wav2vec", {}), checkpoints, settings)
     return Collected(checkpoints, settings)
 
@@ -149,8 +152,6 @@ def _gather_wav2vec(
         found, settings["wav2vec"] = read_hubert_kmeans(sources["hubert"], sources["kmeans"], overrides)
         checkpoints |= found
     elif given in (["hubert"], ["kmeans"]):
-        if given == ["hubert"]:
-            read_hubert_alone(sources["hubert"])  # refused, if it has to be, before the other file is asked for
         lacking = "kmeans" if given == ["hubert"] else "hubert"
         message = f"a semantic tokenizer is either --semantic-features, or --hubert and --kmeans; got --{given[0]}."
         raise MissingCheckpoint(message, lacking)
