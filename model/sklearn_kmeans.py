@@ -27,7 +27,7 @@ _AGAIN = "Save cluster_centers_ again with joblib.dump of the fitted KMeans or M
 _INERT = re.compile(
     r"sklearn\.cluster\.(_kmeans|k_means_)\.(MiniBatchKMeans|KMeans)|sklearn\.utils\._bunch\.Bunch"
     r"|numpy\.random\.(_pickle\.|mtrand\.|_mt19937\.)?(__randomstate_ctor|__bit_generator_ctor|__RandomState_ctor|RandomState|MT19937)"
-    r"|numpy\.(_core|core)\.multiarray\.scalar|numpy\.(ndarray|float32|float64|int32|int64)|_codecs\.encode"
+    r"|numpy\.(_core|core)\.multiarray\.scalar|numpy\.(ndarray|float32|float64|int32|int64)"
 )
 
 
@@ -64,11 +64,28 @@ class _JoblibArray(_Inert):
     """joblib's: its state describes the array, whose bytes follow in the file outside the pickle."""
 
 
+class _Latin1(_Inert):
+    """Bytes as protocol 2 has them: a text of as many characters."""
+
+    def __new__(cls, text: str, encoding: str) -> Any:
+        return text.encode("latin-1") if encoding == "latin1" else super().__new__(cls)
+
+
+class _Buffer(_Inert):
+    """numpy's array of protocol 5: its bytes, type, shape and order as arguments."""
+
+    def __new__(cls, data: bytes | bytearray, dtype: _Dtype, shape: Any, order: str) -> Any:
+        return _array(bytes(data), dtype, shape, order == "F")
+
+
 _STAND_INS = {
     "numpy.dtype": _Dtype,
     "numpy.core.multiarray._reconstruct": _Array,
     "numpy._core.multiarray._reconstruct": _Array,
+    "numpy.core.numeric._frombuffer": _Buffer,
+    "numpy._core.numeric._frombuffer": _Buffer,
     "joblib.numpy_pickle.NumpyArrayWrapper": _JoblibArray,
+    "_codecs.encode": _Latin1,
 }
 
 

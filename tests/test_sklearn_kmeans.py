@@ -43,7 +43,7 @@ def test_centres_of_other_files(kmeans: Any, tmp_path: Path) -> None:
         found = read_cluster_centers(path)
         assert found.dtype == torch.float32
         np.testing.assert_array_equal(found, variant.astype(np.float32))
-    for protocol in (3, 4):
+    for protocol in (2, 3, 4, 5):
         path.write_bytes(pickle.dumps(kmeans, protocol=protocol))
         np.testing.assert_array_equal(read_cluster_centers(path), kmeans.cluster_centers_)
 
