@@ -94,6 +94,8 @@ def _config_of(folder: Path) -> dict[str, Any]:
 def _read_fairseq(path: Path) -> HubertFile:
     package = read_package(path)
     model = package.get("model") if isinstance(package, Mapping) else None
+    if isinstance(package, Mapping) and any("feature_projection.projection." in str(name) for name in package):
+        raise ValueError(f"{path}: tensors of transformers, whose settings are in config.json. Give the folder that holds both files.")
     if not isinstance(model, Mapping):
         raise ValueError(f"{path}: not a checkpoint of fairseq, which is a dictionary with the entry 'model'.")
     if any(str(name).startswith(("vector_quantizer.", "quantizer.")) for name in model):

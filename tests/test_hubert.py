@@ -261,6 +261,14 @@ def test_objects_of_fairseq_are_stood_in_for(
     assert "fairseq" not in sys.modules
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_the_tensors_of_a_folder_alone(files: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """Fault: the file inside of a folder of transformers is given, and the words are about fairseq."""
+    torch.save(files["base"].state_dict(), tmp_path / name)
+    with pytest.raises(ValueError, match=r"tensors of transformers, whose settings are in config\.json\. Give the folder that holds both"):
+        read_hubert(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["checkpoint", "folder"])
 def test_hostile_checkpoints_are_refused(files: dict[str, Any], tmp_path: Path, name: str) -> None:
     """An object beside the tensors that runs a command when the checkpoint is read."""
