@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import triton
@@ -104,7 +105,8 @@ def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], fold
         try:
             compiled = _triton(launch, signature, capability)
         except Exception as error:
-            raise RuntimeError(f"{key}: Triton {triton.__version__} does not compile it for capability {capability}: {error}") from error
+            what = f"{key}: Triton {triton.__version__} does not compile it for capability {capability}"
+            raise RuntimeError(f"{what}: {error} {_root(error)}") from error
         name = f"{key}.sm_{capability}.cubin"
         (folder / name).write_bytes(compiled.asm["cubin"])
         usage = _usage(folder / name)
@@ -121,6 +123,31 @@ def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], fold
     return {"function": launch.kernel, "signature": signature, "constants": constants, "machines": machines}
 
 
+def _root(error: BaseException) -> str:
+    """Return the first error of a chain: of a function that a kernel calls, Triton's own message has the call alone."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    return "" if first is error else f"({type(first).__name__}: {first})"
+
+
+class _Source(ASTSource):
+    """A kernel of which Triton reads the Python code while it reads no other: it keeps what it learns of functions that kernels share.
+
+    That takes little of the time, and one thread of Python at a time anyway. What follows, ptxas above all, runs beside.
+    """
+
+    _reading = RLock()
+
+    def hash(self) -> str:
+        with self._reading:
+            return super().hash()
+
+    def make_ir(self, *args: Any) -> Any:
+        with self._reading:
+            return super().make_ir(*args)
+
+
 def _triton(launch: Launch, signature: Mapping[str, Any], capability: int) -> Any:
     """Every pointer is aligned to 16 bytes: the driver's allocations are, and no launch is given a place inside one."""
     aligned = {}
@@ -130,7 +157,7 @@ def _triton(launch: Launch, signature: Mapping[str, Any], capability: int) -> An
     kernel, constants = functions_of(launch)
     if "EARLY" in kernel.arg_names:
         constants["EARLY"] = capability >= EARLY
-    source = ASTSource(kernel, dict(signature), constants, aligned)
+    source = _Source(kernel, dict(signature), constants, aligned)
     options = {"enable_fp_fusion": launch.kernel not in _EXACT, "num_warps": launch.warps}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
