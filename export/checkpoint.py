@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..model.archive import HostileFile, check_tensors
 from ..model.stand_ins import arguments_of, class_of, is_object
-from ..model.tensor_file import UnreadableFile, files_of, read_package
+from ..model.tensor_file import UnreadableFile, bytes_of, files_of, read_package
 from ..runtime.user_files import read_text
 from .errors import ExportError, naming
 from .state_dicts import DESCRIPTIONS, StateDict, choose, first_tensor, state_dicts
@@ -96,8 +96,8 @@ def read_checkpoint(path: Path, kind: str) -> Checkpoint:
     option = f"--{kind} "
     checkpoint = from_package(path.name, read_file(path, option), kind)
     check_claims(checkpoint, path, option)
-    checkpoint.sha256 = sha256_of(*files_of(path))
-    file = files_of(path)[0]
+    file, *others = files_of(path)
+    checkpoint.sha256 = sha256_of(file, *others)
     if file.suffix == ".safetensors" or file.name.startswith("pytorch_model"):
         checkpoint.config_json = _config_beside(file, option)
     return checkpoint
@@ -119,7 +119,7 @@ def read_file(path: Path, option: str = "") -> Mapping[Any, Any]:
 def check_claims(checkpoint: Checkpoint, path: Path, option: str = "") -> None:
     """Raise ExportError if the tensors of `checkpoint` are larger than the file that they are from."""
     try:
-        check_tensors(checkpoint.state, sum(file.stat().st_size for file in files_of(path)))
+        check_tensors(checkpoint.state, bytes_of(path))
     except HostileFile as error:
         raise ExportError(f"{option}{path}: refused, because {error}. Save a plain state dict.") from error
 

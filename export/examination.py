@@ -69,9 +69,8 @@ def _files_in(path: Path) -> list[Path]:
         files_of(path)
         return [path]
     except UnreadableFile:  # which the export says, too, if there is nothing else in it
-        return sorted(file for file in path.iterdir() if (file.suffix in _SUFFIXES or file.name == TOKENIZER_FILE) and file.is_file()) or [
-            path
-        ]
+        known = [file for file in path.iterdir() if file.suffix in _SUFFIXES or file.name == TOKENIZER_FILE]
+        return sorted(filter(os.path.isfile, known)) or [path]
 
 
 def _examine(path: Path) -> list[FileReport]:

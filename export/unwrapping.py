@@ -49,7 +49,7 @@ def check_plain(module: nn.Module, name: str) -> None:
         if is_parametrized(layer):
             raise ExportError(f"{at} is parametrized: call torch.nn.utils.parametrize.remove_parametrizations first.")
         for hook in layer._forward_pre_hooks.values():
-            if type(hook).__module__.startswith("torch.nn.utils."):  # of weight_norm, spectral_norm and prune
+            if type(hook).__module__.startswith("torch.nn.utils."):  # weight_norm, spectral_norm and prune add such hooks
                 raise ExportError(f"{at} has a {type(hook).__name__} of {type(hook).__module__}: remove it from the layer first.")
         for package, advice in _FOREIGN.items():
             if f"{kind.__module__}.".startswith(f"{package}."):

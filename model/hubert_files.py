@@ -17,7 +17,7 @@ from torch import Tensor
 from ..runtime.user_files import expanded, read_text
 from .archive import HostileFile, check_tensors
 from .stand_ins import arguments_of, class_of, is_object
-from .tensor_file import files_of, read_package
+from .tensor_file import bytes_of, read_package
 
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 _POS_CONV = "encoder.pos_conv_embed.conv"
@@ -153,7 +153,7 @@ def _named(path: Path, state: Mapping[Any, Any], rename: Any) -> dict[str, Tenso
         if isinstance(tensor, Tensor) and isinstance(name, str) and not _UNUSED.fullmatch(name.removeprefix("hubert."))
     }
     try:
-        check_tensors(used, sum(file.stat().st_size for file in files_of(path)))
+        check_tensors(used, bytes_of(path))
     except HostileFile as error:
         raise ValueError(f"{path}: refused, because {error}.") from error
     for name, tensor in used.items():

@@ -101,7 +101,7 @@ def _instance(name: str, args: tuple[Any, ...]) -> Any:
     made: Counter[Any] = Counter()
 
     def set_state(state: Any) -> None:
-        if isinstance(state, Mapping):  # of a class of its own making it may have any form
+        if isinstance(state, Mapping):  # a class that makes its state itself may give it any form
             vars(made).update(state)
 
     vars(made).update({_CLASS: name, _ARGUMENTS: args, "__setstate__": set_state})

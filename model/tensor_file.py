@@ -101,6 +101,11 @@ def files_of(path: Path) -> list[Path]:
     raise UnreadableFile(f"{path}: the folder holds no {lacking} (found: {listed or 'nothing'}). Name the file.")
 
 
+def bytes_of(path: Path) -> int:
+    """Return the size of the files that hold the tensors of a path. Raises UnreadableFile as `files_of`."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
@@ -170,7 +175,7 @@ def _read_torch(path: Path, start: bytes) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except HostileFile:
             raise
-        except (pickle.UnpicklingError, TypeError, ValueError, AttributeError) as error:  # of a pickle that is whole: `_names` read it
+        except (pickle.UnpicklingError, TypeError, ValueError, AttributeError) as error:  # the pickle is whole: `_names` has read it
             if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
                 raise HostileFile(f"it names {forbidden[1]}, which could run code") from error
             if protocol < 3 or "Unsupported operand" not in str(error):

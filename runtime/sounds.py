@@ -157,7 +157,7 @@ def _read_mapping(value: Mapping[str, Any]) -> Sound:
 def _all_samples(decoder: Any) -> Any:
     try:
         return decoder.get_all_samples()
-    except Exception as error:  # of whatever library decodes
+    except Exception as error:  # each library of decoders raises its own
         raise ValueError(f"the sound could not be decoded by {type(decoder).__name__}: {error}") from error
 
 
@@ -227,7 +227,7 @@ def _array(samples: Any) -> np.ndarray:
             found = (samples.detach().float() if samples.is_floating_point() else samples).numpy(force=True)
         else:
             found = samples if isinstance(samples, np.ndarray) else np.asarray(samples)
-    except Exception as error:  # of whatever library has them
+    except Exception as error:  # each library of arrays raises its own
         raise ValueError(f"the samples of a sound cannot be read as an array: {error}") from error
     if np.ma.is_masked(found):
         raise ValueError("the wave has masked samples: fill them first.")
@@ -238,7 +238,7 @@ def _scaled(samples: np.ndarray) -> np.ndarray:
     """Return samples of any type as float32, integers so that their type's range is [-1, 1)."""
     kind, size = samples.dtype.kind, samples.dtype.itemsize
     if kind == "f" or samples.dtype.name == "bfloat16":
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        with np.errstate(over="ignore"):  # numbers beyond float32 become infinite, and are refused as such
             return samples.astype(np.float32)
     if kind not in "iu" or size > 4:
         advice = "64 bits have no full scale: give int16, int32 or floats" if kind in "iu" else "give floats in [-1, 1], or integers"

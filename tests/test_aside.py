@@ -1,4 +1,4 @@
-"""What is written aside, by processes that are killed as the system kills them: removed by the next one, and never from a living one."""
+"""Files and folders written aside by processes that the system kills: the next one removes them, and never those of a living one."""
 
 import logging
 import os

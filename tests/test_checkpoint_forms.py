@@ -321,7 +321,7 @@ class Calls:
 )
 @pytest.mark.parametrize("old_format", [False, True])
 def test_calls_are_refused_by_name(packages, tmp_path, function, name, old_format):
-    """What no training script saves is refused, though nothing of it would have been called."""
+    """A call that no training script saves is refused, though nothing would have been called."""
     with pytest.raises(ExportError, match=f"refused, because it names {re.escape(name)}, which could run code. Save a plain state dict."):
         read({**packages["semantic"], "x": Calls(function, "x")}, tmp_path, _use_new_zipfile_serialization=not old_format)
 

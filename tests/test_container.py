@@ -1,4 +1,4 @@
-"""What containers allow, read from trees of files as the kernel lays them out: version 1, version 2, nested, both at once, or none."""
+"""Limits of containers, read from trees of files as the kernel lays them out: version 1, version 2, nested, both at once, or none."""
 
 import os
 from pathlib import Path
