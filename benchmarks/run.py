@@ -19,17 +19,18 @@ from benchmarks.bundle import BUILD, ROOT, SIZES, bundle
 from benchmarks.report import FOLDER
 from musiclm_deploy.kernels.quantized_product import PRECISIONS
 
-CLIP = ["--seconds", "10", "--fine-window", "150", "--repeats", "1"]  # windows of 3 s, as AudioLM's fine stage has them
+CLIP = ["--seconds", "10", "--fine-window", "150"]  # windows of 3 s, as AudioLM's fine stage has them
+REPEATS = {"fp32": "1", "int8": "3", "int4": "3"}  # of a clip, a stream and a start; at 32 bits they take longest
 QUICK = {"clip": ["--seconds", "0.5", "--steps", "12", "--repeats", "1"], "steps": ["--rows", "1,2", "--steps", "12"]}  # does it all run?
 
 
 def commands(size: str, results: Path, quick: bool) -> list[list[str]]:
     """The parts as command lines, to be run from the root of the checkout."""
     small = QUICK if quick else {"clip": [], "steps": []}
-    clip = QUICK["clip"] if quick else CLIP
     steps = ["-m", "benchmarks.steps", "--size", size, "--json", str(results / "steps.jsonl")]
-    of_bundle = ["-m", "musiclm_deploy.cli", "bench", *clip, "--json", str(results / "bundle.jsonl")]
-    parts = [[*of_bundle, os.path.relpath(BUILD / size / precision, ROOT)] for precision in PRECISIONS]
+    of_bundle = ["-m", "musiclm_deploy.cli", "bench", "--json", str(results / "bundle.jsonl")]
+    clips = {precision: QUICK["clip"] if quick else [*CLIP, "--repeats", REPEATS[precision]] for precision in PRECISIONS}
+    parts = [[*of_bundle, *clips[precision], os.path.relpath(BUILD / size / precision, ROOT)] for precision in PRECISIONS]
     parts.append([*steps, *small["steps"]])
     parts.append([*steps, "--rows", "1", "--contexts", "100,500,1000,2000", "--steps", "5", "--forms", "native-fp32,upstream-fp32"])
     parts.append(["-m", "benchmarks.peers", "--size", size, "--json", str(results / "clips.jsonl"), *small["clip"][:2]])

@@ -1,7 +1,8 @@
 """One step of the coarse transformer in every form there is, turn about in one process: ours at all precisions, and the peers.
 
 In: the bundle of a size and upstream's checkpoint of the same weights. Out: JSON lines of results/steps.jsonl. What is timed is said in
-`musiclm_deploy.runtime.bench.steps`: tokens in, logits out, on the same tokens, all logits compared with those of our graph.
+`musiclm_deploy.runtime.bench.steps`: tokens in, logits out, on the same tokens, all logits compared with those of our graph. Our forms
+sample as well, and the peers do not.
 
     python -m benchmarks.steps --rows 1,8 --forms graph,native-fp32,native-int8,compiled-fp32
     python -m benchmarks.steps --rows 1 --contexts 100,500,1000,2000 --steps 6 --forms native-fp32,upstream-fp32
@@ -13,6 +14,7 @@ import argparse
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ from musiclm_deploy.runtime.bench.steps import (
     turn_about,
 )
 from musiclm_deploy.runtime.bundle import Bundle
+from musiclm_deploy.runtime.host.graph import GraphBatch
+from musiclm_deploy.runtime.host.native import NativeBatch
 from musiclm_deploy.runtime.outputs import check_appendable
 from musiclm_deploy.runtime.step import open_native, open_pool
 
@@ -86,23 +90,42 @@ class Bench:
     def _begin(self, name: str, case: Case) -> Form:
         kind, _, precision = name.partition("-")
         if kind == "graph":
-            step = begin(self.session, self.decoder, self.context, case)
+            step = begin(GraphBatch(self.session, self.decoder), self.decoder, self.context, case)
             return Form(step, bytes_of_step(self.decoder, case, self.context, graph_weights(self.bundle, self.decoder)), "fp32")
         if kind == "native":
             model = self.native[precision]
             read = bytes_of_step(self.decoder, case, self.context, model.bytes_read)
-            return Form(begin(model, self.decoder, self.context, case), read, precision, {"path": model.path})
+            return Form(begin(NativeBatch(model), self.decoder, self.context, case), read, precision, {"path": model.path})
         read = bytes_of_step(self.decoder, case, self.context, graph_weights(self.bundle, self.decoder))
         conditioning = torch.from_numpy(np.repeat(self.conditioning, case.rows, axis=0))
         if kind == "upstream":
             self._upstream = self._upstream or models(self._size)[STAGE]
-            return Form(UpstreamCoarse(self._upstream, case, conditioning).step, read, precision)
+            return Form(frames_of(UpstreamCoarse(self._upstream, case, conditioning).step, case), read, precision)
         started = time.perf_counter()
         step = static_cache_step(self.state, case, conditioning, _DTYPES[precision], compiled=kind == "compiled")
-        return Form(step, read / (4 // _DTYPES[precision].itemsize), precision, {"begun_s": round(time.perf_counter() - started, 1)})
+        return Form(
+            frames_of(step, case),
+            read / (4 // _DTYPES[precision].itemsize),
+            precision,
+            {"begun_s": round(time.perf_counter() - started, 1)},
+        )
 
 
-def static_cache_step(state: dict[str, torch.Tensor], case: Case, conditioning: torch.Tensor, dtype: torch.dtype, compiled: bool) -> Step:
+def frames_of(step: Callable[[int, np.ndarray], np.ndarray], case: Case) -> Step:
+    """Return the frames of a peer's steps: (number of a token, tokens int64 [B]) -> the logits of the next one, float32 [B, V]."""
+
+    def frame(number: int) -> np.ndarray:
+        first = number * case.quantizers - 1  # the first step of a frame feeds the last token of the frame before
+        return np.stack([step(index, case.tokens[index]) for index in range(first, first + case.quantizers)])
+
+    for index in range(case.quantizers - 1):  # of frame 0, which is done when a form begins
+        step(index, case.tokens[index])
+    return frame
+
+
+def static_cache_step(
+    state: dict[str, torch.Tensor], case: Case, conditioning: torch.Tensor, dtype: torch.dtype, compiled: bool
+) -> Callable[[int, np.ndarray], np.ndarray]:
     """The static-cache PyTorch of a case, its prompt in its caches; compiled, it has compiled when this returns."""
     told = case.semantic.shape[1]
     first = 2 + told + case.prime.shape[1]

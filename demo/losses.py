@@ -52,9 +52,9 @@ def measure(precision: str, target: str) -> Mapping[str, Any]:
 def row(precision: str, quality: Mapping[str, Any]) -> str:
     """Return a line of the table."""
     cells = [f"{quality[stage]['top1']:.1%}, {quality[stage]['kl']:.1e}".replace("%", " %") for stage in STAGES]
-    if "codec_decode" in quality and precision in ("fp16", "bf16"):
+    if "codec_stream" in quality and precision in ("fp16", "bf16"):
         cells += [f"{min(quality[name]['similarity'] for name in ('mulan_text', 'mulan_audio')):.6f}"]
-        cells += [f"{quality['codec_decode']['snr_db']:.0f} dB"]
+        cells += [f"{quality['codec_stream']['snr_db']:.0f} dB"]
     return f"| {precision} | {' | '.join(cells)} |"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..runtime.music import Tokens
 from ..runtime.musiclm import MusicLM
-from ..runtime.primes import make_primes, prime_tokens
+from ..runtime.primes import make_primes
 from ..runtime.sound_files import FORMATS
 from ..runtime.sounds import read_sound
 from .errors import ExportError
@@ -48,7 +48,7 @@ def texts_for(model: MusicLM) -> list[str]:
     """Return `TEXTS`, cut where the model's text tower takes fewer tokens than one of them has."""
     most, texts = model.bundle.manifest.mulan.max_tokens, []
     for text in TEXTS:
-        while len(model.tokenizer.encode(text)) > most and len(text) > 1:
+        while len(model.encoders.tokenizer.encode(text)) > most and len(text) > 1:
             text = text[:-1]
         texts.append(text)
     return texts
@@ -65,7 +65,7 @@ def of_sounds(model: MusicLM, paths: list[Path]) -> Calibration:
         try:
             prime = make_primes(sound, 1, model.bundle.manifest)[0]
             assert prime is not None
-            tokens.append(prime_tokens(model, prime))
+            tokens.append(model.encoders.prime_tokens(prime))
             latents.append(model.embed_audio(sound)[0])
         except ValueError as error:
             raise ExportError(f"calibration: {path}: {error}") from error

@@ -1,6 +1,6 @@
 """The codec's two stages: decoder and encoder of a SoundStream or an EnCodec, whichever the checkpoint holds, to ONNX graphs.
 
-In: a checkpoint, the settings. Out: settings, PyTorch modules, the stages `codec_decode` and `codec_encode`, the bundle's record.
+In: a checkpoint, the settings. Out: settings, PyTorch modules, the stages `codec_stream` and `codec_encode`, the bundle's record.
 Which tensors mean what is in `soundstream` and `encodec`.
 """
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
+from ..model.causal import State, state_shapes
 from ..model.encodec import EncodecDecoder, EncodecEncoder
 from ..model.soundstream import SoundStreamConfig, SoundStreamDecoder
 from ..model.soundstream_encoder import SoundStreamEncoder
@@ -42,11 +43,11 @@ def build_codec(settings: Settings, state: Mapping[str, Tensor]) -> tuple[Decode
 def export_codec(settings: Settings, state: Mapping[str, Tensor], folder: Path) -> Codec:
     """Both stages into `folder`."""
     decoder, encoder = build_codec(settings, state)
-    export_codec_decode(decoder, folder / "codec_decode.onnx")
+    export_codec_stream(decoder, folder / "codec_stream.onnx")
     if encoder is not None:
         export_codec_encode(encoder, folder / "codec_encode.onnx")
     return Codec(
-        decode="codec_decode.onnx",
+        stream="codec_stream.onnx",
         encode=None if encoder is None else "codec_encode.onnx",
         sample_hz=settings["target_sample_hz"],
         samples_per_frame=decoder.config.hop,
@@ -55,19 +56,39 @@ def export_codec(settings: Settings, state: Mapping[str, Tensor], folder: Path) 
         codebook_size=settings["codebook_size"],
         lookahead_frames=decoder.lookahead_frames,
         min_frames=decoder.min_frames,
-        context_frames=decoder.context_frames,
+        states={name: list(shape) for name, shape in state_shapes(decoder).items()},
         min_encode_frames=1 if encoder is None else encoder.min_frames,
     )
 
 
-def export_codec_decode(decoder: Decoder, path: Path) -> None:
-    """Write `codes` [batch, frames, G*Q] int64 -> `wave` [batch, frames * hop] fp32, weights beside it in `path` + ".data".
+class _Call(nn.Module):
+    """One call of a decoder: a clip goes on from the state of the call before."""
 
-    Any batch, and any number of frames from `decoder.min_frames` up.
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, codes: Tensor, frames: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+        state = State(frames, given)
+        wave = self.decoder(codes, state)
+        return wave, frames + codes.shape[1], *state.kept
+
+
+def export_codec_stream(decoder: Decoder, path: Path) -> None:
+    """Write the graph of a decoder whose state goes in and comes out, weights beside it in `path` + ".data".
+
+    Inputs: `codes` [batch, n, G*Q] int64, `state.frames` [1] int64, and `state.<name>` [batch, ...] fp32 for each name of `state_shapes`.
+    Outputs: `wave` [batch, n * hop] fp32, and `next.frames` and `next.<name>`, which are the state of the next call. Any batch. n is at
+    least 1, and in the first call at least `decoder.min_frames`.
     """
-    config = decoder.config
+    config, shapes = decoder.config, state_shapes(decoder)
     codes = torch.zeros(2, _example_frames(decoder), config.rq_groups * config.rq_num_quantizers, dtype=torch.long)
-    trace(decoder, (codes,), path, ["codes"], ["wave"], [{0: Dim("batch", min=1), 1: Dim("frames", min=decoder.min_frames)}])
+    states = [torch.zeros(2, *shape) for shape in shapes.values()]
+    inputs = ["codes", "state.frames", *(f"state.{name}" for name in shapes)]
+    outputs = ["wave", "next.frames", *(f"next.{name}" for name in shapes)]
+    batch = Dim("batch", min=1)
+    dims = [{0: batch, 1: Dim("n", min=1)}, {}, tuple({0: batch} for _ in shapes)]
+    trace(_Call(decoder), (codes, torch.zeros(1, dtype=torch.long), *states), path, inputs, outputs, dims)
 
 
 def export_codec_encode(encoder: Encoder, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..kernels.decoder_step.sizes import Sizes
-from ..kernels.launch import Step
+from ..kernels.launch import LaunchList
 from ..runtime.bundle import STAGES, Bundle
 from ..runtime.device.kernels import FOLDER
 from ..runtime.device.model import TYPES, every_list
@@ -48,7 +48,7 @@ def pack_kernels(
     return bundle / FOLDER
 
 
-def steps_of(bundle: Bundle, types: Sequence[str], engines: str | None = None) -> list[Step]:
+def steps_of(bundle: Bundle, types: Sequence[str], engines: str | None = None) -> list[LaunchList]:
     """Lists that name every kernel which the bundle can need; types and engines as `pack_kernels`."""
     steps = [step for kind in dict.fromkeys(types) for step in _steps(bundle, kind, every_list)]
     steps += [] if engines is None else _steps(bundle, engines, of_engines)
@@ -73,7 +73,7 @@ def capabilities_of(asked: Sequence[int] | None) -> Sequence[int]:
     return asked or CAPABILITIES
 
 
-def _of_patches(bundle: Bundle) -> list[Step]:
+def _of_patches(bundle: Bundle) -> list[LaunchList]:
     """Of MuLaN's spectrogram, whose kernel is the same for waves of any length."""
     mulan = bundle.manifest.mulan
     if mulan.spectrogram is None:
@@ -81,8 +81,8 @@ def _of_patches(bundle: Bundle) -> list[Step]:
     return [list_patches(mulan.spectrogram, 1, mulan.min_samples, filters_of(mulan.spectrogram, bundle.root))]
 
 
-def _steps(bundle: Bundle, kind: str, lists: Callable[[Sizes, bool, bool, str], Iterator[Step]]) -> Iterator[Step]:
+def _steps(bundle: Bundle, kind: str, lists: Callable[[Sizes, bool, str], Iterator[LaunchList]]) -> Iterator[LaunchList]:
     for stage in STAGES:
         decoder = getattr(bundle.manifest, stage)
         _, sizes, _ = open_weights(bundle.root, decoder)
-        yield from lists(sizes, decoder.guidance, decoder.conditioning == "prefix", kind)
+        yield from lists(sizes, decoder.conditioning == "prefix", kind)

@@ -6,7 +6,7 @@ bf16 and leaves out the casts around one in fp16, so that copy is what says on a
 
 16 bits have: matrices of weights of at least 16 columns, kernels of convolutions, the caches and contexts of the token transformers, and
 what is multiplied with them. Not: sums, norms, softmax, residual streams and their mixing; the last product, as logits or a wave of 8 bits
-are none; and what a logarithm is taken of, a spectrogram, whose range is more than 16 bits hold.
+are none; what a logarithm is taken of, a spectrogram, whose range is more than 16 bits hold; and the state of the codec's decoder.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _LEAST_COLUMNS = 16
 _MOVES: dict[str, int | None] = {"Concat": None}
 _MOVES |= dict.fromkeys(("Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Gather", "Expand", "Split"), 1)
 _CACHES = ("past_key_values.", "present.", "context.")  # inputs and outputs that are in 16 bits themselves
+_STATE = "next."  # outputs in float32 that may be made of products in 16 bits
 
 
 def save_mixed(source: Path, target: Path, kind: str, rounded: bool = False) -> None:
@@ -54,6 +55,7 @@ class _Mixed:
     def rewrite(self) -> None:
         graph = self._graph
         stays = self._before("Log") | self._last()
+        states = {output.name for output in graph.output if output.name.startswith(_STATE)}
         for value in (*graph.input, *graph.output):
             if value.name.startswith(_CACHES) and not self._rounded:
                 value.type.tensor_type.elem_type = self._kind
@@ -66,7 +68,7 @@ class _Mixed:
                 self._place_narrow(node, list(node.input))
             elif node.op_type == "TensorScatter":
                 self._place_narrow(node, list(node.input[:2]))
-            elif node.op_type in _MOVES and all(name in self._native for name in self._moved(node)):
+            elif node.op_type in _MOVES and not states & set(node.output) and all(name in self._native for name in self._moved(node)):
                 self._place_narrow(node, self._moved(node))
             else:
                 self._nodes.append(_renamed(node, {name: self._in_float32(name) for name in node.input}))
@@ -144,8 +146,8 @@ class _Mixed:
         return found
 
     def _last(self) -> set[str]:
-        """The graph's outputs, and what is handed on to be one."""
-        found = {output.name for output in self._graph.output}
+        """Return the graph's outputs, a state excepted, and what is handed on to be one."""
+        found = {output.name for output in self._graph.output if not output.name.startswith(_STATE)}
         for node in reversed(self._graph.node):
             if node.op_type in _MOVES and found & set(node.output):
                 found |= set(self._moved(node))

@@ -17,66 +17,45 @@ from typing import Any, cast
 import numpy as np
 
 from ..runtime.backend import open_session
-from ..runtime.bundle import STAGES, Decoder, Manifest, Sampling, Step
-from ..runtime.decoder import DecoderRun
-from ..runtime.loop import decode
+from ..runtime.bundle import STAGES, Decoder, Manifest, Step
+from ..runtime.forcing import HostBatch, forced, logits_of
+from ..runtime.host.graph import GraphBatch
+from ..runtime.host.native import NativeBatch
 from ..runtime.musiclm import MusicLM
-from ..runtime.noise import PhiloxNoise
 from ..runtime.sampling import guide
-from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
+from ..runtime.sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence, unguided, unique_consecutive
 from ..runtime.step import open_native, open_pool
-from ..runtime.token_stages import unique_consecutive, with_null
-from ..runtime.windows import Span, semantic_in
+from ..runtime.windows import one_window
 from .calibration import Calibration
 
 
-class SideBySide:
-    """A `DecoderRun` for `decode`, of rows that end together: the fp32 model's, whose logits are compared with those of the others at every
-    step."""
+class Comparison:
+    """How far narrower stages are from fp32, over all tokens that they were fed."""
 
-    def __init__(self, reference: DecoderRun, others: Mapping[str, DecoderRun], scale: float | None) -> None:
-        """scale: of the guidance, whose rows without condition are the second half; None without."""
-        self._reference, self._others, self._scale = reference, others, scale
-        self.tokens, self.entropy = 0, 0.0
-        self.same, self.divergence = dict.fromkeys(others, 0), dict.fromkeys(others, 0.0)
+    def __init__(self, reference: list[np.ndarray], scale: float) -> None:
+        """reference: the fp32 stage's logits of each row, float32 [steps, 1 or 2, V]; scale: of the guidance."""
+        self._scale = scale
+        self._expected = np.concatenate([self._log_probabilities(row) for row in reference])
+        self._likely = np.exp(self._expected)
 
-    def prefill(self, prompts: list[Positions], head: int, without_prefix: int = 0) -> np.ndarray:
-        return self._compare(lambda run: run.prefill(prompts, head, without_prefix))
-
-    def step(self, positions: Positions, head: int, growing: np.ndarray | None = None) -> np.ndarray:
-        return self._compare(lambda run: run.step(positions, head, growing))
-
-    def _compare(self, call: Any) -> np.ndarray:
-        logits = call(self._reference)
-        expected = self._log_probabilities(logits)
-        likely = np.exp(expected)
-        self.tokens += len(expected)
-        self.entropy -= float((likely * expected).sum())
-        for name, run in self._others.items():
-            found = self._log_probabilities(call(run))
-            self.same[name] += int((found.argmax(-1) == expected.argmax(-1)).sum())
-            self.divergence[name] += float((likely * (expected - found)).sum())
-        return logits
+    def measure(self, logits: list[np.ndarray]) -> dict[str, float]:
+        """Return the losses of a narrower stage with these logits."""
+        found = np.concatenate([self._log_probabilities(row) for row in logits])
+        tokens, vocabulary = self._expected.shape
+        entropy = -float((self._likely * self._expected).sum())
+        return {
+            "top1": float((found.argmax(-1) == self._expected.argmax(-1)).mean()),
+            "kl": float((self._likely * (self._expected - found)).sum()) / tokens,
+            "entropy": entropy / tokens / math.log(vocabulary),
+            "tokens": tokens,
+        }
 
     def _log_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """float64 [B, V]"""
+        """float64 [steps, V]"""
         logits = logits.astype(np.float64)
-        if self._scale is not None:
-            conditioned, null = np.split(logits, 2)
-            logits = guide(conditioned, null, self._scale)
+        logits = guide(logits[:, 0], logits[:, 1], self._scale) if logits.shape[1] == 2 else logits[:, 0]
         logits = logits - logits.max(-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-    def measured(self, vocabulary: int) -> dict[str, dict[str, float]]:
-        return {
-            name: {
-                "top1": self.same[name] / self.tokens,
-                "kl": self.divergence[name] / self.tokens,
-                "entropy": self.entropy / self.tokens / math.log(vocabulary),
-                "tokens": self.tokens,
-            }
-            for name in self._others
-        }
 
 
 def measure(
@@ -94,25 +73,39 @@ def measure(
     coarse_columns, fine_columns = (
         (q or 1) * manifest.codec.groups for q in (manifest.coarse.coarse_quantizers, manifest.fine.fine_quantizers)
     )
-    in_time = semantic_in(manifest, Span(0, 0, frames))
+    plan = one_window(manifest, frames, 0)
+    in_time = plan.in_time(plan.coarse[0])
     given = _given(calibration, manifest, in_time)
     found: dict[str, dict[str, dict[str, float]]] = {}
     tokens: dict[str, list[np.ndarray]] = {}
     for stage in STAGES:
+        decoder: Decoder = getattr(manifest, stage)
+        contexts = _contexts(model, decoder, conditioning.get(f"conditioning.{stage}"), rows)
+        draws = [Draw(0, row, 0, unguided(decoder, decoder.sampling)) for row in range(rows)]
+        none = np.zeros(0, np.int64)
         if stage == "semantic":
-            lengths = [manifest.semantic.max_length, in_time.stop, *map(len, given.get("semantic", []))]
-            plan = plan_semantic(manifest.semantic, rows, min(lengths), end_allowed=False)  # rows end together
+            length = min([manifest.semantic.max_length, in_time.stop, *map(len, given.get("semantic", []))])
+            sequences = [semantic_sequence(decoder, length, False, none, draws[row], contexts[row]) for row in range(rows)]
         elif stage == "coarse":
-            plan = plan_coarse(manifest.coarse, tokens["semantic"], frames, coarse_columns, end_allowed=False)
+            none, seen = none.reshape(0, coarse_columns), tokens["semantic"]
+            sequences = [
+                coarse_sequence(decoder, seen[row], frames, coarse_columns, False, none, draws[row], contexts[row]) for row in range(rows)
+            ]
         else:
-            plan = plan_fine(manifest.fine, [row.reshape(frames, coarse_columns) for row in tokens["coarse"]], fine_columns, None)
-        fed, found[stage] = measure_stage(
-            model, plan, conditioning.get(f"conditioning.{stage}"), candidates.get(stage, {}), given.get(stage)
-        )
+            none, coarse = none.reshape(0, fine_columns), [row.reshape(frames, coarse_columns) for row in tokens["coarse"]]
+            sequences = [fine_sequence(decoder, coarse[row], fine_columns, none, draws[row], contexts[row]) for row in range(rows)]
+        fed, found[stage] = measure_stage(model, stage, sequences, candidates.get(stage, {}), given.get(stage))
         tokens[stage] = given.get(stage, fed)
         if not any(later in candidates for later in STAGES[STAGES.index(stage) + 1 :]):
             break
     return {stage: values for stage, values in found.items() if values}
+
+
+def _contexts(model: MusicLM, decoder: Decoder, conditioning: np.ndarray | None, rows: int) -> list[Context]:
+    if not decoder.context or conditioning is None:
+        return [Context()] * rows
+    arrays = model.run(decoder.context, conditioning=conditioning)
+    return [Context({name: np.ascontiguousarray(array[row : row + 1]) for name, array in arrays.items()}) for row in range(rows)]
 
 
 def _given(calibration: Calibration, manifest: Manifest, in_time: slice) -> dict[str, list[np.ndarray]]:
@@ -128,38 +121,36 @@ def _given(calibration: Calibration, manifest: Manifest, in_time: slice) -> dict
 
 
 def measure_stage(
-    model: MusicLM, plan: Plan, conditioning: np.ndarray | None, candidates: Mapping[str, Mapping[str, Any]], given: list[np.ndarray] | None
+    model: MusicLM,
+    stage: str,
+    sequences: list[Sequence],
+    candidates: Mapping[str, Mapping[str, Any]],
+    given: list[np.ndarray] | None,
 ) -> tuple[list[np.ndarray], dict[str, dict[str, float]]]:
     """Return the tokens that were fed, int64 [n] per row, either given or the fp32 model's own, and each candidate's losses on them."""
-    decoder, sampling, rows = plan.decoder, plan.decoder.sampling, len(plan.prompts)
-    guided = decoder.guidance and sampling.cond_scale != 1
-    context: dict[str, np.ndarray] = {}
-    if decoder.context and conditioning is not None:
-        context = {name: with_null(name, array, guided) for name, array in model.run(decoder.context, conditioning=conditioning).items()}
-    capacity = plan.capacity + (context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0)
-    pool = open_pool(None) if model.step.native else None
+    decoder: Decoder = getattr(model.bundle.manifest, stage)
+    pool = open_pool(None) if model.backend.native else None
 
-    def run(transformer: Any, record: Decoder, capacity: int) -> DecoderRun:
-        own = {name: np.ascontiguousarray(array) for name, array in context.items()}
-        return DecoderRun(transformer, record, own, rows * (1 + guided), capacity)
+    def same(fed: list[np.ndarray]) -> list[Sequence]:
+        """Return the sequences with these tokens, of each as many as it has steps."""
+        pairs = zip(sequences, fed, strict=True)
+        return [forced(sequence, tokens[: sequence.steps - 1], decoder.vocabulary) for sequence, tokens in pairs]
 
-    others = {}
+    batch = model.backend.batch(stage)
+    batch.slots = len(sequences)
+    fed, logits = logits_of(cast(HostBatch, batch), sequences if given is None else same(given))
+    if given is not None:
+        fed = [tokens[: sequence.steps] for sequence, tokens in zip(sequences, given, strict=True)]
+    comparison, found = Comparison(logits, decoder.sampling.cond_scale), {}
     for precision, fields in candidates.items():
         folder = model.bundle.root.with_name(precision)
         graph, static = Path(folder, decoder.graph), fields.get("capacity")
         record = decoder if static else replace(decoder, step=Step(**fields))
-        transformer = open_native(folder, record, pool) if pool and not static else open_session(graph, None)
-        others[precision] = run(transformer, record, static or capacity)
-    side_by_side = SideBySide(run(model.transformer(plan.stage), decoder, capacity), others, sampling.cond_scale if guided else None)
-    philox = PhiloxNoise([(0, item) for item in range(rows)])
-
-    def noise(step: int, live: np.ndarray) -> np.ndarray:
-        if given is None:
-            return philox.gumbel(plan.stage, step, rows, decoder.vocabulary)[live]
-        certain = np.full((len(live), decoder.vocabulary), -np.inf, np.float32)  # every entry may be drawn, and only this one is
-        certain[np.arange(len(live)), [given[row][step] for row in live]] = 0
-        return certain
-
-    drawing = sampling if given is None else Sampling(temperature=1.0, filter_thres=0.0, cond_scale=sampling.cond_scale)
-    fed = decode(plan, cast(DecoderRun, side_by_side), guided, drawing, noise, lambda done, total: None)
-    return fed, side_by_side.measured(decoder.vocabulary)
+        narrower: HostBatch
+        if pool and not static:
+            narrower = NativeBatch(open_native(folder, record, pool), len(sequences))
+        else:
+            narrower = GraphBatch(open_session(graph, None), record, len(sequences), static)
+        _, logits = logits_of(narrower, same(fed if given is None else given))
+        found[precision] = comparison.measure(logits)
+    return fed, found

@@ -33,7 +33,7 @@ def write_form(collected: Collected, manifest: Manifest, folder: Path, precision
         _write(exact / name, own / name, precision)
         _write(exact / name, copies / name, precision, rounded=True)
     if precision != "fp32":  # what gives codes or tokens stays as it is: the nearest of many is no matter of 16 bits
-        for name in (manifest.mulan.text, manifest.mulan.audio, manifest.codec.decode):
+        for name in (manifest.mulan.text, manifest.mulan.audio, manifest.codec.stream):
             _write(folder / name, own / name, precision)
             _write(folder / name, copies / name, precision, rounded=True)
     return {stage: {precision: {"capacity": capacity}} for stage, capacity in capacities.items()}

@@ -20,10 +20,9 @@ from . import trace_cache
 OPSET = 20
 
 
-def trace(
-    module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], dims: list[dict[int, Any]]
-) -> None:
-    """Write the ONNX form of `module` to `path`, its weights beside it in `<path>.data`. dims: the dynamic dimensions of each input.
+def trace(module: nn.Module, example: tuple[Tensor, ...], path: Path, inputs: list[str], outputs: list[str], dims: list[Any]) -> None:
+    """Write the ONNX form of `module` to `path`, its weights beside it in `<path>.data`. dims: the dynamic dimensions of each input;
+    those of a variable number of arguments are one tuple.
 
     Every tensor of `example` must be an object of its own: one that is given twice is traced as one input.
     """
@@ -39,9 +38,7 @@ def trace(
     program.save(path, external_data=True)
 
 
-def _skeleton(
-    module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dims: list[dict[int, Any]]
-) -> ir.Model:
+def _skeleton(module: nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str], dims: list[Any]) -> ir.Model:
     """Trace `module` into a graph whose weights are further inputs, by their names in the module."""
     log = logging.getLogger("torch.onnx")
     level = log.level
@@ -99,7 +96,7 @@ def _with_onnx_lstm(module: nn.Module) -> nn.Module:
 
 
 class _OnnxLSTM(nn.Module):
-    """x [T, B, C] -> (y [T, B, H], None), as an LSTM in one direction that starts from zero; its last states are not given."""
+    """x [T, B, C] -> (y [T, B, H], (h, c) after the last position [layers, B, H]), as an LSTM in one direction."""
 
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
@@ -115,9 +112,16 @@ class _OnnxLSTM(nn.Module):
             weights = [ordered["weight_ih"], ordered["weight_hh"], both]
             self.layers.append(nn.ParameterList([nn.Parameter(tensor, requires_grad=False) for tensor in weights]))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        for weights in self.layers:
-            inputs, shape = [x, *weights.parameters()], (x.shape[0], 1, x.shape[1], self.hidden)
-            y = torch.onnx.ops.symbolic("LSTM", inputs, {"hidden_size": self.hidden}, dtype=x.dtype, shape=shape, version=OPSET)
+    def forward(self, x: Tensor, before: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """before: h and c [layers, B, H] to begin with, zeros without."""
+        after: list[tuple[Tensor, Tensor]] = []
+        last = (1, x.shape[1], self.hidden)
+        for index, weights in enumerate(self.layers):
+            initial = () if before is None else (None, *(one[index : index + 1] for one in before))  # None: all rows are of one length
+            inputs, shapes = [x, *weights.parameters(), *initial], [(x.shape[0], 1, x.shape[1], self.hidden), last, last]
+            attributes: dict[str, Any] = {"hidden_size": self.hidden}
+            y, h, c = torch.onnx.ops.symbolic_multi_out("LSTM", inputs, attributes, dtypes=[x.dtype] * 3, shapes=shapes, version=OPSET)
+            after.append((h, c))
             x = y.squeeze(1)
-        return x, None
+        hidden, cell = (torch.cat(states) for states in zip(*after, strict=True))
+        return x, (hidden, cell)

@@ -11,8 +11,9 @@ import itertools
 import json
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,13 +22,14 @@ from torch import Tensor, nn
 from ..kernels.spectrogram.reference import patches as patches_of
 from ..model.upstream import load_upstream
 from ..runtime.backend import open_session
-from ..runtime.bundle import Decoder
-from ..runtime.codec import decode_codes
-from ..runtime.decoder import DecoderRun
+from ..runtime.bundle import Decoder, Sampling
+from ..runtime.codec import decode_codes, first_state
 from ..runtime.device.patches import filters_of
+from ..runtime.forcing import HostBatch, forced, logits_of
+from ..runtime.host.graph import GraphBatch
 from ..runtime.musiclm import MusicLM, load
+from ..runtime.sequence import Context, Draw, coarse_sequence, fine_sequence, semantic_sequence
 from ..runtime.sounds import Sound
-from ..runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
 from .calibration import of_sounds, of_texts, texts_for
 from .collect import Collected, collect
 from .errors import ExportError
@@ -41,7 +43,7 @@ from .upstream_codec import UpstreamCodec, upstream_codec
 # Largest error in fp32: of logits and waves relative to the largest value, of latents absolute (their length is 1). Of tokens and codes how
 # much farther than the nearest centre the chosen one is, relative to that distance: two centres may be equally near up to rounding.
 TOLERANCES: dict[str, float] = dict.fromkeys(("mulan_text", "mulan_audio", "mulan_patches"), 1e-5)
-TOLERANCES |= dict.fromkeys(("codec_decode", "codec_encode", "wav2vec", *STAGES), 1e-4)
+TOLERANCES |= dict.fromkeys(("codec_stream", "codec_encode", "wav2vec", *STAGES), 1e-4)
 SAME_KL = 1e-6  # of TensorRT's form in fp32, nats a token: rounding is some 1e-10
 _ROWS, _STEPS, _FRAMES, _SEMANTIC = 2, 9, 7, 13  # at most: tokens fed one by one; frames and semantic tokens before them
 
@@ -99,9 +101,10 @@ def _codec(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
     codec = model.bundle.manifest.codec
     upstream = upstream_codec(collected.settings["codec"], collected.checkpoints["codec"].state)
     codes = torch.randint(0, codec.codebook_size, (3, codec.min_frames + 19, codec.quantizers))
-    wave, expected = model.run(codec.decode, codes=codes.numpy())["wave"], upstream.decode(codes)
-    errors = {"codec_decode": max(_relative(wave, expected), _codec_in_chunks(model, upstream))}
-    quality["codec_decode"] = {"snr_db": _snr(wave, wave - expected.numpy())}
+    wave, expected = model.run(codec.stream, codes=codes.numpy(), **first_state(codec, len(codes)))["wave"], upstream.decode(codes)
+    window = collected.settings["codec"].values().get("attn_window_size", 0)
+    errors = {"codec_stream": max(_relative(wave, expected), _codec_in_chunks(model, upstream, window + 57))}
+    quality["codec_stream"] = {"snr_db": _snr(wave, wave - expected.numpy())}
     if codec.encode:
         wave = 0.3 * torch.randn(2, (codec.min_encode_frames + 18) * codec.samples_per_frame)
         found = torch.from_numpy(model.run(codec.encode, wave=wave.numpy())["codes"])
@@ -112,16 +115,19 @@ def _codec(model: MusicLM, collected: Collected, quality: dict[str, dict[str, fl
 def _fake_quantized(model: MusicLM, precisions: set[str]) -> dict[str, dict[str, Any]]:
     """What the other graphs of TensorRT's form lose, by their fake-quantized copies in folders of these names beside the bundle."""
     manifest, found, rng = model.bundle.manifest, {}, np.random.default_rng(0)
-    ids, mask = model.tokenizer.encode_batch(texts_for(model)[:2], manifest.mulan.max_tokens)
+    ids, mask = model.encoders.tokenizer.encode_batch(texts_for(model)[:2], manifest.mulan.max_tokens)
     codes = rng.integers(0, manifest.codec.codebook_size, (3, manifest.codec.min_frames + 19, manifest.codec.quantizers))
     wave = rng.standard_normal((3, 2 * manifest.mulan.min_samples), np.float32) * 0.1
     given = {"mulan_text": (manifest.mulan.text, {"input_ids": ids, "attention_mask": mask})}
-    given |= {"mulan_audio": (manifest.mulan.audio, {"wave": wave}), "codec_decode": (manifest.codec.decode, {"codes": codes})}
+    given |= {
+        "mulan_audio": (manifest.mulan.audio, {"wave": wave}),
+        "codec_stream": (manifest.codec.stream, {"codes": codes, **first_state(manifest.codec, len(codes))}),
+    }
     for precision, (stage, (graph, inputs)) in itertools.product(precisions, given.items()):
         copy = model.bundle.root.with_name(precision) / graph
         if copy.is_file():
             lost, exact = np.asarray(open_session(copy, None).run(None, inputs)[0]), next(iter(model.run(graph, **inputs).values()))
-            measured = {"snr_db": _snr(exact, lost - exact)} if stage == "codec_decode" else {"similarity": _similarity(lost, exact)}
+            measured = {"snr_db": _snr(exact, lost - exact)} if stage == "codec_stream" else {"similarity": _similarity(lost, exact)}
             found[stage] = {"precision": precision, **measured}
     return found
 
@@ -135,11 +141,11 @@ def _snr(signal: np.ndarray, noise: np.ndarray) -> float:
     return float(10 * np.log10(max(np.square(signal).mean(), 1e-30) / max(np.square(noise).mean(), 1e-30)))
 
 
-def _codec_in_chunks(model: MusicLM, upstream: UpstreamCodec) -> float:
-    """A clip of several chunks against the whole in PyTorch: a context that is too short shows here."""
+def _codec_in_chunks(model: MusicLM, upstream: UpstreamCodec, frames: int) -> float:
+    """Return the error of a clip of several chunks against the whole in PyTorch: it shows a state that misleads the next call."""
     codec = model.bundle.manifest.codec
-    codes = torch.randint(0, codec.codebook_size, ((codec.context_frames or 0) + 57, codec.quantizers))
-    wave = decode_codes(codec, lambda chunk: model.run(codec.decode, codes=chunk)["wave"], codes.numpy(), lambda: None, chunk_frames=25)
+    codes = torch.randint(0, codec.codebook_size, (frames, codec.quantizers))
+    wave = decode_codes(codec, partial(model.run, codec.stream), codes.numpy(), lambda: None)
     return _relative(wave, upstream.decode(codes[None])[0])
 
 
@@ -185,49 +191,49 @@ def transformer_error(stage: str, model: MusicLM, collected: Collected) -> float
     reference = upstream_transformer(stage, settings, collected.checkpoints[stage].state)
     manifest = model.bundle.manifest
     decoder, groups = getattr(manifest, stage), manifest.codec.groups
-    context: dict[str, np.ndarray] = {}
+    contexts = [Context()] * _ROWS
     condition: dict[str, Any] = {"cond_drop_prob": 0.0}
     if decoder.context:
         condition["text_embeds"] = torch.randn(_ROWS, manifest.conditioner.quantizers, settings["cond_dim"])
-        context = model.run(decoder.context, conditioning=condition["text_embeds"].numpy())
+        made = model.run(decoder.context, conditioning=condition["text_embeds"].numpy())
+        contexts = [Context({name: np.ascontiguousarray(array[row : row + 1]) for name, array in made.items()}) for row in range(_ROWS)]
 
+    draw = Draw(0, 0, 0, Sampling(temperature=1.0, filter_thres=0.0, cond_scale=1.0))
     frames = min(_FRAMES, decoder.max_length)
+    none = np.zeros((0, groups * (decoder.fine_quantizers or decoder.coarse_quantizers or 1)), np.int64)
     if stage == "semantic":
         tokens = _random_tokens(decoder, decoder.max_length)
-        plan = plan_semantic(decoder, _ROWS, tokens.shape[1], True)
+        sequences = [semantic_sequence(decoder, tokens.shape[1], True, none.ravel(), draw, context) for context in contexts]
         expected = reference(ids=tokens, **condition)
     elif stage == "coarse":
         frame_tokens = settings["num_coarse_quantizers"] * groups
         tokens = _random_tokens(decoder, frames * frame_tokens)
         semantic = torch.randint(0, settings["num_semantic_tokens"], (_ROWS, min(_SEMANTIC, manifest.semantic.max_length)))
-        plan = plan_coarse(decoder, list(semantic.numpy()), frames, frame_tokens, True)
+        sequences = [
+            coarse_sequence(decoder, row, frames, frame_tokens, True, none, draw, context)
+            for row, context in zip(semantic.numpy(), contexts, strict=True)
+        ]
         expected = reference(semantic_token_ids=semantic, coarse_token_ids=tokens, return_only_coarse_logits=True, **condition)[1]
     else:
         frame_tokens = settings["num_fine_quantizers"] * groups
         tokens = _random_tokens(decoder, frames * frame_tokens)
         coarse = torch.randint(0, decoder.vocabulary, (_ROWS, frames, settings["num_coarse_quantizers"] * groups))
-        plan = plan_fine(decoder, list(coarse.numpy()), frame_tokens, frames * groups)
+        sequences = [
+            fine_sequence(decoder, row, frame_tokens, none, draw, context, frames * groups)
+            for row, context in zip(coarse.numpy(), contexts, strict=True)
+        ]
         expected = reference(coarse_token_ids=coarse, fine_token_ids=tokens, return_only_fine_logits=True, **condition)[1]
-    forms = [model.session(decoder.graph), *([model.transformer(stage)] if model.step.native else [])]
-    return max(_relative(_teacher_forced(form, plan, context, tokens.numpy()), expected) for form in forms)
+    batches: list[HostBatch] = [GraphBatch(model.graphs.session(decoder.graph), decoder)]
+    if model.backend.native:
+        batches.append(cast(HostBatch, model.backend.batch(stage)))
+    fed = [forced(sequence, row, decoder.vocabulary) for sequence, row in zip(sequences, tokens.numpy(), strict=True)]
+    return max(_relative(np.stack([row[:, 0] for row in logits_of(batch, fed)[1]]), expected) for batch in batches)
 
 
 def _random_tokens(decoder: Decoder, most: int) -> Tensor:
     """Return tokens int64 [rows, n] other than the end: n is _STEPS, or `most` if that is less."""
     codes = decoder.vocabulary - (decoder.fine_quantizers is None)  # the fine stage alone has no end
     return torch.randint(0, codes, (_ROWS, min(_STEPS, most)))
-
-
-def _teacher_forced(transformer: Any, plan: Plan, context: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
-    """Logits [B, steps + 1, V] of a prefill and of one step per given token."""
-    prefix = context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0
-    capacity = len(plan.prompts[0].rows) + prefix + tokens.shape[1]
-    run = DecoderRun(transformer, plan.decoder, context, len(tokens), capacity)
-    logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
-    for step in range(tokens.shape[1]):
-        placed: Positions = plan.place(step, tokens[:, step])
-        logits.append(run.step(placed, plan.head(step + 1)).copy())
-    return np.stack(logits, axis=1)
 
 
 def upstream_transformer(stage: str, settings: Settings, state: dict[str, Tensor]) -> Any:

@@ -1,11 +1,11 @@
 """The GPU's kernels compiled ahead of time, for cards that need not be there: machine code for each compute capability, and PTX.
 
-In: the launches of steps (`launches.py`), compute capabilities. Out: a folder with a cubin for each kernel and capability, a PTX for each
-kernel, and `kernels.json`: format, Triton's version, the SHA-256 of every file, and for each kernel its function, signature, constants, and
-for each capability its file, threads, registers, bytes of shared memory and of stack (what did not fit into registers), and whether it
-waits by itself for the kernel before it, so that it may be launched early (`waits`). It knows neither bundles nor drivers; what it
-leaves behind is launched with neither Triton nor torch. The machine code takes the parameters of the signature that are no constants, those
-of a tuple one by one, and after them two pointers to scratch memory that no kernel here uses: zeros.
+In: the launches of steps (`kernel_lists.py`), compute capabilities. Out: a folder with a cubin for each kernel and capability, a PTX for
+each kernel, and `kernels.json`: format, Triton's version, the SHA-256 of every file, and for each kernel its function, signature,
+constants, and for each capability its file, threads, registers, bytes of shared memory and of stack (what did not fit into registers), and
+whether it waits by itself for the kernel before it, so that it may be launched early (`waits`). It knows neither bundles nor drivers; what
+it leaves behind is launched with neither Triton nor torch. The machine code takes the parameters of the signature that are no constants,
+those of a tuple one by one, and after them two pointers to scratch memory that no kernel here uses: zeros.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .functions import functions_of
-from .launch import FORMAT, RECORD, Launch, Step, key_of, signature_of
+from .launch import FORMAT, RECORD, Launch, LaunchList, key_of, signature_of
 
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 EARLY = 90  # from here on kernels may be launched before the one before them has ended
@@ -40,7 +40,7 @@ _EXACT = ("sample",)  # kernels whose products are not fused with sums: equal lo
 
 
 def compile_steps(
-    steps: Iterable[Step],
+    steps: Iterable[LaunchList],
     folder: Path,
     capabilities: Iterable[int] = CAPABILITIES,
     on_kernel: Callable[[int, int], None] = lambda done, total: None,
@@ -97,7 +97,7 @@ def _cache(parent: Path) -> Iterator[None]:
         yield
 
 
-def _compile(key: str, launch: Launch, step: Step, capabilities: list[int], folder: Path) -> dict[str, Any]:
+def _compile(key: str, launch: Launch, step: LaunchList, capabilities: list[int], folder: Path) -> dict[str, Any]:
     kernel, _ = functions_of(launch)
     kinds, machines = signature_of(launch, step), {}
     signature = {name: kinds[name] for name in kernel.arg_names}

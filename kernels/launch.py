@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT, RECORD = 2, "kernels.json"  # of a folder of compiled kernels: rises when the record changes; the record's name
+FORMAT, RECORD = 3, "kernels.json"  # of a folder of compiled kernels: rises when the record changes; the record's name
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "int64": 8, "bool": 1}
 _POINTERS = {"fp32": "*fp32", "fp16": "*fp16", "bf16": "*bf16", "int8": "*i8", "int64": "*i64"}
 
@@ -39,7 +39,7 @@ class Call:
 
 
 @dataclass
-class Step:
+class LaunchList:
     """`buffers`: name -> type and shape. Types: fp32, int64, bool, those of weights and caches, fp32, fp16, bf16, int8."""
 
     buffers: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
@@ -50,23 +50,25 @@ class Step:
         return [one for one in self.launches if isinstance(one, Launch)]
 
 
-def signature_of(launch: Launch, step: Step) -> dict[str, Any]:
+def signature_of(launch: Launch, launches: LaunchList) -> dict[str, Any]:
     """Type of every parameter: "*fp16", "i32", "constexpr" and so on, a tuple for a tuple. EARLY is of the card, not of the launch."""
-    return {name: _kind(value, step) for name, value in launch.arguments.items()} | dict.fromkeys((*launch.constants, "EARLY"), "constexpr")
+    return {name: _kind(value, launches) for name, value in launch.arguments.items()} | dict.fromkeys(
+        (*launch.constants, "EARLY"), "constexpr"
+    )
 
 
-def _kind(value: Any, step: Step) -> Any:
+def _kind(value: Any, launches: LaunchList) -> Any:
     if isinstance(value, tuple):
-        return tuple(_kind(one, step) for one in value)
+        return tuple(_kind(one, launches) for one in value)
     if isinstance(value, str):
-        return _POINTERS[step.buffers[value][0]]
+        return _POINTERS[launches.buffers[value][0]]
     return "fp32" if isinstance(value, float) else "i32" if -(1 << 31) <= value < 1 << 31 else "i64"
 
 
-def key_of(launch: Launch, step: Step) -> str:
+def key_of(launch: Launch, launches: LaunchList) -> str:
     """A name for all launches that the same machine code serves."""
     constants = {name: value if isinstance(value, str) else repr(value) for name, value in launch.constants.items()}
-    text = json.dumps([launch.kernel, launch.warps, signature_of(launch, step), constants], sort_keys=True)
+    text = json.dumps([launch.kernel, launch.warps, signature_of(launch, launches), constants], sort_keys=True)
     return f"{launch.kernel}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -75,6 +77,6 @@ def bytes_of(kind: str, shape: tuple[int, ...]) -> int:
     return BYTES[kind] * math.prod(shape)
 
 
-def power(count: int) -> int:
+def next_power_of_two(count: int) -> int:
     """The least power of two that is no smaller."""
     return 1 << (count - 1).bit_length()

@@ -1,6 +1,6 @@
 """A transformer's weights as the launches of a step read them.
 
-In: weights by the names of `Sizes.shapes()`. Out: arrays by the names of the buffers of launches.py, of their types.
+In: weights by the names of `Sizes.shapes()`. Out: arrays by the names of the buffers of kernel_lists.py, of their types.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> 
     """The step's weight buffers, by name: from those of `Sizes.shapes()`, to which norms and heads may add biases.
 
     kind: of the layers' matrices: fp32, fp16, bf16, or int8 of a transformer of 8 bits, whose numbers they then are, with scales, and of no
-    other, which is a ValueError; of output projections and the table as `beside` has it; what else there is stays float32.
+    other, which is a ValueError; of output projections and the table as `cache_dtype` has it; what else there is stays float32.
     """
     if kind == "int8" and sizes.bits != 8:
         raise ValueError(f"weights of int8 are those of a bundle of 8 bits, this has {sizes.bits}: export it with --precision int8")
-    stored, weights = weights, in_full(sizes, weights)
+    stored, weights = weights, dequantize_all(sizes, weights)
     packed: dict[str, np.ndarray] = {name: weights[name] for name in ("rows",)}
     packed["bias_table"] = weights["bias_table"] if sizes.bias_entries else np.zeros((sizes.heads, 1), np.float32)
     norms = ["norm"]
@@ -61,11 +61,11 @@ def pack_weights(sizes: Sizes, weights: Mapping[str, np.ndarray], kind: str) -> 
         own = type_of(name, kind)
         if name.endswith(".weight"):
             array = np.pad(array, ((0, 0), (0, pitch_of(array.shape[1]) - array.shape[1])))
-        packed[name] = array.astype(np.int8) if own == "int8" else narrow(np.ascontiguousarray(array, np.float32), own)
+        packed[name] = array.astype(np.int8) if own == "int8" else cast(np.ascontiguousarray(array, np.float32), own)
     return packed
 
 
-def beside(kind: str) -> str:
+def cache_dtype(kind: str) -> str:
     """The type of caches, table and output projections where matrices are of this kind."""
     return "fp16" if kind == "int8" else kind
 
@@ -73,11 +73,11 @@ def beside(kind: str) -> str:
 def type_of(name: str, kind: str) -> str:
     """Of a packed buffer, where the layers' matrices are of this kind."""
     if name == "rows" or (name.startswith("head.") and name.endswith(".weight")):
-        return beside(kind)
+        return cache_dtype(kind)
     return kind if name.endswith(".weight") else "fp32"
 
 
-def narrow(array: np.ndarray, kind: str) -> np.ndarray:
+def cast(array: np.ndarray, kind: str) -> np.ndarray:
     """float32 as fp32, fp16 or bf16; bf16, which numpy has not, as uint16, rounded to the nearest, ties to even."""
     if kind == "bf16":
         bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
@@ -85,7 +85,7 @@ def narrow(array: np.ndarray, kind: str) -> np.ndarray:
     return array.astype(np.float16 if kind == "fp16" else np.float32)
 
 
-def in_full(sizes: Sizes, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def dequantize_all(sizes: Sizes, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Weights by the same names, those of 8 and 4 bits as the numbers that they stand for, float32."""
     full, inputs = dict(weights), Sizes(**{**vars(sizes), "bits": 32}).shapes()
     for name in [name.removesuffix(".values") for name in weights if name.endswith(".values")]:

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .causal import ELU, CausalConv1d, CausalLayer, CausalSequential, CausalUpsample, State
 from .residual_vq import CodeEmbedding, CodeSearch, squared_euclidean
-from .soundstream import CausalUpsample
 
 KERNEL_SIZE, RESIDUAL_KERNEL_SIZE, LSTM_LAYERS = 7, 3, 2
 
@@ -38,63 +37,60 @@ class EncodecConfig:
         return [self.n_filters * 2**i for i in range(len(self.strides) + 1)]
 
 
-class CausalConv1d(nn.Module):
-    """[B, C, T] -> [B, C', T / stride], T a multiple of the stride."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel_size: int, stride: int = 1) -> None:
-        super().__init__()
-        self.padding = kernel_size - stride
-        self.conv = nn.Conv1d(channels_in, channels_out, kernel_size, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.padding:
-            # Encodec lengthens what is too short to be reflected with zeros. Reflecting reads none of them where it is long enough, so
-            # they are always put there: no branch, and clips of any length.
-            first = F.pad(x, (0, self.padding)).narrow(2, 1, self.padding)
-            x = torch.cat((first.flip(2), x), dim=2)
-        return self.conv(x)
-
-
-class ResidualUnit(nn.Module):
+class ResidualUnit(CausalLayer):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = channels // 2
-        self.block = nn.Sequential(
-            nn.ELU(), CausalConv1d(channels, inner, RESIDUAL_KERNEL_SIZE), nn.ELU(), CausalConv1d(inner, channels, 1)
-        )
-        self.shortcut = CausalConv1d(channels, channels, 1)
+        self.block = CausalSequential(ELU(), _convolution(channels, inner, RESIDUAL_KERNEL_SIZE), ELU(), _convolution(inner, channels, 1))
+        self.shortcut = _convolution(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.block(x)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return self.shortcut(x) + self.block(x, state)
 
 
-class SkipLSTM(nn.Module):
+class SkipLSTM(CausalLayer):
     """[B, C, T] -> [B, C, T]"""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(channels, channels, LSTM_LAYERS)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("hidden", "cell"), (LSTM_LAYERS, self.lstm.hidden_size))
+
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         x = x.permute(2, 0, 1)
-        return (self.lstm(x)[0] + x).permute(1, 2, 0)
+        if state is None:
+            y, _ = self.lstm(x)
+        else:
+            y, after = self.lstm(x, (state.take().transpose(0, 1), state.take().transpose(0, 1)))
+            for one in after:
+                state.keep(one.transpose(0, 1))
+        return (y + x).permute(1, 2, 0)
 
 
-class Layers(nn.Module):
+class Layers(CausalLayer):
     """Its one purpose is the name: `encoder.layers.0`."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*layers)
+        self.layers = CausalSequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return self.layers(x, state)
+
+
+def _convolution(channels_in: int, channels_out: int, kernel_size: int, stride: int = 1) -> CausalConv1d:
+    """Return a convolution with EnCodec's padding: a clip too short to be mirrored is lengthened with zeros."""
+    return CausalConv1d(channels_in, channels_out, kernel_size, "reflect", stride=stride)
 
 
 class EncodecDecoder(nn.Module):
     """codes [B, frames, Q] int64 in 0..codebook_size - 1, or -1 for a code that is missing -> wave [B, frames * hop] fp32.
 
-    Any number of frames. Each row is decoded for itself; audiolm-pytorch's `EncodecWrapper` lays the rows of a batch over each other.
+    Any number of frames, which go on from the state if there is one. Each row is decoded for itself; audiolm-pytorch's `EncodecWrapper`
+    lays the rows of a batch over each other.
     """
 
     min_frames = 1
@@ -105,13 +101,13 @@ class EncodecDecoder(nn.Module):
         self.codebooks = CodeEmbedding(1, config.rq_num_quantizers, config.codebook_size, config.codebook_dim)
         widths, blocks = config.widths, []
         for narrow, wide, stride in reversed(list(zip(widths[:-1], widths[1:], config.strides, strict=True))):
-            blocks += [nn.ELU(), CausalUpsample(wide, narrow, stride), ResidualUnit(narrow)]
+            blocks += [ELU(), CausalUpsample(wide, narrow, stride), ResidualUnit(narrow)]
         self.decoder = Layers(
-            CausalConv1d(config.codebook_dim, widths[-1], KERNEL_SIZE),
+            _convolution(config.codebook_dim, widths[-1], KERNEL_SIZE),
             SkipLSTM(widths[-1]),
             *blocks,
-            nn.ELU(),
-            CausalConv1d(config.n_filters, 1, KERNEL_SIZE),
+            ELU(),
+            _convolution(config.n_filters, 1, KERNEL_SIZE),
         )
 
     @property
@@ -123,17 +119,13 @@ class EncodecDecoder(nn.Module):
             farthest = max(farthest, (RESIDUAL_KERNEL_SIZE - 1) // rate)
         return farthest + 1
 
-    @property
-    def context_frames(self) -> None:
-        """The LSTM hears everything before a frame: a clip is decoded at once."""
-
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take `decoder.*` and the first Q codebooks of a state dict without weight norm. RuntimeError names what does not fit."""
         self.load_state_dict({name: tensor for name, tensor in state.items() if name.startswith("decoder.")})
         self.codebooks.load(codebooks(state, self.config))
 
-    def forward(self, codes: Tensor) -> Tensor:
-        return self.decoder(self.codebooks(codes).transpose(1, 2)).squeeze(1)
+    def forward(self, codes: Tensor, state: State | None = None) -> Tensor:
+        return self.decoder(self.codebooks(codes).transpose(1, 2), state).squeeze(1)
 
 
 class EncodecEncoder(nn.Module):
@@ -146,13 +138,13 @@ class EncodecEncoder(nn.Module):
         self.config = config
         widths, blocks = config.widths, []
         for narrow, wide, stride in zip(widths[:-1], widths[1:], config.strides, strict=True):
-            blocks += [ResidualUnit(narrow), nn.ELU(), CausalConv1d(narrow, wide, 2 * stride, stride)]
+            blocks += [ResidualUnit(narrow), ELU(), _convolution(narrow, wide, 2 * stride, stride)]
         self.encoder = Layers(
-            CausalConv1d(1, config.n_filters, KERNEL_SIZE),
+            _convolution(1, config.n_filters, KERNEL_SIZE),
             *blocks,
             SkipLSTM(widths[-1]),
-            nn.ELU(),
-            CausalConv1d(widths[-1], config.codebook_dim, KERNEL_SIZE),
+            ELU(),
+            _convolution(widths[-1], config.codebook_dim, KERNEL_SIZE),
         )
         self.search = CodeSearch(1, config.rq_num_quantizers, config.codebook_size, config.codebook_dim, squared_euclidean)
 

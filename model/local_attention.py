@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .causal import CausalLayer, State
+
 QK_SCALE = 8  # of normalised queries and keys
 
 
@@ -35,16 +37,23 @@ def rotary_tables(window: int, dim_head: int, scale_base: float) -> tuple[Tensor
     return (tables * scale)[:, window:], tables / scale
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return x * table[0] + torch.cat((-second, first), dim=-1) * table[1]
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-class LocalAttention(nn.Module):
+def normalize(x: Tensor) -> Tensor:
+    """As `torch.nn.functional.normalize` over the last axis, without a copy of the lengths for each element in the graph."""
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+class LocalAttention(CausalLayer):
     """Causal attention over a sliding window: normalised queries and keys, rotary positions with xpos, mostly a gate per head."""
 
-    query_rotary: Tensor
-    key_rotary: Tensor
+    query_cos: Tensor
+    query_sin: Tensor
+    key_cos: Tensor
+    key_sin: Tensor
 
     def __init__(
         self, dim: int, heads: int, dim_head: int, window: int, xpos_scale_base: float | None, rotary: bool, gate_values_per_head: bool
@@ -60,28 +69,41 @@ class LocalAttention(nn.Module):
         self.rotary = rotary
         if rotary:
             queries, keys = rotary_tables(window, dim_head, xpos_scale_base or window // 2)
-            self.register_buffer("query_rotary", queries, persistent=False)
-            self.register_buffer("key_rotary", keys, persistent=False)
+            for name, table in (("query_cos", queries[0]), ("query_sin", queries[1]), ("key_cos", keys[0]), ("key_sin", keys[1])):
+                self.register_buffer(name, table, persistent=False)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x [B, S, dim], bias [W, 1 or H, w, 2w] (-inf where a key is out of reach) -> [B, S, dim]."""
-        length, w = x.shape[1], self.window
-        windows = bias.shape[0]
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("key", "value"), (self.window, self.heads, len(self.q_scale)))
+
+    def forward(self, x: Tensor, bias: Tensor, state: State | None) -> Tensor:
+        """x [B, S, dim], bias [W, 1 or H, n, w + n] of W blocks of n queries (-inf where a key is out of reach) -> [B, S, dim].
+
+        A block's queries read their own keys and the window before them.
+        """
+        length, w, (windows, _, n, _) = x.shape[1], self.window, bias.shape
         x = self.norm(x)
         q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q = F.normalize(q, dim=-1) * (self.q_scale * QK_SCALE)
-        k = F.normalize(k, dim=-1) * self.k_scale
+        q = normalize(q) * (self.q_scale * QK_SCALE)
+        k = normalize(k) * self.k_scale
 
-        missing = windows * w - length
-        q = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(1, (windows, w)).transpose(2, 3)  # [B, W, H, w, D]
+        missing = windows * n - length
+        q = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(1, (windows, n)).transpose(2, 3)  # [B, W, H, n, D]
 
         def with_window_before(t: Tensor) -> Tensor:
-            t = F.pad(t, (0, 0, 0, 0, w, missing)).unflatten(1, (windows + 1, w))
-            return torch.cat((t[:, :-1], t[:, 1:]), dim=2).transpose(2, 3)  # [B, W, H, 2w, D]
+            before = t.new_zeros(t.shape[0], w, self.heads, t.shape[3]) if state is None else state.take()
+            t = F.pad(t, (0, 0, 0, 0, 0, missing))
+            both = torch.cat((before, t), dim=1)
+            if state is not None:
+                state.keep(both.index_select(1, length + torch.arange(w, device=t.device)))  # a slice's size is unknown in a graph
+            # Several blocks are as long as a window, so that the block before is the window before.
+            before = both.narrow(1, 0, windows * w).unflatten(1, (windows, w))
+            return torch.cat((before, t.unflatten(1, (windows, n))), dim=2).transpose(2, 3)  # [B, W, H, w + n, D]
 
         k, v = with_window_before(k), with_window_before(v)
         if self.rotary:
-            q, k = rotate(q, self.query_rotary), rotate(k, self.key_rotary)
+            q = rotate(q, self.query_cos[:n], self.query_sin[:n])
+            k = rotate(k, self.key_cos[: w + n], self.key_sin[: w + n])
         attention = (q @ k.transpose(-1, -2) + bias).softmax(-1)
         out = (attention @ v).transpose(2, 3).flatten(1, 2).narrow(1, 0, length)  # [B, S, H, D]; slicing leaves a Min in the graph
         if self.to_v_gate is not None:
@@ -95,10 +117,9 @@ class GEGLU(nn.Module):
         return x * F.gelu(gate)
 
 
-class LocalTransformer(nn.Module):
+class LocalTransformer(CausalLayer):
     distance: Tensor
     reach: Tensor
-    reach_of_first: Tensor
 
     def __init__(
         self,
@@ -129,16 +150,18 @@ class LocalTransformer(nn.Module):
         reach = torch.zeros(distance.shape).masked_fill((distance < 0) | (distance > window), -torch.inf)
         self.register_buffer("distance", distance, persistent=False)
         self.register_buffer("reach", reach, persistent=False)
-        self.register_buffer("reach_of_first", reach.masked_fill(key < window, -torch.inf), persistent=False)  # nothing lies before it
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
         """[B, S, dim] -> [B, S, dim], any S from 1 up."""
-        windows = (x.shape[1] + self.window - 1) // self.window
-        is_first = torch.arange(windows)[:, None, None, None] == 0
-        bias = torch.where(is_first, self.reach_of_first, self.reach)
+        w = self.window
+        n = torch.sym_min(x.shape[1], w)  # queries of a block: a call shorter than a window is one block, without rows that are not needed
+        windows = (x.shape[1] + n - 1) // n
+        frames = torch.zeros(1, dtype=torch.long) if state is None else state.frames
+        position = torch.arange(windows).unsqueeze(1) * w + torch.arange(w + n) - w + frames  # [W, w + n] of keys in the clip
+        bias = torch.where(position[:, None, None, :] >= 0, self.reach[:n, : w + n], -torch.inf)
         if self.pos_bias is not None:
-            bias = bias + self.pos_bias(self.distance)
+            bias = bias + self.pos_bias(self.distance)[:, :n, : w + n]
         for attention, feed_forward in self.layers:  # pyright: ignore[reportGeneralTypeIssues]
-            x = attention(x, bias) + x
+            x = attention(x, bias, state) + x
             x = feed_forward(x) + x
         return x

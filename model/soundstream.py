@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .causal import ELU, CausalConv1d, CausalLayer, CausalSequential, CausalUpsample, State
 from .local_attention import LocalTransformer
 from .residual_vq import CodeEmbedding
 
@@ -75,21 +75,6 @@ class SoundStreamConfig:
             farthest = max(farthest, max(three(self.dec_cycle_dilations)) * (KERNEL_SIZE - 1) // rate)
         return farthest + 1
 
-    @property
-    def context_frames(self) -> int:
-        """How many frames before its first one a chunk from the middle of a clip must be given to decode as in the whole clip.
-
-        The first sample of a frame reaches farthest back. From the samples inward: a convolution of kernel k and dilation d reads d (k - 1)
-        positions before its own; an upsampling by s reads the position that its output lies in and the one before, so that r positions of
-        its output are ceil(r / s) + 1 of its input. Each layer of attention reads a window of frames before its own. Attention depends on
-        distances alone, so chunks need not begin where its windows do. What padding puts before a chunk is read by none of these samples.
-        """
-        reach = KERNEL_SIZE - 1
-        for stride in self.strides:
-            reach += sum(three(self.dec_cycle_dilations)) * (KERNEL_SIZE - 1)
-            reach = -(-reach // stride) + 1
-        return reach + KERNEL_SIZE - 1 + (self.attn_depth * self.attn_window_size if self.use_local_attn else 0)
-
     def attention(self) -> LocalTransformer | None:
         """A new one, of the encoder or of the decoder: they do not share weights."""
         if not self.use_local_attn:
@@ -111,43 +96,6 @@ def three(dilations: Sequence[int]) -> tuple[int, ...]:
     return tuple(islice(cycle(dilations), 3))
 
 
-class CausalConv1d(nn.Module):
-    """[B, C, T] -> [B, C', T / stride], T a multiple of the stride."""
-
-    def __init__(
-        self,
-        channels_in: int,
-        channels_out: int,
-        kernel_size: int,
-        pad_mode: str,
-        dilation: int = 1,
-        stride: int = 1,
-        padding: int | None = None,
-    ) -> None:
-        """padding: positions before the first; None for as many as an output reads of the past."""
-        super().__init__()
-        self.padding = dilation * (kernel_size - 1) + 1 - stride if padding is None else padding
-        self.pad_mode = pad_mode
-        self.conv = nn.Conv1d(channels_in, channels_out, kernel_size, stride, dilation=dilation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.padding:
-            x = F.pad(x, (self.padding, 0), mode=self.pad_mode)
-        return self.conv(x)
-
-
-class CausalUpsample(nn.Module):
-    """Transposed convolution of kernel 2 * stride, cut at the end: [B, C, T] -> [B, C', T * stride]."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.conv = nn.ConvTranspose1d(channels_in, channels_out, 2 * stride, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)[..., : -self.stride]
-
-
 class SqueezeExcite(nn.Module):
     """A gate per channel and position. Upstream means to average over the past, but its axis is that of the channels: so it was trained."""
 
@@ -163,25 +111,26 @@ class SqueezeExcite(nn.Module):
         return x * self.net(x.cumsum(1) / self.count)
 
 
-class ResidualUnit(nn.Module):
+class ResidualUnit(CausalLayer):
     def __init__(self, channels: int, dilation: int, pad_mode: str, squeeze_excite: bool) -> None:
         super().__init__()
-        self.fn = nn.Sequential(
+        self.fn = CausalSequential(
             CausalConv1d(channels, channels, KERNEL_SIZE, pad_mode, dilation),
-            nn.ELU(),
+            ELU(),
             CausalConv1d(channels, channels, 1, pad_mode),
-            nn.ELU(),
+            ELU(),
             *([SqueezeExcite(channels)] if squeeze_excite else []),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(x) + x
+    def forward(self, x: Tensor, state: State | None = None) -> Tensor:
+        return self.fn(x, state) + x
 
 
 class SoundStreamDecoder(nn.Module):
     """codes [B, frames, G*Q] int64 in 0..codebook_size - 1, or -1 for a code that is missing -> wave [B, frames * hop] fp32.
 
-    frames >= config.min_frames. Missing codes add nothing, as in upstream, so fewer quantizers than trained decode too.
+    frames >= config.min_frames, or any number with the state of an earlier call. Missing codes add nothing, as in upstream, so fewer
+    quantizers than trained decode too.
     """
 
     def __init__(self, config: SoundStreamConfig) -> None:
@@ -192,13 +141,13 @@ class SoundStreamDecoder(nn.Module):
         self.decoder_attn = config.attention()
         widths = config.widths
         blocks = [
-            nn.Sequential(
+            CausalSequential(
                 CausalUpsample(wide, narrow, stride),
                 *(ResidualUnit(narrow, dilation, config.pad_mode, config.squeeze_excite) for dilation in three(config.dec_cycle_dilations)),
             )
             for narrow, wide, stride in zip(widths[:-1], widths[1:], config.strides, strict=True)
         ]
-        self.decoder = nn.Sequential(
+        self.decoder = CausalSequential(
             CausalConv1d(config.codebook_dim, widths[-1], KERNEL_SIZE, config.pad_mode),
             *reversed(blocks),
             CausalConv1d(config.channels, 1, KERNEL_SIZE, config.pad_mode),
@@ -212,20 +161,16 @@ class SoundStreamDecoder(nn.Module):
     def lookahead_frames(self) -> int:
         return self.config.min_frames
 
-    @property
-    def context_frames(self) -> int | None:
-        return self.config.context_frames
-
     def load_upstream(self, state: Mapping[str, Tensor]) -> None:
         """Take what decoding needs from a whole SoundStream's state dict: `decoder.*`, `decoder_attn.*` and the codebooks."""
         load_parts(self, state, ("decoder.", "decoder_attn."))
         self.codebooks.load(codebooks(state, self.config))
 
-    def forward(self, codes: Tensor) -> Tensor:
+    def forward(self, codes: Tensor, state: State | None = None) -> Tensor:
         x = self.codebooks(codes)
         if self.decoder_attn is not None:
-            x = self.decoder_attn(x)
-        return self.decoder(x.transpose(1, 2)).squeeze(1)
+            x = self.decoder_attn(x, state)
+        return self.decoder(x.transpose(1, 2), state).squeeze(1)
 
 
 def load_parts(module: nn.Module, state: Mapping[str, Tensor], prefixes: tuple[str, ...]) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from .causal import CausalConv1d, CausalSequential
 from .residual_vq import CodeSearch, Distance, euclidean
-from .soundstream import KERNEL_SIZE, CausalConv1d, ResidualUnit, SoundStreamConfig, codebooks, load_parts, three
+from .soundstream import KERNEL_SIZE, ResidualUnit, SoundStreamConfig, codebooks, load_parts, three
 
 LAST_KERNEL_SIZE = 3
 
@@ -29,13 +30,13 @@ class SoundStreamEncoder(nn.Module):
         self.config = config
         widths = config.widths
         blocks = [
-            nn.Sequential(
+            CausalSequential(
                 *(ResidualUnit(narrow, dilation, config.pad_mode, config.squeeze_excite) for dilation in three(config.enc_cycle_dilations)),
                 _downsample(narrow, wide, stride, config.pads_whole_kernels),
             )
             for narrow, wide, stride in zip(widths[:-1], widths[1:], config.strides, strict=True)
         ]
-        self.encoder = nn.Sequential(
+        self.encoder = CausalSequential(
             CausalConv1d(1, config.channels, KERNEL_SIZE, config.pad_mode),
             *blocks,
             CausalConv1d(widths[-1], config.codebook_dim, LAST_KERNEL_SIZE, config.pad_mode),

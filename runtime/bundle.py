@@ -17,7 +17,9 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
                   with bias: query_coordinates int64 [B, S], key_coordinates int64 [B, T]; with several heads: head int64 [1]
                   with a prefix: prefix_mask bool [B, S, 1], prefix_embeddings [B, S, dim]; with cross-attention: the context
                   -> logits [B, V] of each row's last position, present.<layer>.key|value
-    codec_decode  codes int64 [B, frames, Q] -> wave [B, frames * samples_per_frame]
+    codec_stream  codes int64 [B, n, Q] (the next n frames of a clip), state.frames int64 [1] (frames before them),
+                  state.<name> float32 [B, ...], with the dimensions of `Codec.states`; all of them are 0 in the first call of a clip
+                  -> wave [B, n * samples_per_frame], next.frames, next.<name> (the state of the next call)
     codec_encode  wave [B, frames * samples_per_frame] -> codes int64 [B, frames, Q]; not of every codec
     wav2vec       wave [B, t] -> tokens int64 [B, n], the semantic tokens of a sound; not in every bundle
 """
@@ -42,7 +44,7 @@ import numpy as np
 
 from .user_files import LFS_POINTER, escape_surrogates, expanded, is_lfs_pointer
 
-FORMAT = 5  # rises when the layout changes
+FORMAT = 6  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -147,19 +149,24 @@ class Decoder:
     step: Step
     sampling: Sampling = field(default_factory=Sampling)
 
+    @property
+    def outputs(self) -> int:
+        """Output projections, one for each quantizer that the stage predicts: a frame's steps."""
+        return self.fine_quantizers or self.coarse_quantizers or 1
+
 
 @dataclass(frozen=True)
 class Codec:
-    decode: str  # graph
+    stream: str  # graph
     encode: str | None  # graph; None for a SoundStream whose search for codes the export does not cover
     sample_hz: int
     samples_per_frame: int
     quantizers: int  # columns of the codes, residual groups included
     groups: int
     codebook_size: int
-    lookahead_frames: int  # K: the first chunk of a stream holds at least this many frames
+    lookahead_frames: int  # K: the first call of a clip holds at least this many frames, where the clip has them; later calls 1
     min_frames: int  # the shortest clip it decodes
-    context_frames: int | None  # earlier frames that a chunk from the middle must be given; None: all of them
+    states: dict[str, list[int]]  # name -> dimensions after the batch of each tensor that a call hands to the next
     min_encode_frames: int  # the shortest wave it encodes
 
 
@@ -322,7 +329,7 @@ def parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
     if get_origin(kind) is dict and isinstance(value, dict):
         return {name: parse(get_args(kind)[1], item, f"{where}: {name}", faults) for name, item in value.items()}
     if get_origin(kind) is list and isinstance(value, list):
-        return value
+        return [parse(get_args(kind)[0], item, where, faults) for item in value]
     if kind is Any:
         return value
     accepted = (int, float) if kind is float else kind
@@ -334,7 +341,7 @@ def parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
 
 def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     decoders = [getattr(manifest, stage) for stage in STAGES]
-    named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.decode]
+    named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.stream]
     if spectrogram := manifest.mulan.spectrogram:
         named += [name for name in (spectrogram.graph, spectrogram.filters) if name]
     named += [manifest.wav2vec.graph] if manifest.wav2vec else []

@@ -1,47 +1,124 @@
-"""Codes to a wave in chunks, so that a long clip takes no more memory to decode than a short one.
+"""The codec's decoder on its way through a clip: codes go in as they are made, samples come out chunk by chunk.
 
-In: the manifest's codec record, its graph as a function, codes. Out: samples. It knows no codec from the inside: how far one reaches back
-is `Codec.context_frames`.
+In: the manifest's codec record, its graph as a function, codes. Out: samples. It knows no model.
+A clip is always cut into the same chunks, however its codes arrive: products of other sizes sum in another order, and a clip must be the
+same to the bit whether it is streamed or made at once.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
 
 import numpy as np
 
 from .bundle import Codec
-from .windows import Span
 
-CHUNK_FRAMES = 512  # new frames in a call: ten seconds at 50 a second, so that what most requests ask for is decoded at once
+CHUNK_SECONDS = 0.3  # of a chunk at most, where a frame is no longer: shorter ones are heard earlier and cost more
+
+Graph = Callable[..., dict[str, np.ndarray]]  # the graph `codec_stream`: inputs and outputs by name
 
 
-def codec_chunks(codec: Codec, frames: int, chunk_frames: int) -> list[Span]:
-    """Chunks of so many new frames, each told the `context_frames` before them; a codec that reaches back without bound has one chunk.
+def chunk_frames(codec: Codec) -> int:
+    """Return the frames of every chunk of a clip between the first and the last one."""
+    return max(int(CHUNK_SECONDS * codec.sample_hz / codec.samples_per_frame + 1e-6), 1)
 
-    The first chunk holds at least `lookahead_frames`: its first samples depend on codes up to there.
+
+def first_chunk_frames(codec: Codec) -> int:
+    """Return the frames of a clip's first chunk: half of the others, so that it is heard early, and no fewer than the codec looks ahead."""
+    return max(codec.lookahead_frames, codec.min_frames, -(-chunk_frames(codec) // 2))
+
+
+def longest_chunk(codec: Codec) -> int:
+    """Return the most frames that any chunk has."""
+    return max(first_chunk_frames(codec), chunk_frames(codec))
+
+
+def chunk_lengths(codec: Codec, frames: int) -> list[int]:
+    """Return the frames of each chunk of a clip of so many frames. The last one may be shorter than the others."""
+    length = chunk_frames(codec)
+    starts = [0, *range(first_chunk_frames(codec), frames, length)]
+    return [stop - start for start, stop in zip(starts, [*starts[1:], frames], strict=True)]
+
+
+def first_state(codec: Codec, rows: int) -> dict[str, np.ndarray]:
+    """Return the state of the first call of `rows` clips, by the names of the graph's inputs."""
+    zeros = {f"state.{name}": np.zeros((rows, *shape), np.float32) for name, shape in codec.states.items()}
+    return {"state.frames": np.zeros(1, np.int64), **zeros}
+
+
+def state_size(codec: Codec) -> int:
+    """Return how many numbers the state of one clip has."""
+    return sum(math.prod(shape) for shape in codec.states.values())
+
+
+class CodecStream:
+    """The decoder of one clip, with the state between its chunks.
+
+    Feed it the clip's codes in order, any number of frames at a time, then call `finish` once. Each call returns the samples that it
+    completes, float32 [t]; together they are the clip. It is for one thread at a time.
     """
-    if codec.context_frames is None:
-        return [Span(0, 0, frames)]
-    length = max(chunk_frames, codec.lookahead_frames)
-    return [Span(max(new - codec.context_frames, 0), new, min(new + length, frames)) for new in range(0, frames, length)]
+
+    def __init__(self, codec: Codec, graph: Graph) -> None:
+        self._codec, self._graph = codec, graph
+        self._waiting = np.empty((0, codec.quantizers), np.int64)  # frames of the chunk that is not complete yet
+        self._state: dict[str, np.ndarray] | None = None  # from the first chunk to the last: clips that wait hold none
+        self._finished = False
+        self._wanted = first_chunk_frames(codec)  # frames of the next chunk
+
+    @property
+    def missing(self) -> int:
+        """How many frames complete the next chunk."""
+        return self._wanted - len(self._waiting)
+
+    def feed(self, codes: np.ndarray) -> np.ndarray:
+        """Take the next frames, int64 [n, Q], and return the samples of every chunk that is complete now, often none."""
+        if self._finished:
+            raise RuntimeError("this clip is finished: another one needs a CodecStream of its own.")
+        self._waiting = np.concatenate([self._waiting, codes])
+        made = []
+        while len(self._waiting) >= self._wanted:
+            made.append(self._decode(self._wanted))
+            self._wanted = chunk_frames(self._codec)
+        return _joined(made)
+
+    def finish(self) -> np.ndarray:
+        """Return the samples of the last frames, those of a chunk that was not complete.
+
+        A clip shorter than the codec's least is decoded with its last frame repeated, and cut.
+        """
+        left, self._finished = len(self._waiting), True
+        missing = self._codec.min_frames - left if self._state is None else 0
+        if left and missing > 0:
+            self._waiting = np.concatenate([self._waiting, np.repeat(self._waiting[-1:], missing, axis=0)])
+        wave = self._decode(len(self._waiting))[: left * self._codec.samples_per_frame] if left else _joined([])
+        self._state = None
+        return wave
+
+    def _decode(self, frames: int) -> np.ndarray:
+        """Decode the next frames that wait."""
+        state = first_state(self._codec, 1) if self._state is None else self._state
+        outputs = self._graph(codes=self._waiting[None, :frames], **state)
+        self._waiting = self._waiting[frames:]
+        self._state = {name: outputs[f"next.{name.removeprefix('state.')}"] for name in state}
+        return outputs["wave"][0]
 
 
-def decode_codes(
-    codec: Codec,
-    graph: Callable[[np.ndarray], np.ndarray],
-    codes: np.ndarray,
-    on_chunk: Callable[[], None],
-    chunk_frames: int = CHUNK_FRAMES,
-) -> np.ndarray:
-    """codes int64 [frames, Q] -> wave float32 [frames * samples_per_frame].
-
-    graph: codes [1, n, Q] -> wave [1, n * samples_per_frame]. on_chunk is called after each chunk. A clip shorter than the codec's least
-    is decoded with its last frame repeated.
-    """
-    frames, hop = len(codes), codec.samples_per_frame
-    if frames < codec.min_frames:
-        codes = np.concatenate([codes, np.repeat(codes[-1:], codec.min_frames - frames, axis=0)])
-    wave = np.empty(len(codes) * hop, np.float32)
-    for chunk in codec_chunks(codec, len(codes), chunk_frames):
-        wave[chunk.new * hop : chunk.stop * hop] = graph(codes[None, chunk.start : chunk.stop])[0, (chunk.new - chunk.start) * hop :]
+def decode_codes(codec: Codec, graph: Graph, codes: np.ndarray, on_chunk: Callable[[], None]) -> np.ndarray:
+    """Decode a whole clip, int64 [frames, Q], to float32 [frames * samples_per_frame]. on_chunk is called after each chunk."""
+    stream, wave, made = CodecStream(codec, graph), np.empty(len(codes) * codec.samples_per_frame, np.float32), 0
+    start, lengths = 0, chunk_lengths(codec, len(codes))
+    for index, length in enumerate(lengths):
+        parts = [stream.feed(codes[start : start + length])]
+        start += length
+        if index == len(lengths) - 1:
+            parts.append(stream.finish())
+        for part in parts:
+            wave[made : made + len(part)] = part
+            made += len(part)
         on_chunk()
-    return wave[: frames * hop]
+    return wave
+
+
+def _joined(waves: list[np.ndarray]) -> np.ndarray:
+    return waves[0] if len(waves) == 1 else np.concatenate([np.empty(0, np.float32), *waves])

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from .bundle import STAGES, Bundle, Manifest
+from .config import GenerationConfig
 from .container import available_processors
 from .device.kernels import FOLDER as KERNELS
 from .device.kernels import Kernels
 from .engines.build import BuiltEngines, folders_of
 from .engines.form import FOLDER as FORM
-from .memory import cache_bytes, largest_runs, least_memory
+from .memory import cache_bytes, least_memory
+from .needs import largest_sequences
 from .request import default_frames, make_request
 from .step import choose_step
 from .windows import longest_window
@@ -84,11 +86,11 @@ def _free_memory() -> str:
 
 
 def _caches(manifest: Manifest) -> int:
-    """Bytes of the largest stage's; the others' are free by then."""
-    request = make_request(manifest, "", None, 0, 1, "exact", None, None, None, None)
+    """Return the bytes of the largest stage's caches; the others' are free by then."""
+    request = make_request(manifest, GenerationConfig(), "")
     return max(
-        cache_bytes(decoder, rows * (2 if decoder.guidance else 1), capacity)
-        for stage, (rows, _, capacity) in largest_runs(manifest, request).items()
+        cache_bytes(decoder, largest.rows * (2 if decoder.guidance else 1), largest.capacity)
+        for stage, largest in largest_sequences(manifest, request).items()
         if (decoder := getattr(manifest, stage))
     )
 

@@ -1,9 +1,9 @@
 """Estimates of the time and memory that a request takes, made before it runs.
 
-In: a loaded model, a checked request. Out: an `Estimate`. The model's own steps are timed, with sampling and noise, for as many rows as the
-request has (up to ROWS_AT_ONCE) and half way through the stage's largest window; then one call of the codec and one of MuLaN. These times
-are multiplied. A step's time grows with its position, so the time half way is the mean over a window. Beyond ROWS_AT_ONCE each further row
-costs as much as those before. An estimate takes as long as some forty steps and some prefills of one row.
+In: a loaded backend, a checked request. Out: an `Estimate`. The model's own batches are timed, sampling and noise included, for as many
+rows as the request has at once and half way through the stage's largest window; then one chunk of the codec and one call of MuLaN. These
+times are multiplied. A step's time grows with its position, so the time half way is the mean over a window. Rows beyond those at once cost
+as much as those before. An estimate takes as long as some forty steps and some prompts of one row.
 """
 
 from __future__ import annotations
@@ -12,37 +12,31 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .bundle import Decoder
-from .codec import CHUNK_FRAMES, codec_chunks
-from .decoder import DecoderRun
-from .loop import decode
-from .memory import ROWS_AT_ONCE, largest_runs
-from .noise import STEPS_AHEAD, PhiloxNoise
+from ..kernels.sampling.constants import ALWAYS, Place, Rules
+from .bundle import Bundle, Decoder
+from .codec import CodecStream, chunk_frames
+from .needs import Largest, largest_sequences
 from .request import Request
+from .sequence import Context, Draw, Positions, Sequence, unguided
 from .sounds import Sound
-from .stages import Plan, Positions
-from .token_stages import is_guided, with_null
+from .windows import ranked_at_once
 
 if TYPE_CHECKING:
-    from .generation import Generation
-    from .musiclm import MusicLM
+    from .backends import Backend
+    from .encoders import Encoders
 
-_MOST_STEPS, _ENOUGH_S = 4 * STEPS_AHEAD + 1, 0.4  # a stage is timed for so many steps, or for so long and a whole block of noise
+_MOST_FRAMES, _ENOUGH_S = 64, 0.4  # a stage is timed for so many frames, or for so long
 _MOST_CALLS = 5  # calls of the codec or of MuLaN that are timed, unless _ENOUGH_S have passed
 _PREFILLED = 1024  # positions that the timed prompts have together
 _CHEAP_STEP_S, _BYTES_PER_S = 5e-5, 2e10  # a fast machine's seconds for a row's step, and bytes of weights that it reads in a second
 _CHEAP_CODEC = 0.01  # its seconds per second of audio
 _SMALL_S = 3.0  # on that machine
-
-
-class _EnoughTimed(Exception):
-    """Raised to end a loop when enough of its steps are timed."""
 
 
 @dataclass(frozen=True)
@@ -62,104 +56,95 @@ class Estimate:
         return f"about {_duration(self.total)} ({named}) and up to {_memory(self.bytes)} of memory beside the weights"
 
 
-def is_small(model: MusicLM, request: Request) -> bool:
+def estimate(backend: Backend, encoders: Encoders, request: Request, needed: dict[str, int]) -> Estimate | None:
+    """Time the stages of a request on a CPU. needed: the bytes that its stages take. None: it takes a few seconds at most."""
+    bundle, manifest = backend.bundle, backend.bundle.manifest
+    sequences = largest_sequences(manifest, request)
+    steps = {stage: count for stage, count in token_steps(bundle, request).items() if stage in sequences}
+    if _is_small(bundle, request, sequences, steps):
+        return None
+    latent = np.full((1, manifest.mulan.dim_latent), manifest.mulan.dim_latent**-0.5, np.float32)
+    [contexts], plan, seconds = encoders.contexts(latent), request.windows, {}
+    windows = {"semantic": len(plan.coarse if plan.semantic is None else plan.semantic), "coarse": len(plan.coarse), "fine": len(plan.fine)}
+    for stage, largest in sequences.items():
+        step, position = _time_steps(backend, stage, contexts[stage], largest, request)
+        prompts = request.items * windows[stage]
+        if stage == "semantic":  # the first window's prompt is one for all candidates
+            prompts -= request.items - len(request.prompts)
+        seconds[stage] = steps[stage] / largest.rows * step + prompts * largest.prompt * position
+    seconds["codec"] = _time_codec(backend, request)
+    if request.num_samples > 1:
+        seconds["rank"] = _time_rank(bundle, encoders, request)
+    return Estimate(seconds, max(needed.values()))
+
+
+def token_steps(bundle: Bundle, request: Request) -> dict[str, int]:
+    """Return how many tokens each stage makes, for all items together."""
+    manifest, frames = bundle.manifest, request.frames or 0
+    known = sum(prime.frames if prime else 0 for prime in request.primes) * request.num_samples
+    coarse, fine = (manifest.coarse.coarse_quantizers or 1), (manifest.fine.fine_quantizers or 1)
+    made = max(request.items * frames - known, 0) * manifest.codec.groups
+    return {"semantic": request.items * (request.windows.semantic_steps or 0), "coarse": made * coarse, "fine": made * fine}
+
+
+def _is_small(bundle: Bundle, request: Request, sequences: dict[str, Largest], steps: dict[str, int]) -> bool:
     """Return whether a fast machine makes tokens and waves in a few seconds, so that timing steps first would take too large a share."""
-    manifest, rows = model.bundle.manifest, min(request.items, ROWS_AT_ONCE)
-    seconds = _CHEAP_CODEC * request.items * request.samples / manifest.codec.sample_hz
-    for stage, count in token_steps(model, request).items():
+    manifest = bundle.manifest
+    seconds = _CHEAP_CODEC * request.items * (request.samples or 0) / manifest.codec.sample_hz
+    for stage, count in steps.items():
         weights = manifest.files[f"{getattr(manifest, stage).graph}.data"].bytes
-        seconds += count * (_CHEAP_STEP_S + weights / _BYTES_PER_S / rows)
+        seconds += count * (_CHEAP_STEP_S + weights / _BYTES_PER_S / sequences[stage].rows)
     return seconds < _SMALL_S
 
 
-def token_steps(model: MusicLM, request: Request) -> dict[str, int]:
-    """Return how many tokens each stage that will run makes, for all items together."""
-    manifest, clip = model.bundle.manifest, request.clip
-    known = sum(prime.frames if prime else 0 for prime in request.primes) * request.num_samples
-    coarse, fine = (manifest.coarse.coarse_quantizers or 1), (manifest.fine.fine_quantizers or 1)
-    frames = max(request.items * request.frames - known, 0) * manifest.codec.groups
-    counts = {"semantic": request.items * clip.semantic_steps, "coarse": frames * coarse, "fine": frames * fine}
-    return {stage: count for stage, count in counts.items() if not request.stage_done(stage)}
-
-
-def estimate(model: MusicLM, generation: Generation, request: Request) -> Estimate:
-    """Time the stages of a request on a CPU."""
-    manifest, steps, seconds = model.bundle.manifest, token_steps(model, request), {}
-    latent = np.full((1, manifest.mulan.dim_latent), manifest.mulan.dim_latent**-0.5, np.float32)
-    conditioning = generation.conditioning(latent)
-    clip = request.clip
-    windows = {"semantic": len(clip.semantic), "coarse": len(clip.coarse), "fine": -(-request.frames // clip.fine_length)}
-    for stage, (_, prompt, capacity) in largest_runs(manifest, request).items():
-        decoder = getattr(manifest, stage)
-        rows = min(request.items * (windows["fine"] if stage == "fine" else 1), ROWS_AT_ONCE)
-        guided = is_guided(manifest, request, stage)
-        step, position = _time_steps(model, decoder, stage, conditioning.get(stage, {}), rows, (prompt + capacity) // 2, guided, request)
-        prefills = request.items * windows[stage]
-        if stage == "semantic":  # the first window's prompt is one for all candidates
-            prefills -= request.items - len(request.prompts)
-        seconds[stage] = steps[stage] / rows * step + prefills * prompt * position
-    seconds["codec"] = _time_codec(model, request)
-    if request.num_samples > 1:
-        seconds["rank"] = _time_rank(model, request, generation.ranked_at_once)
-    return Estimate(seconds, max(generation.memory().values()))
-
-
-def _time_steps(
-    model: MusicLM,
-    decoder: Decoder,
-    stage: str,
-    conditioning: dict[str, np.ndarray],
-    rows: int,
-    position: int,
-    guided: bool,
-    request: Request,
-) -> tuple[float, float]:
-    """Return (seconds of a step of all rows at this position, seconds of a prefill for each position of one prompt)."""
-    first = max(position - STEPS_AHEAD // 2, 1)
-    prompt = Positions(np.zeros(first, np.int64), np.arange(first), np.arange(first))
-    plan = Plan(stage, decoder, [prompt] * rows, np.zeros(rows, np.int64), np.full(rows, _MOST_STEPS), None, 1, False)
-    context = {name: np.ascontiguousarray(with_null(name, np.repeat(array, rows, axis=0), guided)) for name, array in conditioning.items()}
-    capacity = plan.capacity + (context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0)
-    distinct = min(max(_PREFILLED // first, 1), rows)  # prompts of one condition are prefilled once
-    conditions = np.arange(rows) % distinct
-    conditions = np.concatenate([conditions, distinct + conditions]) if guided else conditions
-    noise = PhiloxNoise([(0, row) for row in range(rows)])
-    times: list[float] = []
-
-    def gumbel(step: int, held: np.ndarray) -> np.ndarray:
-        return noise.rows(stage, held, np.full(len(held), step), decoder.vocabulary)
-
-    def on_step(done: int, _: int) -> None:
-        times.append(time.perf_counter())
-        if done % STEPS_AHEAD == 1 and times[-1] - times[0] > _ENOUGH_S:  # whole blocks, as each draws noise for all of its steps at once
-            raise _EnoughTimed
-
-    transformer = model.transformer(stage)
-    gumbel(0, np.arange(rows))  # the first block of noise is no part of the prefill
-    run = DecoderRun(transformer, decoder, context, len(conditions), capacity, conditions)
+def _time_steps(backend: Backend, stage: str, context: Context, largest: Largest, request: Request) -> tuple[float, float]:
+    """Return (seconds of a step of all rows half way, seconds of a prompt's position)."""
+    decoder = getattr(backend.bundle.manifest, stage)
+    half, rows = max((largest.prompt + largest.capacity) // 2, 2), largest.rows
+    distinct = min(max(_PREFILLED // half, 1), rows)  # equal prompts are fed once
+    outputs = decoder.outputs
+    sampling = unguided(decoder, request.sampling[stage])
+    batch = backend.batch(stage)
+    for row in range(rows):
+        batch.join(_made_up(decoder, half, _MOST_FRAMES * outputs, row % distinct, Draw(0, row, 0, sampling), context))
     started = time.perf_counter()
-    with suppress(_EnoughTimed):
-        decode(plan, run, guided, request.sampling[stage], gumbel, on_step)
-    step = (times[-1] - times[0]) / (len(times) - 1)
-    return step, max(times[0] - started - step, 0.0) / first / distinct
+    batch.advance(0, batch.waiting())
+    prefilled = (time.perf_counter() - started) / half / (distinct * (1 + (sampling.cond_scale != 1)))
+    batch.advance(1, 0)  # the first step packs weights and allocates
+    frames, started = 0, time.perf_counter()
+    while frames < _MOST_FRAMES - 1 and (not frames or time.perf_counter() - started < _ENOUGH_S):
+        batch.advance(1, 0)
+        frames += 1
+    step = (time.perf_counter() - started) / frames / outputs
+    batch.close()
+    return step, prefilled * (1 + (sampling.cond_scale != 1))
 
 
-def _time_codec(model: MusicLM, request: Request) -> float:
-    codec = model.bundle.manifest.codec
-    chunks = codec_chunks(codec, max(request.frames, codec.min_frames), CHUNK_FRAMES)
-    frames = min(chunks[0].stop, 2 * CHUNK_FRAMES)
-    codes = np.zeros((1, frames, codec.quantizers), np.int64)
-    once = _time(lambda: model.run(codec.decode, codes=codes))
-    return request.items * once / frames * sum(chunk.stop - chunk.start for chunk in chunks)
+def _made_up(decoder: Decoder, positions: int, steps: int, number: int, draw: Draw, context: Context) -> Sequence:
+    """Return a sequence of any tokens, which no end cuts short; prompts of different numbers differ."""
+    ids, coordinates = np.full(positions, number % 2), np.arange(positions)
+    ids[0] = number
+    rules = Rules(Place(0, 0, 1, 0, 1, 1, 0, 0), 0, ALWAYS, -1, 1)
+    return Sequence(Positions(ids, coordinates, coordinates), rules, positions, 0, steps, draw, context)
 
 
-def _time_rank(model: MusicLM, request: Request, at_once: int) -> float:
-    codec, mulan = model.bundle.manifest.codec, model.bundle.manifest.mulan
-    samples = min(request.samples, at_once)
+def _time_codec(backend: Backend, request: Request) -> float:
+    """Return the seconds of the codec for a request, by the time of a chunk from the middle of a clip."""
+    codec = backend.bundle.manifest.codec
+    stream, chunk = CodecStream(codec, partial(backend.graphs.run, codec.stream)), chunk_frames(codec)
+    stream.feed(np.zeros((stream.missing, codec.quantizers), np.int64))
+    codes = np.zeros((chunk, codec.quantizers), np.int64)
+    return request.items * (request.frames or 0) / chunk * _time(lambda: stream.feed(codes))
+
+
+def _time_rank(bundle: Bundle, encoders: Encoders, request: Request) -> float:
+    codec, mulan = bundle.manifest.codec, bundle.manifest.mulan
+    total = request.samples or 0
+    samples = min(total, ranked_at_once(bundle.manifest))
     if samples * mulan.sample_hz < mulan.min_samples * codec.sample_hz:
         return 0.0
     wave = np.zeros(samples, np.float32)
-    return request.items * math.ceil(request.samples / samples) * _time(lambda: model.embed_audio(Sound(wave, codec.sample_hz)))
+    return request.items * math.ceil(total / samples) * _time(lambda: encoders.embed_audio(Sound(wave, codec.sample_hz)))
 
 
 def _time(call: Callable[[], object]) -> float:

@@ -8,107 +8,87 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from .batch import POSITIONS_AT_ONCE
 from .bundle import Decoder, Manifest, Mulan, SemanticTokenizer
-from .container import MemoryLimit, memory_left
+from .container import MemoryLimit, available_processors, memory_left
 from .noise import STEPS_AHEAD
-from .windows import semantic_with_prime
-
-if TYPE_CHECKING:
-    from .request import Request
 
 _LOG = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 16  # windows of the fine stage in one batch: from eight on a row gains nothing by others beside it, and memory is theirs
-PREFILL_BYTES = 1 << 26  # of scores in one call of a graph's prefill: more rows at once gain nothing where each is as long as that
-_ITEM_BYTES = 1 << 13  # of an item's lists and array headers
-POSITIONS_AT_ONCE = 64  # of a native prefill: with more the activations leave the nearer caches
+_ITEM_BYTES = 1 << 14  # of an item's or a sequence's own objects, lists and array headers
+_KEYS, _HEADS = 128, 8  # keys and heads that the native step attends together (kKeys, heads_together of its widest form)
 
 
 class OutOfMemory(MemoryError):
     """A MemoryError whose message says what was needed and what to do."""
 
 
-def largest_runs(manifest: Manifest, request: Request) -> dict[str, tuple[int, int, int]]:
-    """stage -> (rows, longest prompt, longest sequence) of its largest window, for the stages that will run."""
-    clip, groups, given = request.clip, manifest.codec.groups, request.tokens or []
-    told, tokens = (max(sizes) for sizes in zip(*clip.semantic_sizes(), strict=True))
-    if clip.tokens_per_frame is None:
-        seen = max([tokens, *(window.stop - window.start for item in given for window in item.windows)])
-    else:
-        most = max([clip.semantic_steps, *(len(item.semantic) for item in given)])
-        seen = min(most, max(one.stop - one.start for one in map(clip.seen, range(len(clip.coarse)))))
-    primed = [prime.frames for prime in request.primes if prime]
-    if primed and clip.tokens_per_frame is None:
-        tokens = max([tokens, *(semantic_with_prime(manifest, clip, clip.joins(frames)) for frames in primed)])
-    told = tokens if primed else told  # at most: how many a prime has shows when it is heard
-    coarse, fine = (manifest.coarse.coarse_quantizers or 1) * groups, (manifest.fine.fine_quantizers or 1) * groups
-    known = max([*(span.new - span.start for span in clip.coarse), *(frames - clip.coarse[clip.joins(frames)].start for frames in primed)])
-    frames = max(span.stop - span.start for span in clip.coarse)
-    fine_frames = min(clip.fine_length, request.frames)
-    fine_known = max((frames % clip.fine_length for frames in primed), default=0)
-    fine_rows = request.items * -(-request.frames // clip.fine_length)
-    runs = {
-        "semantic": (request.items, 1 + told, 1 + tokens),
-        "coarse": (request.items, 2 + seen + known * coarse, 2 + seen + frames * coarse),
-        "fine": (min(fine_rows, ROWS_AT_ONCE), 2 + fine_frames * coarse + fine_known * fine, 2 + fine_frames * (coarse + fine)),
-    }
-    return {stage: run for stage, run in runs.items() if not request.stage_done(stage)}
+def decoder_bytes(decoder: Decoder, slots: int, capacity: int, condition: int, native: bool) -> int:
+    """Return the bytes of a batch of so many slots: what each holds, and what a step or a piece of a prompt is computed in."""
+    scratch = _native_scratch(decoder, capacity, condition) if native else POSITIONS_AT_ONCE * capacity * (2 * 4 * decoder.heads + 8)
+    return slots * slot_bytes(decoder, capacity, condition) + scratch
 
 
-def decoder_bytes(decoder: Decoder, rows: int, prompt: int, capacity: int, native: bool) -> int:
-    """What one stage of a request takes beside the weights: caches, and what a prefill holds of bias and scores."""
-    if native:
-        return cache_bytes(decoder, rows, capacity) + POSITIONS_AT_ONCE * _row_bytes(decoder, capacity)
-    return cache_bytes(decoder, rows, capacity) + min(rows, prefill_rows(decoder, prompt)) * _scores_bytes(decoder, prompt)
+def slot_bytes(decoder: Decoder, capacity: int, condition: int) -> int:
+    """Return the bytes of a slot: caches and coordinates of `capacity` positions, `condition` conditioning tokens, the logits of a frame.
 
-
-def loop_bytes(decoder: Decoder, items: int, rows: int, prompt: int, capacity: int, condition: int) -> int:
-    """Return the bytes that one stage takes beside caches and prefill: each row's positions, conditioning, noise, logits and tokens.
-
-    items: rows that are sampled; rows: those and, with guidance, as many again; condition: conditioning tokens of a row.
+    ds_slot_bytes of kernels/decoder_step is the same of the native step.
     """
-    steps, V = capacity - prompt, decoder.vocabulary
-    places = 8 * (6 * steps + 3 * prompt)  # three numbers for each position, and as many while they are computed
-    noise = 4 * V * 2 * STEPS_AHEAD  # a block of steps, and the next one while it is drawn
-    sampled = 4 * V * 8  # copies of the logits: guided, ordered, with noise
-    tokens = steps * 48  # as Python's own numbers in lists
-    context = decoder.depth * 2 * 4 * (condition + 1) * decoder.step.dim_head if decoder.conditioning == "cross_attention" else 0
-    return items * (places + noise + sampled + tokens) + rows * (context + 8 * capacity + 4 * V)
-
-
-def token_bytes(manifest: Manifest, request: Request) -> int:
-    """Return the bytes that stay taken from the first stage to the last: every item's tokens with Python's overhead for their arrays, the
-    noise that was drawn last, and the prompts of all fine windows."""
-    codec, noise = manifest.codec, 4 * STEPS_AHEAD * manifest.coarse.vocabulary
-    kept = 8 * (request.semantic_steps + request.frames * codec.quantizers)
-    prompts = 24 * request.frames * (manifest.fine.coarse_quantizers or 1) * codec.groups  # three numbers for each position
-    return request.items * (kept + prompts + noise + _ITEM_BYTES)
-
-
-def wave_bytes(manifest: Manifest, request: Request) -> int:
-    """Return the bytes of every item's wave, and of its tokens once more as codes for the codec."""
-    codec = manifest.codec
-    return request.items * request.frames * (8 * codec.quantizers + 4 * codec.samples_per_frame)
+    step = decoder.step
+    context = _line((condition + 1) * step.dim_head) if decoder.conditioning == "cross_attention" else 0
+    prefix = _line(condition * decoder.dim) if decoder.conditioning == "prefix" else 0
+    floats = (
+        2 * decoder.depth * (_line(capacity * decoder.cache_head_size) + context) + prefix + decoder.outputs * _line(decoder.vocabulary)
+    )
+    return 4 * floats + 3 * 8 * capacity
 
 
 def cache_bytes(decoder: Decoder, rows: int, capacity: int) -> int:
     return 2 * decoder.depth * rows * capacity * decoder.cache_head_size * 4
 
 
-def prefill_rows(decoder: Decoder, prompt: int) -> int:
-    """How many rows of so many positions one call of a prefill takes."""
-    return max(PREFILL_BYTES // _scores_bytes(decoder, prompt), 1)
+def sequence_bytes(decoder: Decoder, prompt: int, steps: int, native: bool) -> int:
+    """Return the bytes of a sequence beside its slot: its positions while they are put together, its tokens, and what it is drawn from."""
+    V, places = decoder.vocabulary, 8 * (3 * 3 * prompt + 2 * steps) + _ITEM_BYTES
+    if native:
+        return places
+    noise = 4 * V * 4 * STEPS_AHEAD  # a block of steps, and what it is computed from
+    sampled = 4 * V * 8  # copies of the logits: guided, ordered, with noise
+    return places + noise + sampled + 64 * steps  # tokens are Python's own numbers until they are collected
 
 
-def _scores_bytes(decoder: Decoder, prompt: int) -> int:
-    return prompt * prompt * (2 * 4 * decoder.heads + 8)
+def _native_scratch(decoder: Decoder, capacity: int, condition: int) -> int:
+    """Return what ds_scratch_bytes of kernels/decoder_step says of the most rows that it computes together, with all processors."""
+    step, rows, threads = decoder.step, POSITIONS_AT_ONCE, available_processors()
+    H, D, wide, parts = decoder.heads, decoder.cache_head_size, decoder.heads * decoder.cache_head_size, -(-capacity // _KEYS)
+    widths = [decoder.dim] * 3 + [wide] * (1 + threads) + [2 * D, 2 * step.inner, step.inner, decoder.vocabulary]
+    row = sum(map(_line, widths)) + step.streams * (decoder.dim + step.streams + 2) + D
+    row += parts * (2 * _line(H) + H * D)
+    if decoder.bias is not None:
+        row += (H + _HEADS - 1) // _HEADS * _HEADS * _line(capacity)
+    attended = _HEADS * (_line(max(D, step.dim_head)) + _line(max(_KEYS, condition + 1)))
+    thread = 2 * _line(H) + H * step.dim_head + max(attended, parts * _line(H)) + 3 * decoder.vocabulary
+    size = 4 * (rows * row + threads * thread)
+    if step.precision != "fp32":  # inputs of the products as integers, with a scale and a sum for each block
+        quantized = [decoder.dim] * 2 + [step.inner] + [wide] * threads
+        size += rows * sum(blocks * (step.block + 8) for blocks in (-(-width // step.block) for width in quantized))
+    return size
 
 
-def _row_bytes(decoder: Decoder, capacity: int) -> int:
-    """Of one row of a native step: the bias of every key and head, and each head's output for every 128 keys."""
-    return capacity * 4 * (-(-decoder.heads // 8) * 8 + (decoder.heads * (decoder.cache_head_size + 4)) // 128)
+def _line(floats: int) -> int:
+    """Return a number of floats rounded up to whole cache lines."""
+    return -(-floats // 16) * 16
+
+
+def token_bytes(manifest: Manifest, items: int, semantic: int, frames: int) -> int:
+    """Return the bytes that stay taken from the first stage to the last: every item's tokens, with room to grow and Python's overhead."""
+    return items * (2 * 8 * (semantic + frames * manifest.codec.quantizers) + _ITEM_BYTES)
+
+
+def wave_bytes(manifest: Manifest, items: int, frames: int) -> int:
+    """Return the bytes of every item's wave, and of one more: an item's chunks are joined while the others wait."""
+    return (items + 1) * frames * 4 * manifest.codec.samples_per_frame
 
 
 def mulan_audio_bytes(mulan: Mulan, rows: int, samples: int) -> int:
@@ -131,10 +111,13 @@ def encode_bytes(rows: int, samples: int) -> int:
     return 600 * rows * samples + (1 << 24)
 
 
-def decode_bytes(samples: int) -> int:
-    """The same for one call of the decoder: 825 a sample for 4 and 16 s of EnCodec, 945 for SoundStream's largest chunk, 198 MB for its
-    first."""
-    return 1000 * samples + (1 << 25)
+def decode_bytes(samples: int, state: int) -> int:
+    """Return the bytes that the decoder of one clip takes for chunks of so many samples and a state of so many numbers, which each call is
+    given and gives.
+
+    Measured as for `encode_bytes`, for 30 s in chunks: 61 MB for SoundStream, 30 MB for EnCodec, 19 MB for the demo's SoundStream.
+    """
+    return 1000 * samples + 2 * 4 * state + (1 << 26)
 
 
 def check_memory(needed: dict[str, int], weights: int = 0) -> None:

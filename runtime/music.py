@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .sound_files import encode, format_of
 from .user_files import escape_surrogates, expanded
 
 _ARRAYS = ("semantic", "coarse", "fine", "semantic_windows")  # of a candidate in a file; the last one only since long clips
+_RECORD = "record"  # in a file of tokens: JSON as bytes
 _WHOLE_REQUEST = ("total", "real_time_factor_made", "real_time_factor_kept")  # timings that belong to no single stage
 _SHOWN = 60  # most characters of a prompt that a repr shows
 
@@ -147,7 +149,8 @@ def audio_sha256(wave: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(wave, "<f4").tobytes()).hexdigest()
 
 
-def save_tokens(path: Path, candidates: list[Tokens]) -> Path:
+def save_tokens(path: Path, candidates: list[Tokens], record: Mapping[str, Any] | None = None) -> Path:
+    """Write tokens as .npz, and how they were made, if that is given."""
     check_tokens_name(path)
     arrays = {
         f"{index}.{stage}": array
@@ -155,6 +158,8 @@ def save_tokens(path: Path, candidates: list[Tokens]) -> Path:
         for stage in _ARRAYS
         if (array := getattr(tokens, stage)) is not None
     }
+    if record is not None:
+        arrays[_RECORD] = np.frombuffer(json.dumps(record).encode(), np.uint8)
     made = io.BytesIO()
     np.savez_compressed(made, allow_pickle=False, **arrays)
     write_output(path, made.getbuffer())
@@ -168,17 +173,36 @@ def check_tokens_name(path: Path) -> None:
 
 
 def load_tokens(path: Path) -> list[Tokens]:
-    """Read what `save_tokens` wrote, now or before there were windows; nothing pickled is accepted."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name]) for name in file.files}  # a member that is no array comes as bytes
-    except OSError as error:
-        raise ValueError(f"{path} is not a file of tokens: {error.strerror or error}.") from error
-    except Exception as error:  # zipfile, zlib and numpy fail on a damaged file in a dozen ways
-        raise ValueError(f"{path} is not a file of tokens: {error}") from error
+    """Read the tokens that `save_tokens` wrote, now or before there were windows; nothing pickled is accepted."""
+    arrays = _load_arrays(path)
+    arrays.pop(_RECORD, None)
     candidates = []
     while (semantic := arrays.pop(f"{len(candidates)}.semantic", None)) is not None:
         candidates.append(Tokens(semantic, *(arrays.pop(f"{len(candidates)}.{name}", None) for name in _ARRAYS[1:])))
     if not candidates or arrays:
         raise ValueError(f"{path} is not a file of tokens: it holds {', '.join(arrays) or 'nothing'}.")
     return candidates
+
+
+def load_record(path: Path) -> dict[str, Any] | None:
+    """Read how the tokens were made that `save_tokens` wrote, if the file says so."""
+    data = _load_arrays(path).get(_RECORD)
+    if data is None:
+        return None
+    try:
+        record = json.loads(data.tobytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a file of tokens: its record is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is not a file of tokens: its record is not an object, but {type(record).__name__}.")
+    return record
+
+
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name]) for name in file.files}  # a member that is no array comes as bytes
+    except OSError as error:
+        raise ValueError(f"{path} is not a file of tokens: {error.strerror or error}.") from error
+    except Exception as error:  # zipfile, zlib and numpy fail on a damaged file in a dozen ways
+        raise ValueError(f"{path} is not a file of tokens: {error}") from error

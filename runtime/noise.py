@@ -11,6 +11,10 @@ Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3
 kernel follows the same lines.
 """
 
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -51,51 +55,60 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     return np.stack([a, b, c, d], axis=-1).astype(np.uint32)
 
 
-class PhiloxNoise:
-    """The default source: item i of a request draws from (seed, candidate) = items[i]."""
+class SeededNoise:
+    """The default: the noise of one candidate in one stage, drawn some steps ahead."""
 
-    def __init__(self, items: list[tuple[int, int]]) -> None:
-        self.items = items
-        self._blocks: dict[tuple[str, int, int, int], np.ndarray] = {}  # (stage, item, block, vocab) -> [steps of a block, vocab]
+    def __init__(self, stage: int, seed: int, item: int, vocab: int) -> None:
+        """stage: its number in `STAGE_IDS`; item: the candidate's number under its seed."""
+        self._stage, self._seed, self._item, self._vocab = stage, seed, item, vocab
+        self._first, self._block = 0, np.zeros((0, vocab), np.float32)
 
-    def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
-        assert batch == len(self.items), (batch, len(self.items))
-        return self.rows(stage, np.arange(batch), np.full(batch, step), vocab)
-
-    def rows(self, stage: str, items: np.ndarray, steps: np.ndarray, vocab: int) -> np.ndarray:
-        """float32 [rows, vocab]: for row r the token number steps[r] of item items[r]."""
-        rows = list(zip(items.tolist(), steps.tolist(), strict=True))
-        keys = [(stage, item, step // STEPS_AHEAD, vocab) for item, step in rows]
-        if any(key not in self._blocks for key in keys):
-            # what this call does not need is dropped, so that the memory is that of the rows, however long the clip
-            self._blocks = {key: self._blocks[key] if key in self._blocks else self._block(key) for key in keys}
-        noise = np.empty((len(rows), vocab), np.float32)
-        for row, (key, (_, step)) in enumerate(zip(keys, rows, strict=True)):
-            noise[row] = self._blocks[key][step % STEPS_AHEAD]
-        return noise
-
-    def _block(self, key: tuple[str, int, int, int]) -> np.ndarray:
-        stage, item, block, vocab = key
-        return self._gumbel(stage, block * STEPS_AHEAD, *self.items[item], vocab)
-
-    @staticmethod
-    def _gumbel(stage: str, first: int, seed: int, item: int, vocab: int) -> np.ndarray:
-        counter = np.zeros((STEPS_AHEAD, -(-vocab // 4), 4), np.uint32)
-        counter[..., 0] = np.arange(counter.shape[1])
-        counter[..., 1] = np.arange(first, first + STEPS_AHEAD)[:, None]
-        counter[..., 2], counter[..., 3] = STAGE_IDS[stage], item
-        bits = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(STEPS_AHEAD, -1)[:, :vocab]
-        uniform = ((bits >> np.uint32(8)) + 0.5) / 2**24
-        return -np.log(-np.log(uniform, out=uniform), out=uniform).astype(np.float32)
+    def __call__(self, step: int) -> np.ndarray:
+        """Return float32 [vocab] for token number `step` of the stage."""
+        if not self._first <= step < self._first + len(self._block):
+            self._first, self._block = step, gumbel(self._stage, self._seed, self._item, step, STEPS_AHEAD, self._vocab)
+        return self._block[step - self._first]
 
 
-class GivenNoise:
-    """Rows at steps of their own from a caller's source, which gives whole batches."""
+def gumbel(stage: int, seed: int, item: int, first: int, steps: int, vocab: int) -> np.ndarray:
+    """Return float32 [steps, vocab] for the tokens from number `first` on."""
+    counter = np.zeros((steps, -(-vocab // 4), 4), np.uint32)
+    counter[..., 0] = np.arange(counter.shape[1])
+    counter[..., 1] = np.arange(first, first + steps)[:, None]
+    counter[..., 2], counter[..., 3] = stage, item
+    bits = philox(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(steps, -1)[:, :vocab]
+    uniform = ((bits >> np.uint32(8)) + 0.5) / 2**24
+    return -np.log(-np.log(uniform, out=uniform), out=uniform).astype(np.float32)
+
+
+class ItemNoise:
+    """One item's rows of a caller's source, which gives whole batches."""
+
+    def __init__(self, source: CallerNoise, item: int) -> None:
+        self._source, self._item = source, item
+
+    def of(self, stage: str, vocab: int) -> Callable[[int], np.ndarray]:
+        """Return a stage's noise: number of a token -> float32 [vocab]."""
+        return lambda step: self._source.at(stage, step, vocab)[self._item]
+
+
+class CallerNoise:
+    """A caller's source. The items of a request ask for the same steps, a few apart, so the batches of the last steps are kept."""
 
     def __init__(self, source: NoiseSource, batch: int) -> None:
         self._source, self._batch = source, batch
+        self._kept: dict[tuple[str, int], np.ndarray] = {}
+        self._lock = threading.Lock()
 
-    def rows(self, stage: str, items: np.ndarray, steps: np.ndarray, vocab: int) -> np.ndarray:
-        """As `PhiloxNoise.rows`."""
-        given = {step: self._source.gumbel(stage, step, self._batch, vocab) for step in set(steps.tolist())}
-        return np.stack([given[step][item] for item, step in zip(items.tolist(), steps.tolist(), strict=True)])
+    def at(self, stage: str, step: int, vocab: int) -> np.ndarray:
+        """Return float32 [batch, vocab] for the token number `step` of every item."""
+        with self._lock:
+            if (stage, step) not in self._kept:
+                if len(self._kept) >= STEPS_AHEAD:
+                    self._kept.pop(next(iter(self._kept)))
+                self._kept[stage, step] = self._source.gumbel(stage, step, self._batch, vocab)
+            return self._kept[stage, step]
+
+    def items(self) -> list[ItemNoise]:
+        """Return the noise of each item."""
+        return [ItemNoise(self, item) for item in range(self._batch)]

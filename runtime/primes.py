@@ -1,22 +1,15 @@
-"""Sounds that a request goes on from: checked, counted in frames, and turned into the tokens of all three stages.
+"""Sounds that a request goes on from: checked, and counted in frames.
 
-In: the caller's `prime` and a manifest, then a loaded model. Out: `Prime` per prompt, and its `Tokens`. Which windows they fill is planned
-in `runtime.windows`.
+In: the caller's `prime` and a manifest. Out: a `Prime` per prompt. `runtime.encoders` makes tokens of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from .audio import resample
 from .bundle import Codec, Manifest, SemanticTokenizer
-from .music import Tokens
 from .sounds import Sound, SoundInput, read_sounds
-
-if TYPE_CHECKING:
-    from .musiclm import MusicLM
 
 
 @dataclass(frozen=True)
@@ -51,18 +44,6 @@ def make_primes(prime: SoundInput | Sequence[SoundInput | None] | None, prompts:
             raise ValueError(f"a prime must last at least {seconds:g} s, got {sound.seconds:g} s.")
         made.append(Prime(sound, frames))
     return made * prompts if single else made  # one object, whose tokens are made once
-
-
-def prime_tokens(model: MusicLM, prime: Prime) -> Tokens:
-    """Return the prime's own tokens: semantic int64 [n] with its repeats, coarse and fine int64 [frames, Qc] and [frames, Qf]."""
-    manifest, sound = model.bundle.manifest, prime.sound
-    codec = manifest.codec
-    semantic = model.semantic_tokens(sound)[0]
-    whole = resample(sound.wave, sound.hz, codec.sample_hz)[: prime.frames * codec.samples_per_frame]
-    codes = model.encode_audio(Sound(whole, codec.sample_hz))[0]
-    coarse = (manifest.coarse.coarse_quantizers or 1) * codec.groups
-    fine = (manifest.fine.fine_quantizers or 1) * codec.groups
-    return Tokens(semantic, codes[:, :coarse], codes[:, coarse : coarse + fine])
 
 
 def tokenizer_of(manifest: Manifest) -> SemanticTokenizer:

@@ -6,7 +6,7 @@ In: a text, a sound, a `Blend`. Out: checked prompts, and their latents. It does
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,19 @@ from .sounds import Sound, SoundInput, is_sound, read_sound, read_sounds
 _MOST_CHARACTERS = 10_000  # white space is no token, but every prompt is written into the file's comment
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Blend:
-    """A prompt of several texts and sounds, each with a weight: `Blend([("calm piano", 0.7), ((wave, hz), 0.3)])`.
+    """A prompt of several texts and sounds, each with a weight: `Blend([("calm piano", 0.7), ((wave, hz), 0.3)])`, or of texts alone
+    `Blend({"calm piano": 0.7, "brass band": 0.3})`.
 
     MuLaN puts words and sounds into one space: the prompt is the direction of the weighted sum of their latents. A weight below zero
     leads away from its part. A `str` is a text here: a sound's file is given as a `pathlib.Path`.
     """
 
     parts: Sequence[tuple[SoundInput, float]]
+
+    def __init__(self, parts: Sequence[tuple[SoundInput, float]] | Mapping[str, float]) -> None:
+        object.__setattr__(self, "parts", list(parts.items()) if isinstance(parts, Mapping) else parts)
 
     def __str__(self) -> str:
         if len(self.parts) == 1:
@@ -37,7 +41,9 @@ class Blend:
 Prompt = str | Blend
 
 
-def make_prompts(text: Prompt | Sequence[Prompt] | None, audio: SoundInput | Sequence[SoundInput] | None) -> tuple[list[Prompt], bool]:
+def make_prompts(
+    text: Prompt | Sequence[Prompt] | None, audio: SoundInput | Sequence[SoundInput | None] | None
+) -> tuple[list[Prompt], bool]:
     """Return the prompts of a request, checked and with their sounds read, and whether they are one prompt rather than a list of one.
 
     The arguments are those of `MusicLM.generate`.

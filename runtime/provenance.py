@@ -24,40 +24,40 @@ from .sounds import Sound, SoundInput, read_sound, read_sounds
 from .windows import Window
 
 if TYPE_CHECKING:
-    from .musiclm import MusicLM
+    from .backends import Backend
     from .request import Request
 
 VERSION = 1  # rises when a field of the record changes its meaning or goes
 VERSION_FIELD = "musiclm_deploy"  # the name also marks a record as ours
 
 
-def make_record(model: MusicLM, request: Request, prompt: int, own_noise: bool) -> dict[str, Any]:
+def make_record(backend: Backend, request: Request, prompt: int, own_noise: bool) -> dict[str, Any]:
     """Return the record of one prompt of a request. own_noise: whether the caller gave the noise, which cannot be repeated."""
-    manifest, asked, prime = model.bundle.manifest, request.prompts[prompt], request.primes[prompt]
-    on_host = model.driver is None
+    manifest, asked, prime = backend.bundle.manifest, request.prompts[prompt], request.primes[prompt]
     return {
         VERSION_FIELD: VERSION,
-        "prompt": str(asked),
-        "parts": None if isinstance(asked, str) else [_part(part, weight) for part, weight in asked.parts],
+        **prompt_record(asked),
         "seed": request.seeds[prompt],
-        "seconds": request.samples / manifest.codec.sample_hz,
+        "seconds": None if request.samples is None else request.samples / manifest.codec.sample_hz,
         "num_samples": request.num_samples,
-        "stop": "eos" if request.end_allowed and not request.upstream else "exact",
-        "compat": "upstream" if request.upstream else None,
-        "max_semantic_tokens": request.max_semantic_tokens,
+        **{
+            name: getattr(request.config, name)
+            for name in ("stop", "compat", "plan", "first_window_s", "window_growth", "max_semantic_tokens", "include_prime")
+        },
         "sampling": {stage: _sampling(chosen, getattr(manifest, stage).guidance) for stage, chosen in request.sampling.items()},
-        "windows": {stage: vars(window) for stage, window in request.windows.items()},
+        "windows": {stage: vars(window) for stage, window in (request.config.windows or {}).items()},
         "prime": None if prime is None else sound_record(prime.sound),
-        "include_prime": request.include_prime,
         "tokens": None if request.tokens is None else tokens_record(request.tokens),
         "own_noise": own_noise,
-        "bundle": _folder(model.bundle),
-        "bundle_sha256": model.bundle.sha256,
-        "device": model.device,
-        "step": model.device if not on_host else f"native, {model.step.reason}" if model.step.native else "graph",
-        "threads": model.threads,  # how many compute a sum decides its last bit
+        "bundle": _folder(backend.bundle),
+        "bundle_sha256": backend.bundle.sha256,
+        "device": backend.device,
+        "step": backend.steps,
+        "threads": backend.graphs.threads,  # how many compute a sum decides its last bit
         "processors": available_processors(),
-        "precision": {stage: getattr(manifest, stage).step.precision if on_host else model.weights for stage in STAGES},
+        "precision": {
+            stage: getattr(manifest, stage).step.precision if backend.precision is None else backend.precision for stage in STAGES
+        },
         "versions": {
             "musiclm-deploy": __version__,
             "python": platform.python_version(),
@@ -72,14 +72,17 @@ def generate_arguments(
     sounds: SoundInput | Sequence[SoundInput] = (),
     prime: SoundInput | None = None,
     tokens: Sequence[Tokens] | None = None,
+    without_end: bool = False,
 ) -> dict[str, Any]:
     """Return the arguments of `MusicLM.generate` that repeat a record.
 
     sounds, prime, tokens: those of the request, given again; the prompt's sounds in any order. Raises ValueError if one is missing, is not
-    the same, or was not in the request, and for a record that cannot be repeated.
+    the same, or was not in the request, and for a record that cannot be repeated. without_end: whether the music may be one without end.
     """
     if record["own_noise"]:
         raise ValueError("it was made with the caller's own noise (noise= in Python), which is not in the file: it cannot be repeated.")
+    if record["seconds"] is None and not without_end:
+        raise ValueError("it is a part of music without end (--seconds inf), which has no length to be repeated to.")
     given = [sound for sound in read_sounds(sounds)[0] if sound is not None]
     start = None if prime is None else read_sound(prime)
     _check_given("sound that it continues", "--prime FILE (prime=", None if start is None else sound_record(start), record["prime"])
@@ -90,8 +93,16 @@ def generate_arguments(
         "tokens": None if tokens is None else list(tokens),
         "windows": {stage: Window(**window) for stage, window in record["windows"].items()} or None,
         "sampling": {stage: SamplingConfig(**chosen) for stage, chosen in record["sampling"].items()},
+        # older records have no plan
+        **{name: record[name] for name in ("plan", "first_window_s", "window_growth") if name in record},
         **{name: record[name] for name in ("seed", "seconds", "num_samples", "stop", "compat", "max_semantic_tokens", "include_prime")},
     }
+
+
+def prompt_record(prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt as a record has it; its sounds by their hashes."""
+    parts = None if isinstance(prompt, str) else [_part(part, weight) for part, weight in prompt.parts]
+    return {"prompt": str(prompt), "parts": parts}
 
 
 def sound_record(sound: Sound) -> dict[str, Any]:

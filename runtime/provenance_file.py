@@ -17,6 +17,7 @@ from .. import __version__
 from .arguments import MOST_ITEMS
 from .audio import check_readable, reason_of
 from .bundle import STAGES
+from .config import GenerationConfig
 from .provenance import VERSION, VERSION_FIELD, shown
 from .sampling import SamplingConfig
 from .user_files import expanded
@@ -30,7 +31,7 @@ _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("sampling", "windows", "precision", "versions"), dict),
     **dict.fromkeys(("prime", "tokens"), dict | None),
     **{
-        "seconds": int | float,
+        "seconds": int | float | None,
         "normalize": int | float | None,
         "parts": list | None,
         "compat": str | None,
@@ -74,7 +75,8 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
 def describe_record(path: Path, record: Mapping[str, Any]) -> str:
     """Describe a file's record in lines, each ended by a newline."""
     loudness = "" if record["normalize"] is None else f", normalized to {record['normalize']:g} LUFS"
-    lines = [f"{path}: {record['seconds']:g} s asked for, at {record['sample_rate']} Hz{loudness}"]
+    length = "without end" if record["seconds"] is None else f"{record['seconds']:g} s"
+    lines = [f"{path}: {length} asked for, at {record['sample_rate']} Hz{loudness}"]
     for part in record["parts"] or [{"text": record["prompt"], "weight": 1.0}]:
         weight = "" if part["weight"] == 1 else f", weight {part['weight']:g}"
         lines.append(f"  prompt    {shown(part['sound']) if 'sound' in part else repr(part['text'])}{weight}")
@@ -90,7 +92,7 @@ def describe_record(path: Path, record: Mapping[str, Any]) -> str:
         window = record["windows"].get(stage)
         asked = "" if window is None else ", window " + ", ".join(f"{name} {value}" for name, value in window.items() if value is not None)
         lines.append(f"  {stage:9} {named}{asked}")
-    limits = {"stop": record["stop"], "compat": record["compat"], "at most": record["max_semantic_tokens"]}
+    limits = {"stop": record["stop"], "compat": record["compat"], "plan": record.get("plan"), "at most": record["max_semantic_tokens"]}
     named = [f"{name} {value!s:.99}" for name, value in limits.items() if value is not None]
     lines.append(f"  length    {', '.join(named)}{' semantic tokens' if limits['at most'] is not None else ''}")
     made_by = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
@@ -125,6 +127,7 @@ def _check_inside(record: dict[str, Any]) -> None:
     for made, stages in ((SamplingConfig, record["sampling"]), (Window, record["windows"])):
         for values in stages.values():
             made(**values)
+    GenerationConfig(**{name: record[name] for name in ("plan", "first_window_s", "window_growth") if name in record})
     for stage in STAGES:
         _ = record["sampling"][stage], record["precision"][stage] + ""
     for part in record["parts"] or ():

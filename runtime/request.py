@@ -1,6 +1,7 @@
 """A request, checked: what the caller asked for, turned into frames, steps and rows, before anything is computed.
 
-In: the arguments of `MusicLM.generate`. Out: a `Request`, or a ValueError that says what was got, what is possible and what to do.
+In: a `GenerationConfig`, and prompts, sounds and tokens as `MusicLM.generate` takes them. Out: a `Request`, or a ValueError that says what
+was got, what is possible and what to do.
 """
 
 from __future__ import annotations
@@ -10,44 +11,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from .arguments import MOST_ITEMS, items_of, number, whole_number
+from .arguments import MOST_ITEMS, whole_number
 from .bundle import STAGES, Manifest, Sampling
+from .codec import first_chunk_frames
+from .config import GenerationConfig
 from .music import Tokens
 from .primes import Prime, make_primes
 from .prompts import Prompt, make_prompts, sounds_of
 from .resume import check_covered, given_tokens
 from .sampling import SamplingConfig
 from .sounds import SoundInput, read_sounds
-from .windows import Clip, Window, frames_covered, most_coarse_frames, one_window, plan_clip
+from .windows import WindowPlan, frames_covered, most_coarse_frames, one_window, plan_windows
 
-STOPS = ("exact", "eos")
+# The types of the arguments of `MusicLM.generate` that are not settings.
+Texts = Prompt | Sequence[Prompt] | None
+Sounds = SoundInput | Sequence[SoundInput] | None
+Primes = SoundInput | Sequence[SoundInput | None] | None
+GivenTokens = str | os.PathLike | Tokens | Sequence[Tokens] | None
+
 _MOST_SECONDS = 86_400  # a day: its windows fit any list, and its tokens the 32 bits that count them for the noise
 
 
 @dataclass(frozen=True)
 class Request:
+    """A request that the model can run, its windows planned."""
+
     prompts: list[Prompt]
     single: bool  # whether the caller gave one prompt, and not a list of prompts
+    config: GenerationConfig  # as given
     seeds: list[int]  # one per prompt
-    num_samples: int
-    frames: int  # codec frames to generate
-    samples: int  # length of the wave asked for
-    clip: Clip  # its windows
-    end_allowed: bool  # in coarse; and in semantic, unless its tokens carry time
-    semantic_end_allowed: bool
-    upstream: bool  # reproduce upstream's behaviour, its mistakes included
-    sampling: dict[str, Sampling]
+    num_samples: int  # the number of tokens' candidates, where tokens are given
+    frames: int | None  # codec frames to generate; None: without end
+    samples: int | None  # length of the wave asked for
+    windows: WindowPlan
+    semantic_end_allowed: bool  # where semantic tokens carry no time, an end is always allowed
+    sampling: dict[str, Sampling]  # resolved, of every stage
     tokens: list[Tokens] | None  # to go on from, one per candidate of the one prompt
     primes: list[Prime | None]  # one per prompt
-    include_prime: bool  # in the wave
-    max_semantic_tokens: int | None  # as given
-    windows: Mapping[str, Window]  # as given
 
     @property
-    def semantic_steps(self) -> int:
-        return self.clip.semantic_steps
+    def upstream(self) -> bool:
+        return self.config.upstream
+
+    @property
+    def end_allowed(self) -> bool:
+        """Whether a clip may end before its length, in coarse and fine."""
+        return _end_allowed(self.config)
 
     @property
     def items(self) -> int:
@@ -62,51 +71,31 @@ class Request:
 
 def make_request(
     manifest: Manifest,
-    text: Prompt | Sequence[Prompt] | None,
-    seconds: float | None,
-    seed: int | Sequence[int],
-    num_samples: int,
-    stop: str,
-    compat: str | None,
-    max_semantic_tokens: int | None,
-    sampling: Mapping[str, SamplingConfig] | None,
-    tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None,
-    windows: Mapping[str, Window] | None = None,
-    audio: SoundInput | Sequence[SoundInput] | None = None,
-    prime: SoundInput | Sequence[SoundInput | None] | None = None,
-    include_prime: bool = True,
+    config: GenerationConfig,
+    text: Texts = None,
+    *,
+    audio: Sounds = None,
+    prime: Primes = None,
+    tokens: GivenTokens = None,
+    endless: bool = False,
+    goes_on: bool = False,
 ) -> Request:
-    """See `MusicLM.generate` for the arguments."""
+    """Return the request that these arguments of `MusicLM.generate` make. Raises ValueError for one that the model cannot do.
+
+    endless: whether it has no end unless `seconds` say so; goes_on: whether tokens are those of a clip that was cut off in every stage.
+    """
     if prime is not None:
         sounds, alone = read_sounds(prime)
         prime = sounds[0] if alone else sounds  # read once: without words it is the prompt as well
     prompts, single = make_prompts(text, prime if text is None and audio is None else audio)
     _check_long_enough(prompts, manifest)
-    seeds = _seeds(seed, len(prompts))
-    if not isinstance(stop, str) or stop not in STOPS:
-        raise ValueError(f"stop must be 'exact' or 'eos', got {stop!r}.")
-    if compat is not None and (not isinstance(compat, str) or compat != "upstream"):
-        raise ValueError(f"compat must be None or 'upstream', got {compat!r}.")
-    if not isinstance(include_prime, bool | np.bool_):
-        raise ValueError(f"include_prime must be True or False, got {include_prime!r}.")
-    candidates = whole_number(num_samples)
-    if candidates is None or candidates < 1:
-        raise ValueError(f"num_samples must be a whole number of at least 1, got {num_samples!r}.")
-    upstream = compat == "upstream"
-    if upstream and windows is not None:
-        raise ValueError("compat='upstream' knows no windows. Leave one of the two out.")
-    widths = manifest.conditioner.namespaces
-    if upstream and "semantic" in widths and len(set(widths.values())) > 1:
-        named = ", ".join(f"{name} {width}" for name, width in widths.items())
-        raise ValueError(
-            f"compat='upstream' feeds the semantic conditioning to all stages, but theirs have other widths ({named}): leave it out."
-        )
-    windows = {} if windows is None else windows
+    seeds = _seeds(config, len(prompts))
+    _check_together(config, manifest)
     primes = make_primes(prime, len(prompts), manifest)
     lengths = [one.frames if one else 0 for one in primes]
-    if upstream and len(set(lengths)) > 1:
+    if config.upstream and len(set(lengths)) > 1:
         raise ValueError("compat='upstream' goes on from sounds of one length only: give one prime, or primes of as many frames.")
-    given = given_tokens(tokens, manifest, upstream)
+    given, candidates = given_tokens(tokens, manifest, config.upstream, goes_on), config.num_samples
     if given is not None:
         if prime is not None:
             raise ValueError("tokens and prime are both what the music goes on from. Leave one of the two out.")
@@ -117,28 +106,24 @@ def make_request(
         candidates = len(given)
     if candidates * len(prompts) > MOST_ITEMS:
         raise ValueError(f"{candidates} samples of {len(prompts)} prompts are more than the {MOST_ITEMS} clips of one request.")
-    frames, samples = _duration(manifest, seconds, given, windows, upstream, max(lengths))
-    clip = _clip(manifest, frames, samples, max_semantic_tokens, windows, upstream)
-    end_allowed = upstream or stop == "eos"
-    if given is not None and not end_allowed:
-        check_covered(clip, given, manifest)
+    endless = endless and config.seconds is None
+    frames, samples = (None, None) if endless else _duration(manifest, config, None if goes_on else given, max(lengths))
+    windows = _windows(manifest, frames, samples, config)
+    if given is not None and not _end_allowed(config) and not goes_on:
+        check_covered(windows, given, manifest)
     return Request(
         prompts=prompts,
         single=single,
+        config=config,
         seeds=seeds,
         num_samples=candidates,
         frames=frames,
         samples=samples,
-        clip=clip,
-        end_allowed=end_allowed,
-        semantic_end_allowed=end_allowed or manifest.unique_consecutive,
-        upstream=upstream,
-        sampling=_sampling(manifest, sampling or {}),
+        windows=windows,
+        semantic_end_allowed=_end_allowed(config) or manifest.unique_consecutive,
+        sampling=_sampling(manifest, config.sampling or {}),
         tokens=given,
         primes=primes,
-        include_prime=bool(include_prime),
-        max_semantic_tokens=whole_number(max_semantic_tokens),
-        windows=windows,
     )
 
 
@@ -160,18 +145,31 @@ def _check_long_enough(prompts: Sequence[Prompt], manifest: Manifest) -> None:
             raise ValueError(f"a sound to be like must last at least {mulan.min_samples / mulan.sample_hz:g} s, got {sound.seconds:g} s.")
 
 
-def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-    items = items_of(seed, "seeds")
-    items = [seed] * count if items is None else items
-    if len(items) != count:
-        raise ValueError(f"got {len(items)} seeds for {count} prompts; give one seed, or one per prompt.")
-    seeds = []
-    for item in items:
-        value = whole_number(item)
-        if value is None or not 0 <= value < 2**64:
-            raise ValueError(f"a seed must be a whole number from 0 to 2**64 - 1, got {item!r}.")
-        seeds.append(value)
+def _check_together(config: GenerationConfig, manifest: Manifest) -> None:
+    """Raise ValueError for settings that exclude each other, and for a compat that the model's conditioning does not allow."""
+    if config.plan == "low_latency":
+        for name, given in (("compat='upstream'", config.upstream), ("windows", config.windows is not None)):
+            if given:
+                raise ValueError(f"plan='low_latency' and {name} both say how a clip is cut into windows. Leave one of the two out.")
+    if config.upstream and config.windows is not None:
+        raise ValueError("compat='upstream' knows no windows. Leave one of the two out.")
+    widths = manifest.conditioner.namespaces
+    if config.upstream and "semantic" in widths and len(set(widths.values())) > 1:
+        named = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise ValueError(
+            f"compat='upstream' feeds the semantic conditioning to all stages, but theirs have other widths ({named}): leave it out."
+        )
+
+
+def _seeds(config: GenerationConfig, count: int) -> list[int]:
+    seeds = [config.seed] * count if isinstance(config.seed, int) else list(config.seed)
+    if len(seeds) != count:
+        raise ValueError(f"got {len(seeds)} seeds for {count} prompts; give one seed, or one per prompt.")
     return seeds
+
+
+def _end_allowed(config: GenerationConfig) -> bool:
+    return config.upstream or config.stop == "eos"
 
 
 def default_frames(manifest: Manifest) -> int:
@@ -179,26 +177,22 @@ def default_frames(manifest: Manifest) -> int:
     return min(most_coarse_frames(manifest), manifest.fine.max_length)
 
 
-def _duration(
-    manifest: Manifest, seconds: float | None, given: list[Tokens] | None, windows: Mapping[str, Window], upstream: bool, primed: int
-) -> tuple[int, int]:
+def _duration(manifest: Manifest, config: GenerationConfig, given: list[Tokens] | None, primed: int) -> tuple[int, int]:
     """(frames to generate, or those that are given; samples of the wave), the `primed` frames included."""
     codec = manifest.codec
     fixed = max((len(item.coarse) for item in given if item.coarse is not None), default=None) if given else None
     limit, whole = fixed, default_frames(manifest)
-    if fixed is None and upstream:
+    if fixed is None and config.upstream:
         limit = whole = primed + whole  # its coarse stage counts frames from the end of the prime
     elif fixed is None and given:
-        covered = frames_covered(manifest, [item.windows for item in given], windows)
+        covered = frames_covered(manifest, [item.windows for item in given], config.windows or {})
         whole = covered if covered > most_coarse_frames(manifest) else min(covered, whole)
     sound = primed * codec.samples_per_frame / codec.sample_hz
-    if seconds is None:
+    asked = config.seconds
+    if asked is None:
         if primed >= whole:
             raise ValueError(f"the prime counts towards the length, and its {sound:g} s fill the default. Ask for more seconds than that.")
         return (fixed or whole), (fixed or whole) * codec.samples_per_frame
-    asked = number(seconds)
-    if asked is None or not 0 < asked < 1e9:
-        raise ValueError(f"seconds must be a number above 0 and below 1e9, got {seconds!r}.")
     samples = max(round(asked * codec.sample_hz), 1)
     frames = -(-samples // codec.samples_per_frame)
     if frames <= primed:
@@ -216,26 +210,41 @@ def _duration(
     return (frames if limit is None else min(frames, limit)), samples
 
 
-def _clip(manifest: Manifest, frames: int, samples: int, asked: int | None, windows: Mapping[str, Window], upstream: bool) -> Clip:
-    """The windows of the clip, and at most how many semantic tokens it gets."""
+def _windows(manifest: Manifest, frames: int | None, samples: int | None, config: GenerationConfig) -> WindowPlan:
+    """Plan the windows of the clip, with at most as many semantic tokens as the config allows."""
+    if config.upstream:
+        assert frames is not None
+        most = manifest.semantic.max_length
+        return one_window(manifest, frames, _most_tokens(config, most, "the window of the model", most))
+    first = None
+    if config.plan == "low_latency":
+        asked = round(config.first_window_s * manifest.codec.sample_hz / manifest.codec.samples_per_frame)
+        first = max(asked, first_chunk_frames(manifest.codec))  # before which nothing sounds
+    growth = (first, config.window_growth)
+    plan = plan_windows(manifest, frames, samples or 0, None, config.windows or {}, *growth)
+    if config.max_semantic_tokens is None:
+        return plan
+    if frames is None:
+        raise ValueError("max_semantic_tokens is for a clip that has an end. Leave it out, or give seconds.")
     most, what = manifest.semantic.max_length, "the window of the model"
-    clip = one_window(manifest, frames, most) if upstream else plan_clip(manifest, frames, samples, None, windows)
+    if len(plan.coarse) > 1:
+        most, what = max(most, plan.semantic_steps or 0), "all windows of this clip"
+    tokens = _most_tokens(config, most, what, most)
+    return plan_windows(manifest, frames, samples or 0, tokens, config.windows or {}, *growth)
+
+
+def _most_tokens(config: GenerationConfig, most: int, what: str, default: int) -> int:
+    """Return `max_semantic_tokens`, checked."""
+    asked = config.max_semantic_tokens
     if asked is None:
-        return clip
-    if len(clip.coarse) > 1:
-        most, what = max(most, clip.semantic_steps), "all windows of this clip"
+        return default
     tokens = whole_number(asked)
     if tokens is None or not 0 <= tokens <= most:
         raise ValueError(f"max_semantic_tokens must be from 0 to {most} ({what}), got {asked!r}.")
-    return one_window(manifest, frames, tokens) if upstream else plan_clip(manifest, frames, samples, tokens, windows)
+    return tokens
 
 
 def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:
-    if not isinstance(configs, Mapping) or not all(isinstance(config, SamplingConfig) for config in configs.values()):
-        raise ValueError(f"sampling must map a stage to a SamplingConfig, got {configs!r}.")
-    unknown = [repr(stage) for stage in configs if stage not in STAGES]
-    if unknown:
-        raise ValueError(f"sampling has the stages {', '.join(STAGES)}, got {', '.join(unknown)}.")
     resolved = {}
     for stage in STAGES:
         decoder, config = getattr(manifest, stage), configs.get(stage, SamplingConfig())

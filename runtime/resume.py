@@ -15,11 +15,16 @@ import numpy as np
 from .bundle import STAGES, Manifest
 from .music import Tokens, load_tokens
 from .user_files import expanded
-from .windows import Clip
+from .windows import WindowPlan
 
 
-def given_tokens(tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None, manifest: Manifest, upstream: bool) -> list[Tokens] | None:
-    """One `Tokens` of int64 per candidate, or None. Raises ValueError for tokens that are not this model's."""
+def given_tokens(
+    tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None, manifest: Manifest, upstream: bool, goes_on: bool = False
+) -> list[Tokens] | None:
+    """Return one `Tokens` of int64 per candidate, or None. Raises ValueError for tokens that are not this model's.
+
+    goes_on: whether they are of a clip that was cut off, in which every stage may have ended anywhere.
+    """
     if tokens is None:
         return None
     if isinstance(tokens, str | os.PathLike):
@@ -33,10 +38,17 @@ def given_tokens(tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None, m
         if any(missing) and (stage == "semantic" or not all(missing)):
             raise ValueError(f"tokens to continue from: {'some' if not all(missing) else 'all'} candidates have no {stage} tokens.")
     given = [
-        Tokens(*[_checked(stage, getattr(item, stage), manifest) for stage in STAGES], semantic_windows=_checked_windows(item, manifest))
+        Tokens(
+            *[_checked(stage, getattr(item, stage), manifest, goes_on) for stage in STAGES],
+            semantic_windows=_checked_windows(item, manifest),
+        )
         for item in given
     ]
     for item in given:
+        if goes_on:
+            if item.fine is not None and len(item.fine) > (0 if item.coarse is None else len(item.coarse)):
+                raise ValueError("fine tokens need coarse tokens of as many frames.")
+            continue
         if item.fine is not None and (item.coarse is None or len(item.coarse) != len(item.fine)):
             raise ValueError("fine tokens need coarse tokens of as many frames.")
         longest, most = max(window.stop - window.start for window in item.windows), manifest.semantic.max_length
@@ -50,7 +62,7 @@ def given_tokens(tokens: str | os.PathLike | Tokens | Sequence[Tokens] | None, m
     return given
 
 
-def _checked(stage: str, array: Any, manifest: Manifest) -> Any:
+def _checked(stage: str, array: Any, manifest: Manifest, may_be_empty: bool) -> Any:
     """One candidate's tokens of a stage as int64, or None where it has none."""
     if array is None:
         return None
@@ -60,7 +72,7 @@ def _checked(stage: str, array: Any, manifest: Manifest) -> Any:
     else:
         quantizers = manifest.coarse.coarse_quantizers if stage == "coarse" else manifest.fine.fine_quantizers
         columns, limit = (quantizers or 1) * manifest.codec.groups, manifest.codec.codebook_size
-        expected, fits = f"[n > 0, {columns}]", array.ndim == 2 and array.shape[1] == columns and len(array) > 0
+        expected, fits = f"[n > 0, {columns}]", array.ndim == 2 and array.shape[1] == columns and (may_be_empty or len(array) > 0)
     if array.dtype.kind not in "iu" or not fits:
         raise ValueError(f"{stage} tokens must be whole numbers of shape {expected}, got {array.dtype} {list(array.shape)}.")
     if array.size and (array.min() < 0 or array.max() >= limit):
@@ -85,15 +97,15 @@ def _checked_windows(item: Tokens, manifest: Manifest) -> np.ndarray | None:
     return windows.astype(np.int64)
 
 
-def check_covered(clip: Clip, given: list[Tokens], manifest: Manifest) -> None:
+def check_covered(plan: WindowPlan, given: list[Tokens], manifest: Manifest) -> None:
     """Refuse a clip that is longer than the semantic tokens it would go on from; one window takes what there is."""
     for item in given:
-        if item.coarse is not None or len(clip.coarse) == 1:
+        if item.coarse is not None or len(plan.coarse) == 1:
             continue
-        if clip.tokens_per_frame is None and len(item.windows) < len(clip.coarse):
+        if not plan.timed and len(item.windows) < len(plan.coarse):
             raise ValueError(
-                f"the semantic tokens are of {len(item.windows)} windows, this length needs {len(clip.coarse)}. Ask for fewer seconds."
+                f"the semantic tokens are of {len(item.windows)} windows, this length needs {len(plan.coarse)}. Ask for fewer seconds."
             )
-        if clip.tokens_per_frame is not None and not clip.reached(len(clip.coarse) - 1, len(item.semantic)):
+        if plan.timed and not plan.reached(len(plan.coarse) - 1, len(item.semantic)):
             seconds = len(item.semantic) / manifest.semantic_tokens_per_second
             raise ValueError(f"the semantic tokens are {len(item.semantic)}, enough for {seconds:g} s. Ask for fewer seconds.")

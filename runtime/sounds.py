@@ -29,8 +29,8 @@ FORMS = (
     '"sampling_rate".'
 )
 
-# The types of one sound. Objects with `get_all_samples()`, such as torchcodec's decoders, are read as well.
-SoundInput = str | os.PathLike[str] | bytes | BinaryIO | tuple[Any, Any] | Sequence[Any] | Mapping[str, Any]
+# The types of one sound; a list is of several. Objects with `get_all_samples()`, such as torchcodec's decoders, are read as well.
+SoundInput = str | os.PathLike[str] | bytes | BinaryIO | tuple[Any, Any] | Mapping[str, Any]
 
 
 class Sound(NamedTuple):

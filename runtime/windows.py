@@ -1,19 +1,21 @@
 """Long clips by windows: what each window of a stage reads, what it is told already, and what it makes.
 
-In: a duration in frames and samples, the manifest's trained windows, the caller's own. Out: lists of `Span`. Pure arithmetic on counts: it
-reads no tokens and no model. `runtime.token_stages` runs what is planned here.
+In: a duration in frames and samples, the manifest's trained windows, the caller's own. Out: a `WindowPlan`. Pure arithmetic on counts: it
+reads no tokens and no model. `runtime.clip` runs what is planned here.
 
 Semantic and coarse windows come one after another, each told the tail of the one before; fine windows do not overlap. With
-`unique_consecutive` semantic tokens carry no time: each coarse window has a semantic run of its own. Without it they come at a fixed rate:
-the semantic windows of the whole clip come first, and each coarse window sees the slice that sounds with it.
+`unique_consecutive` semantic tokens carry no time: each coarse window has a semantic run of its own. Without it they come at a fixed rate,
+in windows of their own, and each coarse window sees the slice that sounds with it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate, islice
+from typing import Any
 
 from .arguments import whole_number
 from .bundle import STAGES, Manifest
@@ -44,28 +46,85 @@ class Span:
     stop: int  # one past the last
 
 
+class Spans(Sequence[Span]):
+    """Windows of at most `length` over [0, total), or without end: computed when they are asked for."""
+
+    def __init__(self, total: int | None, length: int, overlap: int = 0, first: Sequence[int] = ()) -> None:
+        """overlap: how much each window but the first reads of the one before. first: where the windows at the beginning stop, in
+        ascending order, by default `length`; with an overlap they all read from 0, and the last of them must be `length` long."""
+        self.total, self.length, self.overlap = total, length, overlap
+        self._first = tuple(first) or (length,)
+        assert not overlap or self._first[-1] == length, (self._first, length)
+
+    def _stop(self, index: int) -> int:
+        beyond = index + 1 - len(self._first)
+        return self._first[index] if beyond <= 0 else self._first[-1] + beyond * (self.length - self.overlap)
+
+    def __len__(self) -> int:
+        if self.total is None:
+            raise TypeError("an endless clip has no last window")
+        return self.window_of(max(self.total, 1) - 1) + 1
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if index < 0:
+            index += len(self)
+        new = self._stop(index - 1) if index > 0 else 0
+        if index < 0 or (self.total is not None and index > 0 and new >= self.total):
+            raise IndexError(index)
+        start = new if not self.overlap else 0 if index < len(self._first) else new - self.overlap
+        stop = self._stop(index)
+        return Span(start, new, stop if self.total is None else min(stop, self.total))
+
+    def __repr__(self) -> str:
+        return f"Spans({self.total}, {self.length}, {self.overlap}, {self._first})"
+
+    def over(self, total: int) -> Spans:
+        """Return the same windows over another length."""
+        return Spans(total, self.length, self.overlap, self._first)
+
+    def window_of(self, position: int) -> int:
+        """Return the number of the window that makes a position."""
+        index = next((index for index, stop in enumerate(self._first) if position < stop), None)
+        return len(self._first) + (position - self._first[-1]) // (self.length - self.overlap) if index is None else index
+
+
 @dataclass(frozen=True)
-class Clip:
-    """The windows of a clip, the same for each item of a request; an item may end before its last one."""
+class WindowPlan:
+    """The windows of a clip, the same for each candidate of a request; a candidate may end before its last one."""
 
-    coarse: list[Span]  # frames
-    semantic: list[Span]  # tokens at most; where they carry no time one per coarse window, whose start is known when it runs
-    tokens_per_frame: Fraction | None  # semantic tokens in the time of a frame; None: they carry no time
+    coarse: Spans  # frames
+    fine: Spans  # frames
+    semantic: Spans | None  # tokens, where they carry time; None: each coarse window has a run of its own
+    runs: tuple[int, ...]  # the most semantic tokens that each run makes, the last number for all that follow; where they carry no time
+    tokens_per_frame: Fraction  # semantic tokens in the time of a frame, before repeats are collapsed
     semantic_length: int  # most semantic tokens that a window sees
-    semantic_overlap: int | None  # tokens told from the window before; None: the share that the coarse overlap has of its window
-    fine_length: int  # frames
+    semantic_overlap: int | None  # tokens told from the run before; None: the share that the coarse overlap has of its window
 
     @property
-    def semantic_steps(self) -> int:
-        """Most semantic tokens of an item."""
-        return self.semantic[-1].stop
+    def frames(self) -> int | None:
+        """Frames of the clip; None: it is endless."""
+        return self.coarse.total
 
     @property
-    def frames(self) -> int:
-        return self.coarse[-1].stop
+    def timed(self) -> bool:
+        """Whether semantic tokens carry time."""
+        return self.semantic is not None
 
-    def semantic_prime(self, window: int, before: int) -> int:
-        """How many of the `before` semantic tokens of the last window the next one, number `window`, is told: where they carry no time."""
+    @property
+    def semantic_steps(self) -> int | None:
+        """Most semantic tokens of a candidate."""
+        if self.semantic is not None:
+            return self.semantic.total
+        return None if self.frames is None else sum(self.runs)
+
+    def run(self, window: int) -> int:
+        """Return how many semantic tokens the run of a coarse window makes at most, where they carry no time."""
+        return self.runs[min(window, len(self.runs) - 1)]
+
+    def semantic_prefix(self, window: int, before: int) -> int:
+        """Return how many of the `before` semantic tokens of the last run the next one, of this coarse window, is told."""
         if window == 0:
             return 0
         if self.semantic_overlap is not None:
@@ -73,76 +132,87 @@ class Clip:
         previous, span = self.coarse[window - 1], self.coarse[window]
         return before * (span.new - span.start) // (previous.stop - previous.start)
 
-    def seen(self, window: int) -> slice:
-        """The semantic tokens that a coarse window sees, where they carry time: all that sound with it."""
-        if len(self.coarse) == 1:
-            return slice(0, self.semantic_length)  # also what was asked for beyond its time
-        assert self.tokens_per_frame is not None
-        return _in_time(self.coarse[window], self.tokens_per_frame)
-
-    def reached(self, window: int, tokens: int) -> bool:
-        """Whether so many semantic tokens go on to what this coarse window makes, where they carry time."""
-        assert self.tokens_per_frame is not None
-        return tokens > math.floor(self.coarse[window].new * self.tokens_per_frame)
-
-    def semantic_heard(self, heard: int) -> int:
-        """How many of the `heard` semantic tokens of a prime its window is told: all that leave room for others; as above."""
+    def heard_prefix(self, heard: int) -> int:
+        """Return how many of the `heard` semantic tokens of a prime the run that goes on from it is told: all, if room is left."""
         if self.semantic_overlap is not None:
             return min(heard, self.semantic_overlap)
         return heard if heard < self.semantic_length else self.semantic_length // 2
 
-    def joins(self, primed: int) -> int:
-        """The first coarse window that an item makes something of, whose first `primed` frames are known."""
-        return next(window for window, span in enumerate(self.coarse) if primed < span.stop)
+    def run_after_prime(self, window: int) -> int:
+        """Return the most semantic tokens of the run in which a prime ends, the prime's included."""
+        span = self.coarse[window]
+        before = math.ceil((span.new - span.start) * self.tokens_per_frame)
+        return min(before + self.run(window), self.semantic_length)
 
-    def semantic_sizes(self) -> list[tuple[int, int]]:
-        """(tokens told, tokens in all) of each semantic window at most."""
-        if self.tokens_per_frame is not None:
-            return [(span.new - span.start, span.stop - span.start) for span in self.semantic]
-        sizes, before = [], 0
-        for window, span in enumerate(self.semantic):
-            primed = self.semantic_prime(window, before)
-            before = min(primed + span.stop - span.new, self.semantic_length)
-            sizes.append((primed, before))
-        return sizes
+    def seen(self, window: int) -> slice:
+        """Return the semantic tokens that a coarse window sees, where they carry time: all that sound with it."""
+        if self.frames is not None and len(self.coarse) == 1:
+            return slice(0, self.semantic_length)  # also what was asked for beyond its time
+        return self.in_time(self.coarse[window])
 
+    def in_time(self, span: Span) -> slice:
+        """Return the semantic tokens in the time of a coarse window, before repeats are collapsed."""
+        return slice(math.floor(span.start * self.tokens_per_frame), math.ceil(span.stop * self.tokens_per_frame))
 
-def spans(total: int, length: int, overlap: int) -> list[Span]:
-    """Windows of at most `length` over [0, total), each but the first starting `overlap` before its first new one."""
-    windows, new = [], 0
-    while new < total or not windows:
-        start = max(new - overlap, 0)
-        windows.append(Span(start, new, min(start + length, total)))
-        new = windows[-1].stop
-    return windows
+    def reached(self, window: int, tokens: int) -> bool:
+        """Return whether so many semantic tokens go on to what this coarse window makes, where they carry time."""
+        return tokens > math.floor(self.coarse[window].new * self.tokens_per_frame)
 
 
-def one_window(manifest: Manifest, frames: int, semantic_steps: int) -> Clip:
-    """A clip without windows, as upstream makes it."""
+def one_window(manifest: Manifest, frames: int, semantic_steps: int) -> WindowPlan:
+    """Plan a clip of one window of each stage, as upstream makes it."""
     rate, length = tokens_per_frame(manifest), manifest.semantic.max_length
-    return Clip([Span(0, 0, frames)], [Span(0, 0, semantic_steps)], rate, length, None, frames)
+    whole = Spans(frames, frames)
+    return WindowPlan(whole, whole, Spans(semantic_steps, max(semantic_steps, 1)), (), rate, length, None)
 
 
-def plan_clip(manifest: Manifest, frames: int, samples: int, most_semantic: int | None, windows: Mapping[str, Window]) -> Clip:
-    """The windows of a clip of `frames`, of which `samples` are heard. most_semantic: tokens over the whole clip.
+def plan_windows(
+    manifest: Manifest,
+    frames: int | None,
+    samples: int,
+    most_semantic: int | None,
+    windows: Mapping[str, Window],
+    first_frames: int | None = None,
+    growth: float = 2.0,
+) -> WindowPlan:
+    """Plan the windows of a clip of `frames`, of which `samples` are heard; None: it is endless.
 
-    Raises ValueError for windows that are larger than the trained ones, or that overlap whole.
+    most_semantic: tokens over the whole clip. first_frames: of the first window of every stage, with each later one `growth` times as long
+    until the windows have their full length; by default all have it. Raises ValueError for windows that are larger than the trained ones,
+    or that overlap whole.
     """
     semantic, coarse, (fine_length, _) = _checked(manifest, windows)
-    over_coarse = spans(frames, *coarse)
+    over_coarse = Spans(frames, *coarse, _growing(first_frames, growth, coarse[0]))
+    over_fine = Spans(frames, fine_length, 0, list(accumulate(_growing(first_frames, growth, fine_length))))
+    rate, overlap = tokens_per_frame(manifest), windows.get("semantic", Window()).overlap
     if not manifest.unique_consecutive:
-        steps = _semantic_tokens(manifest, samples) if most_semantic is None else most_semantic
-        rate, length = tokens_per_frame(manifest), manifest.semantic.max_length
-        return Clip(over_coarse, spans(steps, *semantic), rate, length, None, fine_length)
-    over_semantic, planned, hop = [], 0, manifest.codec.samples_per_frame
-    for span in over_coarse:
-        heard = min(span.stop * hop, samples) - span.new * hop
+        steps = most_semantic if frames is not None else None
+        if frames is not None and steps is None:
+            steps = _semantic_tokens(manifest, samples)
+        # a semantic window that begins a clip ends with what its coarse window sees
+        ends = [math.ceil(stop * rate) for stop in _growing(first_frames, growth, coarse[0])]
+        ends = [*(end for end in ends if end < semantic[0]), semantic[0]] if ends else []
+        over_semantic = Spans(steps, *semantic, ends)
+        return WindowPlan(over_coarse, over_fine, over_semantic, (), rate, manifest.semantic.max_length, None)
+    runs: list[int] = []
+    hop = manifest.codec.samples_per_frame
+    few = over_coarse if frames is not None else islice(over_coarse, 32)  # of an endless clip they are all alike by then
+    for span in few:
+        heard = (span.stop * hop if frames is None else min(span.stop * hop, samples)) - span.new * hop
         steps = min(_semantic_tokens(manifest, max(heard, 0)), semantic[0])
         if most_semantic is not None:
-            steps = min(most_semantic, semantic[0]) if len(over_coarse) == 1 else min(steps, most_semantic - planned)
-        over_semantic.append(Span(planned, planned, planned + steps))
-        planned += steps
-    return Clip(over_coarse, over_semantic, None, semantic[0], windows.get("semantic", Window()).overlap, fine_length)
+            alone = frames is not None and len(over_coarse) == 1
+            steps = min(most_semantic, semantic[0]) if alone else min(steps, most_semantic - sum(runs))
+        runs.append(steps)
+    return WindowPlan(over_coarse, over_fine, None, tuple(runs), rate, semantic[0], overlap)
+
+
+def _growing(first: int | None, growth: float, length: int) -> list[int]:
+    """Return the lengths of windows that begin with `first` and grow up to `length`, or none."""
+    lengths: list[int] = []
+    while first is not None and (not lengths or lengths[-1] < length):
+        lengths.append(min(max(round(first * growth ** len(lengths)), 1), length))
+    return lengths
 
 
 def frames_covered(manifest: Manifest, semantic: list[list[slice]], windows: Mapping[str, Window]) -> int:
@@ -173,16 +243,11 @@ def tokens_per_frame(manifest: Manifest) -> Fraction:
     return Fraction(manifest.semantic_tokens_per_second) * manifest.codec.samples_per_frame / manifest.codec.sample_hz
 
 
-def semantic_in(manifest: Manifest, span: Span) -> slice:
-    """The semantic tokens of a sound in the time of a coarse window, before repeats are collapsed."""
-    return _in_time(span, tokens_per_frame(manifest))
-
-
-def semantic_with_prime(manifest: Manifest, clip: Clip, window: int) -> int:
-    """Tokens at most of the semantic window in which a prime ends, the prime's included, where they carry no time."""
-    span, own = clip.coarse[window], clip.semantic[window]
-    before = math.ceil((span.new - span.start) * tokens_per_frame(manifest))
-    return min(before + own.stop - own.new, clip.semantic_length)
+def ranked_at_once(manifest: Manifest) -> int:
+    """Return the samples of a wave that MuLaN takes whole; parts are at least half as long, which must be enough for MuLaN."""
+    codec, mulan = manifest.codec, manifest.mulan
+    least = 2 * math.ceil(mulan.min_samples * codec.sample_hz / mulan.sample_hz)
+    return max(manifest.coarse.max_length * codec.samples_per_frame, least)
 
 
 def equal_parts(total: int, most: int) -> list[slice]:
@@ -191,21 +256,12 @@ def equal_parts(total: int, most: int) -> list[slice]:
     return [slice(total * part // count, total * (part + 1) // count) for part in range(count)]
 
 
-def _in_time(span: Span, rate: Fraction) -> slice:
-    return slice(math.floor(span.start * rate), math.ceil(span.stop * rate))
-
-
 def _semantic_tokens(manifest: Manifest, samples: int) -> int:
     return math.ceil(samples / manifest.codec.sample_hz * manifest.semantic_tokens_per_second)
 
 
 def _checked(manifest: Manifest, windows: Mapping[str, Window]) -> list[tuple[int, int]]:
     """(length, overlap) per stage."""
-    if not isinstance(windows, Mapping) or not all(isinstance(window, Window) for window in windows.values()):
-        raise ValueError(f"windows must map a stage to a Window, got {windows!r}.")
-    unknown = [repr(stage) for stage in windows if stage not in STAGES]
-    if unknown:
-        raise ValueError(f"windows has the stages {', '.join(STAGES)}, got {', '.join(unknown)}.")
     resolved = []
     for stage in STAGES:
         window, unit = windows.get(stage, Window()), "tokens" if stage == "semantic" else "frames"

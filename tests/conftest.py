@@ -121,6 +121,15 @@ def tiny_bundle(tiny_checkpoints, mel_file) -> Path:
 
 
 @pytest.fixture(scope="session")
+def second_bundle(tiny_bundle, tiny_checkpoints, mel_file) -> Path:
+    """The tiny bundle with matrices of 8 and 4 bits, and an EnCodec. Read only."""
+    from support.second_bundle import write_second_bundle
+
+    files = {**tiny_checkpoints, "semantic-features": mel_file}
+    return shared("second", lambda out: write_second_bundle(tiny_bundle, files, out))
+
+
+@pytest.fixture(scope="session")
 def add_form():
     """A function that puts TensorRT's form beside the graphs of a fresh bundle, as the export does where it compiles kernels too."""
 

@@ -1,6 +1,7 @@
-// Drives the native step through its C interface, for sanitizer builds: every path, 32, 8 and 4 bits, 1 to 3 threads, odd sizes, a full cache,
-// two callers of one pool. Memory that is touched wrongly is the sanitizers' to find; that rows do not depend on each other is checked here.
-// Built and run by test_decoder_products.py; prints what it did, and returns 1 when logits differ.
+// Drives the native step through its C interface, for sanitizer builds: every path, 32, 8 and 4 bits, 1 to 3 threads, odd sizes, sequences that
+// join and leave at random, two batches on one pool. Sanitizers find memory that is touched wrongly; this program checks that a sequence's tokens
+// and logits do not depend on others, and what is refused. Built and run by test_decoder_products.py; returns 1 when anything is wrong.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -24,7 +25,7 @@ std::vector<float> random_floats(size_t n, float around = 0) {
 // A model of random weights; each tensor in a vector of exactly its size, so that a read beyond it is seen.
 struct Weights {
   static constexpr int dim = 19, depth = 2, heads = 5, head_dim = 7, cache_dim = 8, inner = 45, streams = 3, vocabulary = 21;
-  static constexpr int outputs = 2, table_rows = 6, bias_entries = 9;
+  static constexpr int outputs = 2, table_rows = 45, bias_entries = 9;
   std::vector<std::vector<float>> kept;
   std::vector<std::vector<uint8_t>> kept_bytes;
   std::vector<ds_layer> layers{depth};
@@ -75,103 +76,193 @@ struct Weights {
   }
 };
 
-constexpr int kCapacity = 23, kContext = 3, kSteps = 3, kPrefix = 2;
+constexpr uint64_t kSeed = uint64_t{5} << 33 | 7;
 
-// One request of some rows, row r with the same contents whatever rows stand beside it; the last step fills the longest row's cache.
-// at_once: the steps of each row as rows of a single one.
-std::vector<float> logits_of(ds_pool* pool, const ds_model* model, const Weights& weights, bool cross, const std::vector<int>& rows,
-                             bool at_once) {
-  const size_t B = rows.size(), D = Weights::cache_dim, E = Weights::head_dim;
-  const size_t each = at_once ? kSteps : 1, N = B * each;
-  std::vector<int64_t> sequences(N), ids(N), query(N), key(B * kCapacity), lengths(N);
-  std::vector<std::vector<float>> keys(Weights::depth), values(Weights::depth), context_keys(Weights::depth), context_values(Weights::depth);
-  const auto fill = [&](std::vector<float>& to, size_t each, int salt) {
-    for (int row : rows) {
-      std::mt19937 own(row * 100 + salt);
-      for (size_t i = 0; i < each; i++) to.push_back(std::normal_distribution<float>(0, 1)(own));
+// A sequence of kind 0 to 5: its prompt, condition and settings, in arrays of exactly their sizes.
+struct Given {
+  std::vector<int64_t> ids, query, key;
+  std::vector<std::vector<float>> keys, values;
+  std::vector<const float*> key_table, value_table;
+  std::vector<float> prefix, noise;
+  ds_sequence sequence = {};
+
+  Given(int kind, bool cross) {
+    std::mt19937 own(kind < 4 ? kind : 3);  // the last three have the same condition, and prompts that are the same but for a row of the last's
+    const auto floats = [&](size_t n) {
+      std::vector<float> made(n);
+      for (float& value : made) value = std::normal_distribution<float>(0, 1)(own);
+      return made;
+    };
+    const int n = kind == 0 ? 1 : kind == 1 ? 70 : kind == 2 ? 10 : 15;
+    for (int i = 0; i < n; i++) {
+      ids.push_back(own() % Weights::table_rows);
+      query.push_back(i % 7 == 3 ? int64_t{1} << 40 : i);
+      key.push_back(i == 2 ? -(int64_t{1} << 42) : i);
     }
-  };
-  std::vector<float*> key_table, value_table;
-  std::vector<const float*> context_key_table, context_value_table;
-  for (int layer = 0; layer < Weights::depth; layer++) {
-    fill(keys[layer], kCapacity * D, layer);
-    fill(values[layer], kCapacity * D, 10 + layer);
-    fill(context_keys[layer], kContext * E, 20 + layer);
-    fill(context_values[layer], kContext * E, 30 + layer);
-    key_table.push_back(keys[layer].data());
-    value_table.push_back(values[layer].data());
-    context_key_table.push_back(context_keys[layer].data());
-    context_value_table.push_back(context_values[layer].data());
-  }
-  const std::vector<float> prefix(kPrefix * Weights::dim, 0.5f);
-  std::vector<float> logits(N * Weights::vocabulary), all;
-  const ds_buffers buffers = {static_cast<int32_t>(N), static_cast<int32_t>(B), kCapacity, cross ? kContext : 0, kPrefix, sequences.data(),
-                              ids.data(), query.data(), lengths.data(), key.data(), key_table.data(), value_table.data(),
-                              context_key_table.data(), context_value_table.data(), prefix.data(), logits.data()};
-  char error[200] = "";
-  ds_run* run = ds_run_create(pool, model, &buffers, error, sizeof error);
-  if (!run) {
-    std::printf("%s\n", error);
-    return {};
-  }
-  for (size_t b = 0; b < B; b++) {
-    for (int j = 0; j < kCapacity; j++) key[b * kCapacity + j] = j == 2 ? -(int64_t{1} << 42) : j;
-  }
-  const auto place = [&](size_t at, size_t b, int step) {
-    sequences[at] = b;
-    ids[at] = (rows[b] + step) % (weights.w.table_rows + kPrefix);
-    lengths[at] = kCapacity - kSteps + 1 + step - rows[b] * 5;
-    query[at] = rows[b] % 2 ? int64_t{1} << 40 : lengths[at];
-  };
-  if (at_once) {
-    for (size_t at = 0; at < N; at++) place(at, at / kSteps, at % kSteps);
-    if (ds_step(run, N, DS_NO_HEAD) != DS_OK) return {};
-    all.resize(logits.size());
-    for (int head = 0; head < Weights::outputs; head++) {  // the same positions again: they are written over
-      if (ds_step(run, N, head) != DS_OK) return {};
-      for (size_t i = 0; i < logits.size(); i++) {
-        if (static_cast<int>(i / Weights::vocabulary % kSteps) % Weights::outputs == head) all[i] = logits[i];
-      }
+    const int64_t context = cross ? 3 : 0, prefix_positions = cross ? 0 : kind % 3;
+    if (kind == 5) ids[1] = (ids[1] + 1) % Weights::table_rows;
+    for (int layer = 0; layer < Weights::depth && cross; layer++) {
+      keys.push_back(floats(context * Weights::head_dim));
+      values.push_back(floats(context * Weights::head_dim));
+      key_table.push_back(keys.back().data());
+      value_table.push_back(values.back().data());
     }
-  } else {
-    for (int step = 0; step < kSteps; step++) {
-      for (size_t b = 0; b < B; b++) place(b, b, step);
-      if (ds_step(run, B, step % Weights::outputs) != DS_OK) return {};
-      all.insert(all.end(), logits.begin(), logits.end());
-    }
+    prefix = floats(prefix_positions * Weights::dim);
+    const int64_t k[] = {1, 4, 10, Weights::vocabulary, 7, 2}, frames[] = {0, -1, 2, 4, 2, 0};
+    const ds_rules rules = {3, Weights::vocabulary, 2, n, 2, 5, 1, 0, kind % 3, frames[kind], kind % 2 ? Weights::vocabulary - 1 : -1, k[kind]};
+    sequence = {n, ids.data(), query.data(), key.data(), context, key_table.data(), value_table.data(), prefix_positions, prefix.data(),
+                kind % 2, rules, 2 * (kind % 2), 2, kind == 2 ? 3 : 11 + kind, kSeed + static_cast<uint64_t>(kind), kind, 100 * kind, kind == 4 ? 0.0f : 0.8f, 3};
   }
-  const int64_t last = lengths[N - 1];
-  bool refused = ds_step(run, N, Weights::outputs) == DS_BAD_HEAD && ds_step(run, N + 1, 0) == DS_BAD_COUNT && ds_step(run, 0, 0) == DS_BAD_COUNT;
-  lengths[N - 1] = at_once ? last - 1 : kCapacity + 1;
-  refused = refused && ds_step(run, N, 0) == DS_BAD_LENGTH;
-  lengths[N - 1] = last;
-  sequences[N - 1] = B;
-  refused = refused && ds_step(run, N, 0) == DS_BAD_COUNT;
-  sequences[N - 1] = B - 1;
-  ids[0] = weights.w.table_rows + kPrefix;
-  refused = refused && ds_step(run, N, 0) == DS_BAD_ROW;
-  ds_run_free(run);
-  return refused ? all : std::vector<float>{};
+};
+
+struct Made {
+  int64_t id = 0;
+  std::vector<int64_t> tokens;
+  std::vector<float> logits;
+  bool done = false;
+};
+
+void collect(ds_batch* batch, const Given& given, Made& made) {
+  int64_t tokens[3];
+  int done = 0;
+  for (int64_t count = 1; count;) {
+    count = ds_batch_collect(batch, made.id, tokens, 3, &done);
+    if (count > 0) made.tokens.insert(made.tokens.end(), tokens, tokens + count);
+  }
+  made.done = done;
+  made.logits.assign((1 + given.sequence.guided) * Weights::outputs * Weights::vocabulary, 0);
+  ds_batch_logits(batch, made.id, made.logits.data());
 }
 
-// Whether the logits of these rows, in one batch, are those that each has alone, and those that it has when all its steps are one.
-bool rows_are_independent(ds_pool* pool, const ds_model* model, const Weights& weights, bool cross, int count) {
-  std::vector<int> rows;
-  for (int b = 0; b < count; b++) rows.push_back(b % 4);
-  const std::vector<float> together = logits_of(pool, model, weights, cross, rows, false);
-  const std::vector<float> at_once = logits_of(pool, model, weights, cross, rows, true);
-  const size_t V = Weights::vocabulary;
-  if (together.size() != count * kSteps * V || at_once.size() != together.size()) return false;
-  for (int b = 0; b < count; b++) {
-    const std::vector<float> alone = logits_of(pool, model, weights, cross, {rows[b]}, false);
-    if (alone.size() != kSteps * V) return false;
-    for (size_t step = 0; step < kSteps; step++) {
-      const float *expected = &alone[step * V], *beside = &together[(step * count + b) * V], *one = &at_once[(b * kSteps + step) * V];
-      if (std::memcmp(beside, expected, V * sizeof(float)) != 0 || std::memcmp(one, expected, V * sizeof(float)) != 0) return false;
-      if (!std::isfinite(expected[0])) return false;
+Made alone(ds_pool* pool, const ds_model* model, bool cross, int kind) {
+  Made made;
+  ds_batch* batch = ds_batch_create(pool, model);
+  char error[200] = "";
+  {
+    const Given given(kind, cross);  // is copied
+    made.id = ds_batch_join(batch, &given.sequence, error, sizeof error);
+  }
+  const Given given(kind, cross);
+  if (!made.id) std::printf("%s\n", error);
+  for (int frame = 0; made.id && !made.done && frame < 100; frame++) {
+    if (ds_batch_advance(batch, 1, 1000) != DS_OK) return made;
+    collect(batch, given, made);
+  }
+  ds_batch_free(batch);
+  return made;
+}
+
+bool equal(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Whether sequences that join and leave at random have the tokens, and those that end the last logits, that each has alone.
+bool sequences_are_independent(ds_pool* pool, const ds_model* model, bool cross, int seed) {
+  std::mt19937 random(seed);
+  std::vector<Made> expected;
+  for (int kind = 0; kind < 6; kind++) {
+    expected.push_back(alone(pool, model, cross, kind));
+    if (!expected.back().done || !std::isfinite(expected.back().logits[0])) return false;
+  }
+  std::vector<Given> given;
+  for (int kind = 0; kind < 6; kind++) given.emplace_back(kind, cross);
+  struct Present {
+    int kind;
+    Made made;
+  };
+  std::vector<Present> there;
+  ds_batch* batch = ds_batch_create(pool, model);
+  bool right = true;
+  char error[200] = "";
+  int ended = 0;
+  for (int turn = 0; turn < 30 && right; turn++) {
+    while (there.size() < 1 + random() % 6) {
+      there.push_back({static_cast<int>(random() % 6), {}});
+      there.back().made.id = ds_batch_join(batch, &given[there.back().kind].sequence, error, sizeof error);
+      right = right && there.back().made.id > 0;
+    }
+    right = right && ds_batch_advance(batch, random() % 4, random() % 30) == DS_OK;
+    for (size_t i = 0; i < there.size();) {
+      Made& made = there[i].made;
+      const Made& all = expected[there[i].kind];
+      collect(batch, given[there[i].kind], made);
+      right = right && made.tokens.size() <= all.tokens.size() && std::equal(made.tokens.begin(), made.tokens.end(), all.tokens.begin());
+      if (made.done) right = right && made.tokens == all.tokens && equal(made.logits, all.logits);
+      ended += made.done;
+      if (made.done || random() % 15 == 0) {
+        right = right && ds_batch_leave(batch, made.id) == DS_OK && ds_batch_leave(batch, made.id) == DS_BAD_ID;
+        there.erase(there.begin() + i);
+      } else {
+        i++;
+      }
     }
   }
-  return true;
+  ds_batch_free(batch);
+  return right && ended > 3;
+}
+
+// Whether a batch refuses what it cannot take, and goes on.
+bool refuses(ds_pool* pool, const ds_model* model, bool cross) {
+  ds_batch* batch = ds_batch_create(pool, model);
+  char error[200] = "";
+  Given good(2, cross), bad(2, cross);
+  bool right = true;
+  const auto refused = [&](auto change) {
+    bad.sequence = good.sequence;
+    change(bad.sequence);
+    error[0] = 0;
+    right = right && ds_batch_join(batch, &bad.sequence, error, sizeof error) == 0 && error[0];
+  };
+  for (int64_t wrong : {int64_t{-2}, INT64_MIN, INT64_MAX}) {
+    refused([&](ds_sequence& s) { s.positions = wrong; });
+    refused([&](ds_sequence& s) { s.context = wrong; });
+    refused([&](ds_sequence& s) { s.prefix_positions = wrong; });
+    refused([&](ds_sequence& s) { s.known = wrong; });
+    refused([&](ds_sequence& s) { s.in_frames = wrong; });
+    refused([&](ds_sequence& s) { s.steps = wrong; });
+    refused([&](ds_sequence& s) { s.item = wrong; });
+    refused([&](ds_sequence& s) { s.first = wrong; });
+    for (int64_t ds_rules::*number : {&ds_rules::first_row, &ds_rules::codebook, &ds_rules::quantizers, &ds_rules::per_frame, &ds_rules::stride,
+                                      &ds_rules::stage, &ds_rules::frame, &ds_rules::end, &ds_rules::k}) {
+      refused([&](ds_sequence& s) { s.rules.*number = wrong; });
+    }
+  }
+  refused([&](ds_sequence& s) { s.rules.origin = INT64_MIN; });
+  refused([&](ds_sequence& s) { s.rules.shift = INT64_MAX; });
+  refused([&](ds_sequence& s) { s.rules.first_row = Weights::table_rows - 30; });
+  refused([&](ds_sequence& s) { s.context = cross ? 0 : 3; });
+  refused([&](ds_sequence& s) { s.temperature = NAN; });
+  refused([&](ds_sequence& s) { s.temperature = -1; });
+  refused([&](ds_sequence& s) { s.scale = INFINITY; });
+  for (int64_t row : {int64_t{-1}, int64_t{Weights::table_rows}}) {
+    bad.ids.back() = row;
+    refused([&](ds_sequence& s) { s.ids = bad.ids.data(); });
+  }
+  bad.query.front() = INT64_MIN;
+  refused([&](ds_sequence& s) { s.query_coordinates = bad.query.data(); });
+  bad.key.back() = INT64_MAX;
+  refused([&](ds_sequence& s) { s.key_coordinates = bad.key.data(); });
+
+  int done = 0;
+  int64_t token = 0;
+  right = right && ds_batch_waiting(batch) == 0 && ds_batch_advance(batch, 5, 5) == DS_OK;
+  right = right && ds_batch_advance(batch, -1, 0) == DS_BAD_COUNT && ds_batch_advance(batch, 0, -1) == DS_BAD_COUNT;
+  right = right && ds_batch_collect(batch, 1, &token, 1, &done) == -1 && ds_batch_sampled(batch, 1) == -1;
+  right = right && ds_batch_logits(batch, 0, nullptr) == DS_BAD_ID && ds_batch_noise(batch, 7, nullptr) == DS_BAD_ID;
+  const int64_t id = ds_batch_join(batch, &good.sequence, error, sizeof error);
+  right = right && id > 0 && ds_batch_waiting(batch) == 9 + good.sequence.prefix_positions;
+  good.noise.assign(2 * Weights::vocabulary, 0);  // of a frame
+  good.noise[5] = good.noise[Weights::vocabulary + 11] = 1e6;
+  ds_sequence all_kept = good.sequence;
+  all_kept.rules.k = Weights::vocabulary;
+  const int64_t forced = ds_batch_join(batch, &all_kept, error, sizeof error);
+  right = right && ds_batch_noise(batch, forced, good.noise.data()) == DS_OK && ds_batch_advance(batch, 1, 100) == DS_OK;
+  int64_t tokens[2] = {};
+  right = right && ds_batch_sampled(batch, forced) == 2 && ds_batch_collect(batch, forced, tokens, 2, &done) == 2;
+  right = right && tokens[0] == 5 && tokens[1] == 11 && !done;
+  right = right && ds_batch_computed(batch) == 9 + good.sequence.prefix_positions;  // the prompt is the same
+  ds_batch_free(batch);
+  return right;
 }
 
 }  // namespace
@@ -191,10 +282,9 @@ int main() {
           std::printf("%s\n", error);
           return 1;
         }
-        bool right = rows_are_independent(pool, model, weights, cross, 1 + 4 * threads);
         bool other = false;
-        std::thread beside([&] { other = rows_are_independent(pool, model, weights, cross, 2); });
-        right = rows_are_independent(pool, model, weights, cross, 3) && right;
+        std::thread beside([&] { other = sequences_are_independent(pool, model, cross, 1); });
+        const bool right = sequences_are_independent(pool, model, cross, 2) && refuses(pool, model, cross);
         beside.join();
         failures += !right || !other;
         done++;

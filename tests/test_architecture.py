@@ -5,6 +5,8 @@ In: every Python file of the project, parsed and never imported. Dynamic imports
 
 import ast
 import re
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 from support import ROOT
@@ -16,7 +18,18 @@ PACKAGE = "musiclm_deploy"
 MAY_IMPORT = {
     "kernels": (),
     "runtime": tuple(
-        f"kernels.{name}" for name in ("decoder_step", "launch", "lists", "launches", "calls", "packing", "patches", "sampling.constants")
+        f"kernels.{name}"
+        for name in (
+            "decoder_step",
+            "engine_lists",
+            "kernel_lists",
+            "launch",
+            "list_builder",
+            "packing",
+            "patches",
+            "prompt.constants",
+            "sampling.constants",
+        )
     ),
     "model": ("runtime.audio", "runtime.install", "runtime.tokenizer", "runtime.user_files"),
     "export": (
@@ -97,6 +110,38 @@ def test_arrows(folder: str) -> None:
         if within(name, PACKAGE) and not any(within(name, f"{PACKAGE}.{one}") for one in (*allowed, *MAY_IMPORT_MORE.get(path, ())))
     ]
     assert not wrong
+
+
+def test_only_benchmarks_know_the_model() -> None:
+    """Fault: an object below `MusicLM` that is handed the whole model, so that nothing can be understood or used without it."""
+    knowing = {path for path, names in imports_of("runtime").items() if any(within(name, f"{PACKAGE}.runtime.musiclm") for name in names)}
+    assert {path for path in knowing if not path.startswith("runtime/bench/")} == set()
+
+
+def test_no_circle_in_the_runtime() -> None:
+    """Fault: files that import each other, of which none can be read or changed first. What only type checkers see may point back."""
+    files = {path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("/__init__").replace("/", "."): path for path in _runtime()}
+    arrows: dict[str, set[str]] = {}
+    for module, path in files.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                node.body = [ast.Pass()]
+        names = imported_names(ast.unparse(tree), f"{PACKAGE}.{module}", path.name == "__init__.py")
+        arrows[module] = {other for other in files if other != module and any(_names_file(name, other, files) for name in names)}
+    assert sum(map(len, arrows.values())) > 100
+    TopologicalSorter(arrows).prepare()  # CycleError names the files
+
+
+def _runtime() -> list[Path]:
+    return sorted((ROOT / "runtime").rglob("*.py"))
+
+
+def _names_file(name: str, module: str, files: dict[str, Path]) -> bool:
+    """Return whether an imported name is a file, or what stands in it, but not another file of its folder."""
+    own = name.removeprefix(f"{PACKAGE}.")
+    longest = max((other for other in files if within(own, other)), key=len, default=None)
+    return longest == module
 
 
 def test_an_operation_stands_alone() -> None:

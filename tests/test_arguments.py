@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.requests import ask
 
 import musiclm_deploy as md
 from musiclm_deploy.runtime import memory
 from musiclm_deploy.runtime.arguments import number, whole_number
 from musiclm_deploy.runtime.bundle import Bundle, Manifest
-from musiclm_deploy.runtime.request import Request, make_request
 
 HZ = 16000
 WAVE = (0.5 * np.sin(np.arange(8000) / 8)).astype(np.float32)
@@ -26,11 +26,6 @@ SHORT: dict[str, Any] = dict(seconds=0.3, max_semantic_tokens=6, seed=3, samplin
 @pytest.fixture(scope="module")
 def manifest(tiny_bundle: Path) -> Manifest:
     return Bundle.open(tiny_bundle).manifest
-
-
-def ask(manifest: Manifest, **arguments: Any) -> Request:
-    usual: dict[str, Any] = {"text": "piano", "seconds": None, "seed": 0, "num_samples": 1, "stop": "exact", "compat": None}
-    return make_request(manifest, **usual | {"max_semantic_tokens": None, "sampling": None, "tokens": None} | arguments)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +74,12 @@ def test_numbers_of_a_request(manifest: Manifest) -> None:
         windows={"coarse": md.Window(np.int64(50), torch.tensor(5))},  # type: ignore[arg-type]
         include_prime=np.False_,
     )
-    assert (request.samples, request.num_samples, request.max_semantic_tokens, request.include_prime) == (24000, 2, 7, False)
-    chosen, window = request.sampling["coarse"], request.windows["coarse"]
+    config = request.config
+    assert config.windows is not None
+    assert (request.samples, request.num_samples, config.max_semantic_tokens, config.include_prime) == (24000, 2, 7, False)
+    chosen, window = request.sampling["coarse"], config.windows["coarse"]
     assert (chosen.temperature, chosen.filter_thres, window.length, window.overlap) == (0.5, 0.25, 50, 5)
-    kept = [request.num_samples, request.max_semantic_tokens, window.length, window.overlap, chosen.temperature, chosen.filter_thres]
+    kept = [request.num_samples, config.max_semantic_tokens, window.length, window.overlap, chosen.temperature, chosen.filter_thres]
     assert [type(value) for value in kept] == [int] * 4 + [float] * 2
 
 

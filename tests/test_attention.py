@@ -19,7 +19,7 @@ from musiclm_deploy.kernels.attention import onnx_form
 from musiclm_deploy.kernels.attention import reference as numpy_form
 from musiclm_deploy.kernels.geglu.reference import layer_norm
 from musiclm_deploy.model.upstream import load_upstream
-from musiclm_deploy.runtime.stages import FAR, PREFIX_KEY
+from musiclm_deploy.runtime.sequence import FAR, PREFIX_KEY
 
 load_upstream()
 from audiolm_pytorch.audiolm_pytorch import Attention, RelativePositionBias  # noqa: E402 (imports only after load_upstream)

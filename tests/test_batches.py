@@ -2,71 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
+from support.batches import watched
+from support.stages import Stage
 
 import musiclm_deploy as md
-from musiclm_deploy.runtime import decoder
-from musiclm_deploy.runtime.decoder import DecoderRun
+from musiclm_deploy.kernels.decoder_step import Pool
+from musiclm_deploy.runtime.bundle import Sampling
 from musiclm_deploy.runtime.music import Tokens
-from musiclm_deploy.runtime.stages import Positions
+from musiclm_deploy.runtime.sequence import Draw, Sequence
 
 EVERY_TOKEN = {stage: md.SamplingConfig(filter_thres=0.0) for stage in ("semantic", "coarse", "fine")}
 SHORT: dict[str, Any] = {"seconds": 0.2, "max_semantic_tokens": 6, "sampling": EVERY_TOKEN}
 
 
-@pytest.fixture
-def prefilled(monkeypatch) -> list[int]:
-    """Rows that are computed of every prefill, in order."""
-    seen: list[int] = []
-    for form in ("_prefill_by_graph", "_prefill_native"):
-        monkeypatch.setattr(DecoderRun, form, _noted(getattr(DecoderRun, form), seen))
-    return seen
-
-
-def _noted(prefill: Callable[..., None], seen: list[int]) -> Callable[..., None]:
-    def noted(run: DecoderRun, head: int, distinct: list[int], *rest: Any) -> None:
-        seen.append(len(distinct))
-        prefill(run, head, distinct, *rest)
-
-    return noted
-
-
-def alone(prompts: list[Positions], conditions: np.ndarray) -> tuple[list[int], list[int]]:
-    """In place of `decoder.distinct_prompts`: every row for itself."""
-    return list(range(len(prompts))), list(range(len(prompts)))
-
-
-@pytest.mark.parametrize("step", ["graph", "native"])
-def test_candidates_share_their_prefix(step: str, tiny_bundle, prefilled, monkeypatch) -> None:
-    """Fault: each candidate, and each pass without condition, computes the prompt that others have too; or gets another one's caches."""
-    if step == "native" and not md.runtime.step.choose_step("auto").native:
+@pytest.fixture(params=["graph", "native"])
+def model(request, tiny_bundle):
+    """The tiny bundle with each form of the step."""
+    if request.param == "native" and not md.runtime.step.choose_step("auto").native:
         pytest.skip("the native step was not built")
-    with md.load(tiny_bundle, step=step) as model:
-        guided = EVERY_TOKEN | {"coarse": md.SamplingConfig(filter_thres=0.0, cond_scale=2.0)}
-        options = SHORT | {"num_samples": 3, "sampling": guided}
+    with md.load(tiny_bundle, step=request.param) as loaded:
+        yield loaded
 
-        def both() -> tuple[list[Tokens], list[int]]:
-            """Tokens of two prompts, then of one that goes on from the same semantic tokens in all candidates; rows of each prefill."""
-            prefilled.clear()
-            songs = model.generate(["a", "b"], seed=[1, 2], **options)
-            told = [Tokens(np.array([1, 2, 3]))] * 3
-            songs.append(model.generate("a", tokens=told, **options))
-            return [candidate.tokens for song in songs for candidate in song.candidates], list(prefilled)
 
-        tokens, (semantic, coarse, fine, told_coarse, told_fine) = both()
-        assert semantic == 2, "one start token under two conditions"
-        assert 6 < coarse <= 12 and fine == 6 and told_fine == 3, "what the candidates drew is theirs"
-        assert told_coarse == 2, "one prompt with its condition, and without"
-        monkeypatch.setattr(decoder, "distinct_prompts", alone)
-        each, rows = both()
-        assert rows == [6, 12, 6, 6, 3]
-        for one, other in zip(tokens, each, strict=True):
-            for part in ("semantic", "coarse", "fine"):
-                np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+def equal(one: Tokens, other: Tokens) -> bool:
+    return all(np.array_equal(getattr(one, part), getattr(other, part)) for part in ("semantic", "coarse", "fine"))
+
+
+def test_candidates_share_their_prefix(model) -> None:
+    """Fault: each candidate, and each pass without condition, computes the prompt that others have too; or gets another one's caches."""
+    guided = EVERY_TOKEN | {"coarse": md.SamplingConfig(filter_thres=0.0, cond_scale=2.0)}
+    options = SHORT | {"num_samples": 3, "sampling": guided, "tokens": [Tokens(np.array([1, 2, 3]))] * 3}
+    together, batches = watched(model)
+    songs = together.generate("a", **options)
+    fed = {stage: batch.fed for stage, batch in batches.items()}
+    one_by_one, batches = watched(model, slots=1)
+    alone = one_by_one.generate("a", **options)
+    frames, coarse = len(songs.tokens.coarse), songs.tokens.coarse.size
+    told = 1 + 3  # the last position of a prompt is fed by the first step
+    assert fed == {"coarse": 2 * told, "fine": 3 * (1 + coarse)}, "a prompt with its condition and without; what was drawn is not shared"
+    assert {stage: batch.fed for stage, batch in batches.items()} == {"coarse": 3 * 2 * told, "fine": 3 * (1 + coarse)}
+    assert frames == 10 and len({candidate.tokens.coarse.tobytes() for candidate in songs.candidates}) == 3
+    assert all(equal(a.tokens, b.tokens) for a, b in zip(songs.candidates, alone.candidates, strict=True))
 
 
 class _Ends:
@@ -82,30 +63,73 @@ class _Ends:
         return noise
 
 
-@pytest.mark.parametrize("step", ["graph", "native"])
-def test_rows_that_have_ended_leave_the_batch(step: str, tiny_bundle, monkeypatch) -> None:
-    """Fault: a batch that pays for its longest row in every row, or rows that are mixed up when others leave."""
-    if step == "native" and not md.runtime.step.choose_step("auto").native:
-        pytest.skip("the native step was not built")
-    computed: list[int] = []
-    original: Callable = DecoderRun.step
-
-    def counted(run: DecoderRun, positions: Positions, *rest: Any) -> np.ndarray:
-        if "semantic" in run._decoder.graph:
-            computed.append(len(positions.rows))
-        return original(run, positions, *rest)
-
-    monkeypatch.setattr(DecoderRun, "step", counted)
+def test_clips_that_end_do_not_change_others(model) -> None:
+    """Fault: rows that are mixed up when others leave the batch."""
     after = [1, 9, 3, 2, 6]
     options = {"seconds": 0.3, "max_semantic_tokens": 12, "stop": "eos", "sampling": EVERY_TOKEN}
-    with md.load(tiny_bundle, step=step) as model:
-        songs = model.generate(list("abcde"), noise=_Ends(after), **options)
-        assert [len(song.tokens.semantic) for song in songs] == after
-        live = [sum(end >= token for end in after) for token in range(1, max(after) + 1)]
-        assert len(computed) == len(live) and all(n <= held < 2 * n for n, held in zip(live, computed, strict=True)), (live, computed)
-        assert computed[-1] == 1
-        for other in (3, 1):  # the same with rows that end elsewhere beside them
-            moved = [end if item == other else 12 for item, end in enumerate(after)]
-            again = model.generate(list("abcde"), noise=_Ends(moved), **options)[other]
-            for part in ("semantic", "coarse", "fine"):
-                np.testing.assert_array_equal(getattr(again.tokens, part), getattr(songs[other].tokens, part))
+    songs = model.generate(list("abcde"), noise=_Ends(after), **options)
+    assert [len(song.tokens.semantic) for song in songs] == after
+    for other in (3, 1):  # the same with rows that end elsewhere beside them
+        moved = [end if item == other else 12 for item, end in enumerate(after)]
+        assert equal(model.generate(list("abcde"), noise=_Ends(moved), **options)[other].tokens, songs[other].tokens)
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["graph", "native"])
+def test_rows_that_have_ended_leave_the_batch(native: bool, stages, pools) -> None:
+    """Fault: a batch that pays for its longest row in every row, a slot that stays taken, or rows that are mixed up when others leave."""
+    stage: Stage = stages("cross-attention, four streams", "semantic")
+    pool: Pool = pools[1]
+    batch, after = stage.batch(stage.model(pool) if native else None, slots=4), [1, 9, 3, 2, 6]
+    drawn: dict[int, list[int]] = {row: [] for row in range(len(after))}
+
+    def ending(row: int) -> Sequence:
+        def noise(step: int) -> np.ndarray:
+            drawn[row].append(step)
+            made = np.random.default_rng([row, step]).gumbel(size=stage.decoder.vocabulary).astype(np.float32)
+            made[-1] = 1000 if step == after[row] else -1000
+            return made
+
+        return stage.sequence(row, Draw(0, row, 0, Sampling(1.0, 0.0, 1.0), noise), tokens=12)
+
+    sequences = [ending(row) for row in range(len(after))]
+    for sequence in sequences[:4]:
+        batch.join(sequence)
+    with pytest.raises(ValueError, match="all 4 slots are taken"):
+        batch.join(sequences[4])
+    made: dict[Sequence, list[np.ndarray]] = {sequence: [] for sequence in sequences}
+    for frame in range(12):
+        batch.advance(1, 1 << 20)
+        live = [row for row in range(4) if after[row] >= frame]
+        assert [row for row in range(4) if drawn[row][-1:] == [frame]] == live, "who has ended draws nothing more"
+        for one in batch.collect():
+            made[one.sequence].append(one.tokens)
+            assert one.done == (frame == after[sequences.index(one.sequence)] + (2 if one.sequence is sequences[4] else 0))
+        if frame == 1:  # the first one has left its slot
+            batch.join(sequences[4])
+    together = [np.concatenate(made[sequence]) for sequence in sequences]
+    assert [len(tokens) for tokens in together] == after
+    for row in range(len(after)):
+        alone = stage.batch(stage.model(pool) if native else None)
+        alone.join(ending(row))
+        alone.advance(12, 1 << 20)
+        (found,) = alone.collect()
+        assert found.done and np.array_equal(found.tokens, together[row])
+
+
+def test_a_slot_that_is_left_is_free_at_once(stages, collector_off) -> None:
+    """Fault: caches that stay taken until Python's collector runs, hundreds of slots of them: tracemalloc sees those of the graph."""
+    stage: Stage = stages("cross-attention, four streams", "semantic")
+    batch, held = stage.batch(None), []
+    tracemalloc.start()
+    try:
+        for _ in range(6):
+            sequence = stage.sequence(0, Draw(0, 0, 0, Sampling(0.0, 0.0, 3.0)), tokens=2000)
+            batch.join(sequence)
+            batch.advance(1, 1 << 20)
+            assert len(batch.logits(sequence)) == 1
+            batch.leave(sequence)
+            del sequence
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[-1] < held[0] + 100_000, held

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from benchmarks import bundle as bundles
 from benchmarks.peers.upstream import compare_clips
-from benchmarks.report import BEGIN, END, ratio, write
+from benchmarks.report import BEGIN, END, STREAMED, ratio, write
 from benchmarks.steps import Bench
 from demo.checkpoints import TINY, build_models
 from musiclm_deploy import cli
@@ -23,8 +25,8 @@ from musiclm_deploy.runtime import bench
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bench import record, steps
 from musiclm_deploy.runtime.bench.table import SECTIONS, cells
-from musiclm_deploy.runtime.decoder import DecoderRun
-from musiclm_deploy.runtime.stages import Positions
+from musiclm_deploy.runtime.host import graph as host_graph
+from musiclm_deploy.runtime.sequence import Context, Positions
 from musiclm_deploy.runtime.step import Choice
 
 try:
@@ -40,7 +42,12 @@ OF_KIND = {
     "step": SPREAD | CEILING | {"form", "stage", "rows", "context", "logits_differ_by", "heads", "streams"},
     "clip": SPREAD | CLIP | {"prompts", "candidates", "cond_scale", "codec_s_per_s", "steps"},
     "start": SPREAD | {"form", "steps"},
-    "memory": {"seconds", "weights_mb", "caches_mb", "imported_mb", "opened_mb", "peak_mb"},
+    "host": {"form", "rows", "rows_of_a_step", "python_us", "sampler_us", "host_us", "n"},
+    "stream": SPREAD
+    | {"form", "seconds", "cond_scale", "gap_p50", "gap_p95", "gap_p99", "underruns", "underruns_played", "real_time_factor_made"},
+    "clients": {"form", "clients", "seconds", "n", "audio_s_per_s", "p25", "p75"},
+    "ratio": {"form", "n", "ratio", "ratio_p25", "ratio_p75", "steps"},
+    "memory": {"seconds", "weights_mb", "stated_mb", "imported_mb", "opened_mb", "peak_mb"},
     "requests": SPREAD | {"seconds", "later_over_earlier", "resident_mb_first", "resident_mb_last"},
     "peer clip": SPREAD | CLIP | {"equal_tokens"},
 }
@@ -97,12 +104,36 @@ def test_every_case_is_there(bundle_rows):
     assert found == {(stage, form, *case) for stage in ("semantic", "coarse", "fine") for form in ("graph", "native") for case in cases}
     assert {row["form"] for row in bundle_rows if row["benchmark"] == "clip"} == {"one", "4 candidates", "8 prompts"}
     assert {row["form"] for row in bundle_rows if row["benchmark"] == "start"} == {"imported", "opened", "first semantic token"}
+    fetched = ("streamed", "collected")
+    hosts = [(row["form"], row["rows"]) for row in bundle_rows if row["benchmark"] == "host"]
+    assert sorted(hosts) == sorted((form, rows) for form in fetched for rows in (1, 8))
+    streams = [(row["form"], row["seconds"]) for row in bundle_rows if row["benchmark"] == "stream"]
+    assert sorted(streams) == sorted((plan, length) for plan in ("trained", "low_latency") for length in (0.2, 0.6000000000000001))
+    clients = [(row["form"], row["clients"]) for row in bundle_rows if row["benchmark"] == "clients"]
+    assert sorted(clients) == sorted((form, count) for form in fetched for count in (1, 2, 4, 8))
+
+
+def test_every_ratio_is_there(bundle_rows):
+    """Fault: the page divides times of different runs, since the row that was timed turn about is missing or called otherwise."""
+    found = {row["form"]: row for row in bundle_rows if row["benchmark"] == "ratio"}
+    steps_of = [
+        f"a step of {stage}: {what}" for stage in ("semantic", "coarse", "fine") for what in ("8 rows over one", "2000 positions over 100")
+    ]
+    lengths = [f"streamed over generated: {plan}, {length}" for plan in ("trained", "low_latency") for length in ("0.2 s", "0.6 s")]
+    asked = {name.replace("10 s", "0.2 s") for name in STREAMED}
+    clients = [f"audio per second, 8 clients over one: {fetched}" for fetched in ("streamed", "collected")]
+    assert set(found) == {*steps_of, *lengths, *clients, *asked}
+    assert all(row["ratio"] > 0 and row["ratio_p25"] <= row["ratio"] <= row["ratio_p75"] for row in found.values())
+    assert found["the codec in chunks of 0.3 s over the whole at once"]["n"] == 5
+    memory = found["memory taken over memory stated, 8 clients"]
+    assert memory["taken_mb"] > 0 and memory["ratio"] == pytest.approx(memory["taken_mb"] / memory["stated_mb"], rel=1e-3)
 
 
 def test_without_the_native_step(music, monkeypatch):
     """Fault: where nothing was compiled the benchmark fails, or invents a ceiling."""
     monkeypatch.setattr(bench, "choose_step", lambda *_: Choice(False, "not built"))
-    rows = bench.time_steps(music.bundle, 3, 1, rows=(2,), contexts=(100,))
+    found = bench.time_steps(music.bundle, 3, 1, rows=(2,), contexts=(100,))
+    rows = [row for row in found if row["benchmark"] == "step"]
     assert [(row["stage"], row["form"]) for row in rows] == [(stage, "graph") for stage in ("semantic", "coarse", "fine") for _ in range(2)]
     assert [(row["rows"], row["context"]) for row in rows] == [(2, 200), (1, 100)] * 3
     assert all(row["ceiling_ms"] is None and row["median_ms"] > 0 for row in rows)
@@ -160,13 +191,25 @@ def test_upstreams_clip_has_our_tokens(peer_rows):
 def test_a_case_is_as_long_as_it_says(music, stage):
     """Fault: the context of a row is not what was timed; a case leaves the trained window, where the tables end."""
     manifest = music.bundle.manifest
-    for context in (20, 61, 100, 501, 2000):
+    for context in (50, 61, 100, 501, 2000):
         case = steps.make_case(manifest, stage, 2, context, 7)
-        assert case is not None and {len(prompt.rows) + case.untimed for prompt in case.plan.prompts} == {context}
-        assert case.untimed >= steps.WARM_UP and case.tokens.shape == (case.untimed + 7, 2)
-        assert (case.plan.steps >= case.untimed + 7).all(), "the plan ends before the last step"
+        assert case is not None
+        Q = case.quantizers
+        windows = case.windows(Context())
+        before = {
+            len(window.prompt) + case.first * Q - 1 for window in windows
+        }  # positions when the first frame begins that is not warm-up
+        assert len(before) == 1 and before <= set(range(context, context + Q))
+        assert case.first * Q >= steps.WARM_UP and case.timed == -(-7 // Q)
+        assert all(window.steps >= len(case.tokens) for window in windows), "the window ends before the last step"
+        assert [turn.start for turn in case.turns[1:]] == [turn.stop for turn in case.turns[:-1]]
+        assert case.turns[-1].stop * Q == len(case.tokens) and sum(len(turn) - 1 for turn in case.turns[1:]) == case.timed
+        alone = steps.make_case(manifest, stage, 1, context, 7)
+        assert alone is not None and np.array_equal(alone.tokens[:, 0], case.tokens[:, 0]), "a row depends on how many there are"
+        assert np.array_equal(alone.windows(Context())[0].prompt.ids, windows[0].prompt.ids)
+        assert not np.array_equal(case.tokens[:, 0], case.tokens[:, 1])
     assert steps.make_case(manifest, stage, 1, 10_000, 7) is None
-    held = [steps.make_case(manifest, stage, 1, context, 7) for context in range(1990, 5000, 10)]
+    held = [steps.make_case(manifest, stage, 1, context, 7) for context in range(1970, 5000, 10)]
     assert held[0] is not None and held[-1] is None
 
 
@@ -175,12 +218,30 @@ def test_a_wrong_answer_is_no_result(music, wrong):
     """Fault: one bad step among many passes; NaN passes, because it compares as neither more nor less."""
     case = steps.make_case(music.bundle.manifest, "coarse", 1, 20, 14)
     assert case is not None
-    right = steps.Form(lambda step, _: np.full((1, 5), 2.0), 1, "fp32")
-    bad = steps.Form(lambda step, _: np.full((1, 5), 2.0 + (wrong if step == 12 else 0.0)), 1, "fp32")
+    right = steps.Form(lambda _: np.full((2, 1, 5), 2.0), 1, "fp32")
+    bad = steps.Form(lambda frame: np.full((2, 1, 5), 2.0 + (wrong if frame == 5 else 0.0)), 1, "fp32")
     memory = record.Memory(None)
     assert len(steps.turn_about(case, {"graph": right, "native": right}, memory)) == 2
     with pytest.raises(RuntimeError, match="the logits of native differ"):
         steps.turn_about(case, {"graph": right, "native": bad}, memory)
+
+
+def test_a_ratio_of_steps_is_of_right_ones(music):
+    """Fault: a step of more rows is faster because it computes something else; the ratio is upside down."""
+    alone, two = (steps.make_case(music.bundle.manifest, "coarse", rows, 20, 14) for rows in (1, 2))
+    assert alone is not None and two is not None
+
+    def step(rows: int, seconds: float, change: float = 0.0) -> steps.Step:
+        def run(frame: int) -> np.ndarray:
+            time.sleep(seconds)
+            return np.full((2, rows, 5), frame + change)
+
+        return run
+
+    row = steps.compare_cases("2 rows over one", (two, step(2, 0.02)), (alone, step(1, 0.002)))
+    assert row["form"] == "2 rows over one" and row["n"] == 2 and row["ratio"] > 2
+    with pytest.raises(RuntimeError, match="a row has other logits with others in its step"):
+        steps.compare_cases("2 rows over one", (two, step(2, 0.0, 1e-6)), (alone, step(1, 0.0)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
@@ -201,11 +262,11 @@ def test_steps_are_one_long_call(precision, music, tmp_path, monkeypatch):
     apart = [steps.check_prefill(session, decoder, context, case) for case in cases if case]
     assert len(apart) == 4 and (max(apart) > 2e-4) == (precision != "fp32"), apart
 
-    def misplaced(run: DecoderRun, positions: Positions, head: int) -> np.ndarray:
-        return as_it_is(run, replace(positions, rows=positions.rows - 1), head)
+    def misplaced(place: Any, index: Any, tokens: np.ndarray) -> Positions:
+        return replace(as_it_is(place, index, tokens), ids=tokens)
 
-    as_it_is = DecoderRun.step
-    monkeypatch.setattr(DecoderRun, "step", misplaced)
+    as_it_is = host_graph.place_tokens
+    monkeypatch.setattr(host_graph, "place_tokens", misplaced)
     with pytest.raises(RuntimeError, match=f"is expected of {precision}"):
         steps.check_prefill(session, decoder, context, cases[0])
 
@@ -216,6 +277,8 @@ def test_arithmetic():
     assert times == {"n": 101, "min_ms": 1, "median_ms": 51, "p25_ms": 26, "p75_ms": 76, "p95_ms": 96, "p99_ms": 100}
     assert record.ceiling(2e9, 1e9, [4.0, 3.0, 9.0]) == {"mb_read": 2000, "gb_per_s": 1, "ceiling_ms": 2000, "ceiling_share": 0.5}
     assert record.ceiling(2e9, None, [4.0])["ceiling_share"] is None
+    quotients = record.ratio("a over b", [2.0, 9.0, 8.0], [1.0, 3.0, 2.0])
+    assert quotients == {"benchmark": "ratio", "form": "a over b", "n": 3, "ratio": 3, "ratio_p25": 2.5, "ratio_p75": 3.5}
 
 
 def test_bytes_of_a_step(music):
@@ -228,7 +291,7 @@ def test_bytes_of_a_step(music):
     numbers = [torch.Size(shape).numel() for _, *shape in places]
     weights = steps.graph_weights(music.bundle, decoder)
     assert 0 <= weights - 4 * sum(numbers) < 64 * len(numbers), "nothing but the gaps between weights"
-    context = {"key": np.zeros(10, np.float32)}
+    context = Context({"key": np.zeros(10, np.float32)})
     caches = 3 * (2 * decoder.depth * decoder.cache_head_size * 4 * 105 + 40)
     assert steps.bytes_of_step(decoder, case, context, weights) == weights + caches
 

@@ -102,10 +102,10 @@ def test_changed_byte(copy, name, at):
 
 def test_truncated_file(copy):
     """An interrupted copy says how much is there and how much should be."""
-    data = (copy / "codec_decode.onnx.data").read_bytes()
-    replace(copy / "codec_decode.onnx.data", data[:-100])
+    data = (copy / "codec_stream.onnx.data").read_bytes()
+    replace(copy / "codec_stream.onnx.data", data[:-100])
     sizes = f"{len(data) - 100} bytes, the manifest says {len(data)}"
-    refuses(copy, f"'codec_decode.onnx.data': {sizes}: it was cut short or changed")
+    refuses(copy, f"'codec_stream.onnx.data': {sizes}: it was cut short or changed")
 
 
 def test_a_pointer_of_git_lfs(copy):
@@ -321,7 +321,7 @@ def test_a_bundle_of_links(tiny_bundle, tmp_path, music, layout):
     with md.load(linked(tiny_bundle, tmp_path, layout), device="cpu") as model:
         assert (model.generate("x", seconds=0.05).audio == music.generate("x", seconds=0.05).audio).all()
         np.testing.assert_array_equal(model.embed_text("calm piano"), music.embed_text("calm piano"))
-        assert "logits" in {output.name for output in model.session("fine.onnx").get_outputs()}
+        assert "logits" in {output.name for output in model.graphs.session("fine.onnx").get_outputs()}
 
 
 def test_links_lend_no_other_weights(tiny_bundle, tmp_path):
@@ -338,7 +338,7 @@ def test_links_lend_no_other_weights(tiny_bundle, tmp_path):
         md.load(snapshot, device="cpu") as model,
         pytest.raises(BundleError, match=r"ONNX Runtime refuses .* weights not found"),
     ):
-        model.session("fine.onnx")
+        model.graphs.session("fine.onnx")
 
 
 def test_a_link_to_nothing(copy):
@@ -379,7 +379,7 @@ def test_another_export_in_its_place(copy, name):
     """`--overwrite` under a running server: graphs that had not been used yet were the new bundle's, unchecked."""
     with md.load(copy, device="cpu") as model:
         replace(copy / name, (copy / name).read_bytes())
-        for use in (lambda: model.session("fine.onnx"), lambda: model.transformer("fine")):
+        for use in (lambda: model.graphs.session("fine.onnx"), lambda: model.backend.batch("fine")):
             with pytest.raises(BundleError, match=r"fine\.onnx.* was changed or replaced after the bundle was opened"):
                 use()
 
@@ -435,7 +435,7 @@ def test_weights_outside_the_bundle(copy, how):
         md.load(copy, device="cpu") as model,
         pytest.raises(BundleError, match=r"fine\.onnx: ONNX Runtime refuses this graph: .*[Ee]xternal data"),
     ):
-        model.session("fine.onnx")
+        model.graphs.session("fine.onnx")
 
 
 @pytest.mark.parametrize("data", [b"\n", b"garbage", b"\x08\x0b" + b"\0" * 50])
@@ -443,14 +443,14 @@ def test_graph_that_is_none(copy, data):
     """ONNX Runtime's own exceptions, which share no base class, come out as the bundle's error with the file's name."""
     forge(copy, "semantic.onnx", data)
     with md.load(copy, device="cpu") as model, pytest.raises(BundleError, match=r"semantic\.onnx: ONNX Runtime refuses this graph: "):
-        model.session("semantic.onnx")
+        model.graphs.session("semantic.onnx")
 
 
 def test_weights_cut_short_with_a_new_hash(copy):
     """Weights shorter than the graph reads."""
     forge(copy, "coarse.onnx.data", (copy / "coarse.onnx.data").read_bytes()[:100])
     with md.load(copy, device="cpu") as model, pytest.raises(BundleError, match=r"coarse\.onnx: ONNX Runtime refuses this graph: "):
-        model.session("coarse.onnx")
+        model.graphs.session("coarse.onnx")
 
 
 @pytest.mark.parametrize("data", [b"\n", b"[]", b'{"model": {"type": "BPE"}}', b"\xff"])

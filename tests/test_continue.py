@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.batches import watched
+from support.requests import ask
 from torch import Tensor
 
 import musiclm_deploy as md
@@ -22,12 +24,12 @@ from demo.checkpoints import TINY, build_models
 from musiclm_deploy.cli import main
 from musiclm_deploy.model import MelKmeans
 from musiclm_deploy.model.upstream import load_upstream
-from musiclm_deploy.runtime import generation, memory, token_stages
+from musiclm_deploy.runtime import memory
 from musiclm_deploy.runtime.audio import load_audio
 from musiclm_deploy.runtime.bundle import STAGES
-from musiclm_deploy.runtime.memory import largest_runs
 from musiclm_deploy.runtime.music import Tokens
-from musiclm_deploy.runtime.request import make_request
+from musiclm_deploy.runtime.needs import largest_sequences
+from musiclm_deploy.runtime.sequence import Context, Draw, coarse_sequence
 
 HZ, HOP = 16_000, 320  # of the tiny codec; the tokenizer has 50 tokens a second as well
 DRAWN = {stage: md.SamplingConfig(filter_thres=0.3) for stage in STAGES}  # by default k would be 1 at this size
@@ -140,7 +142,7 @@ def test_goes_on_as_the_clip_itself(frames: int, short: Any, monkeypatch: pytest
     told = Tokens(clip.tokens.semantic[:frames], clip.tokens.coarse[:frames], clip.tokens.fine[:frames])
     if unique:
         assert (told.semantic[1:] != told.semantic[:-1]).all(), "a repeat would be collapsed: take another seed"
-    monkeypatch.setattr(generation, "prime_tokens", lambda model, prime: told)
+    monkeypatch.setattr(short.encoders, "prime_tokens", lambda prime: told)
     again = short.generate("x", prime=sound(frames), **options)
     assert same(again.tokens, clip.tokens)
     assert again.audio.tobytes() == clip.audio.tobytes()
@@ -158,17 +160,13 @@ def test_rows_with_primes_of_different_lengths_are_each_exact(short: Any) -> Non
             assert all(same(a.tokens, b.tokens) for a, b in zip(alone.candidates, song.candidates, strict=True)), (text, stop)
 
 
-def test_each_window_is_told_what_the_prime_holds_of_it(short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_window_is_told_what_the_prime_holds_of_it(short: Any) -> None:
     """Windows that begin anew after a prime, that see semantic tokens of another time, or reach beyond what was trained or stated."""
-    plans = []
-    for name in ("plan_semantic", "plan_coarse", "plan_fine"):
-        function = getattr(token_stages, name)
-        monkeypatch.setattr(token_stages, name, lambda *given, f=function, n=name: plans.append((n, given, f(*given))) or plans[-1][2])
     prime, manifest = sound(29), short.bundle.manifest
-    song = short.generate("x", prime=prime, seconds=0.903, sampling=DRAWN)
-    semantic, (first, *_) = short.semantic_tokens(prime)[0], [given for name, given, _ in plans if name == "plan_coarse"]
+    model, batches = watched(short)
+    song = model.generate("x", prime=prime, seconds=0.903, sampling=DRAWN)
+    semantic, first = short.semantic_tokens(prime)[0], batches["coarse"].joined[0]
     # windows are 0-12, 6-18, 12-24, 18-30, ...: frame 29 is the last one of the fourth
-    assert np.array_equal(first[5][0], song.tokens.coarse[18:29])
     if manifest.unique_consecutive:
         heard = semantic[18:]
         assert np.array_equal(song.tokens.semantic[song.tokens.windows[3]][: len(set(map(int, heard))) and 1], heard[:1])
@@ -176,15 +174,23 @@ def test_each_window_is_told_what_the_prime_holds_of_it(short: Any, monkeypatch:
         for window, start in enumerate((0, 6, 12)):
             own = semantic[start : start + 12]
             assert np.array_equal(song.tokens.semantic[song.tokens.windows[window]], own[np.append(True, own[1:] != own[:-1])])
+        seen = song.tokens.semantic[song.tokens.windows[3]]
+        seen = seen[np.append(True, seen[1:] != seen[:-1])]
     else:
-        assert np.array_equal(song.tokens.semantic[:29], semantic) and np.array_equal(first[1][0], song.tokens.semantic[18:30])
-    request = make_request(manifest, "x", 0.903, 0, 1, "exact", None, None, DRAWN, None, prime=prime)
-    stated = largest_runs(manifest, request)
-    for _, _, plan in plans:
-        rows, prompt, capacity = stated[plan.stage]
-        assert len(plan.prompts) <= rows and max(len(one.rows) for one in plan.prompts) <= prompt and plan.capacity <= capacity
-    assert stated["semantic"][2] <= 1 + WINDOWS["semantic"] and stated["coarse"][2] <= 2 + 14 + 12 * 2
-    assert sum(len(plan.prompts) for name, _, plan in plans if name == "plan_fine") == 5, "windows of 5 frames from the 25th of 46 on"
+        seen = song.tokens.semantic[18:30]
+        assert np.array_equal(song.tokens.semantic[:29], semantic)
+    draw = Draw(0, 0, 0, manifest.coarse.sampling)
+    expected = coarse_sequence(manifest.coarse, seen, 12, 2, False, song.tokens.coarse[18:29], draw, Context())
+    for part in ("ids", "query", "key"):
+        assert np.array_equal(getattr(first.prompt, part), getattr(expected.prompt, part)), part
+    assert (first.known, first.in_frames, first.steps, first.draw.first) == (22, 22, 2, 58)
+    stated = largest_sequences(manifest, ask(manifest, "x", seconds=0.903, sampling=DRAWN, prime=prime))
+    for stage, batch in batches.items():
+        largest = stated[stage]
+        assert batch.most <= largest.rows and max(len(one.prompt) for one in batch.joined) <= largest.prompt
+        assert max(len(one.prompt) + one.steps for one in batch.joined) <= largest.capacity
+    assert stated["semantic"].capacity <= 1 + WINDOWS["semantic"] and stated["coarse"].capacity <= 2 + 14 + 12 * 2
+    assert len(batches["fine"].joined) == 5, "windows of 5 frames from the 25th of 46 on"
 
 
 def test_tokens_of_a_continued_clip_resume(short: Any) -> None:

@@ -1,4 +1,4 @@
-"""The decoder graph and its run: prefill and decode agree, nothing is computed twice, and every weight is where it belongs."""
+"""The decoder graph and its batch: prefill and decode agree, nothing is computed twice, and every weight is where it belongs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
 from musiclm_deploy.export.validate import upstream_transformer
-from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.runtime.backend import open_session
-from musiclm_deploy.runtime.bundle import Decoder
-from musiclm_deploy.runtime.decoder import DecoderRun
-from musiclm_deploy.runtime.stages import Plan, Positions, plan_coarse, plan_fine, plan_semantic
+from musiclm_deploy.runtime.batch import POSITIONS_AT_ONCE
+from musiclm_deploy.runtime.bundle import Decoder, Sampling
+from musiclm_deploy.runtime.forcing import forced, logits_of
+from musiclm_deploy.runtime.host.graph import GraphBatch
+from musiclm_deploy.runtime.sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence
 from musiclm_deploy.runtime.step import choose_step
 
 B, CONDITIONING_TOKENS, FINE_FRAMES = 2, 3, 4
@@ -28,12 +29,29 @@ _SEMANTIC = [_RNG.integers(0, 19, 7), _RNG.integers(0, 19, 4)]  # ragged
 _COARSE = [_RNG.integers(0, 13, (FINE_FRAMES, 2)), _RNG.integers(0, 13, (FINE_FRAMES - 1, 2))]
 
 
-def _plan(stage: str, decoder: Decoder) -> Plan:
+GREEDY = Sampling(temperature=0.0, filter_thres=0.0, cond_scale=1.0)
+
+
+def _sequence(
+    stage: str, decoder: Decoder, folder: Path, row: int, prefix: np.ndarray, scale: float = 1.0, trained_frames: int | None = None
+) -> Sequence:
+    """One window of a row; prefix: its first tokens, int64 [n]."""
+    context, draw = _context(decoder, folder, row), Draw(0, row, 0, Sampling(temperature=0.0, filter_thres=0.0, cond_scale=scale))
     if stage == "semantic":
-        return plan_semantic(decoder, B, 16, True)
+        return semantic_sequence(decoder, 16, True, prefix, draw, context)
     if stage == "coarse":
-        return plan_coarse(decoder, _SEMANTIC, 8, 2, True)
-    return plan_fine(decoder, _COARSE, 3, None)
+        return coarse_sequence(decoder, _SEMANTIC[row], 8, 2, True, prefix.reshape(-1, 2), draw, context)
+    return fine_sequence(decoder, _COARSE[row], 3, prefix.reshape(-1, 3), draw, context, trained_frames)
+
+
+def _context(decoder: Decoder, folder: Path, row: int) -> Context:
+    if not decoder.context:
+        return Context()
+    graph = open_session(folder / decoder.context, None)
+    conditioning = np.random.default_rng(1).standard_normal((B, CONDITIONING_TOKENS, decoder.dim), np.float32)
+    names = [output.name for output in graph.get_outputs()]
+    arrays = dict(zip(names, graph.run(names, {"conditioning": conditioning}), strict=True))
+    return Context({name: np.ascontiguousarray(array[row : row + 1]) for name, array in arrays.items()})
 
 
 def _export(stage: str, state: dict[str, torch.Tensor], folder: Path, **overrides: Any) -> Decoder:
@@ -42,22 +60,11 @@ def _export(stage: str, state: dict[str, torch.Tensor], folder: Path, **override
     return export_stage(stage, checkpoint, infer_transformer(stage, checkpoint, overrides | window), folder, 32, 1)
 
 
-def _run(decoder: Decoder, folder: Path, plan: Plan, capacity: int = 64, session: Any = None) -> DecoderRun:
-    context: dict[str, np.ndarray] = {}
-    if decoder.context:
-        graph = open_session(folder / decoder.context, None)
-        conditioning = np.random.default_rng(1).standard_normal((len(plan.prompts), CONDITIONING_TOKENS, decoder.dim), np.float32)
-        names = [output.name for output in graph.get_outputs()]
-        context = dict(zip(names, graph.run(names, {"conditioning": conditioning}), strict=True))
-    return DecoderRun(session or open_session(folder / decoder.graph, None), decoder, context, len(plan.prompts), capacity)
-
-
-def _steps(run: DecoderRun, plan: Plan, tokens: np.ndarray) -> np.ndarray:
-    """Logits [B, steps + 1, V] of a prefill and of a step per token of tokens [B, steps]."""
-    logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
-    for step in range(tokens.shape[1]):
-        logits.append(run.step(plan.place(step, tokens[:, step]), plan.head(step + 1)).copy())
-    return np.stack(logits, axis=1)
+def _logits(decoder: Decoder, folder: Path, sequences: list[Sequence], tokens: np.ndarray) -> np.ndarray:
+    """Logits [B, steps + 1, V] of sequences that are given the tokens [B, steps] one by one."""
+    batch = GraphBatch(open_session(folder / decoder.graph, None), decoder)
+    fed = [forced(one, row, decoder.vocabulary) for one, row in zip(sequences, tokens, strict=True)]
+    return np.stack([row[:, 0] for row in logits_of(batch, fed)[1]])
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -71,20 +78,13 @@ def test_decode_equals_prefill(stage: str, prefix: bool, tmp_path: Path) -> None
     arguments = {"cond_as_self_attn_prefix": True} if prefix else {}
     state = build_models(replace(TINY, shared_arguments=arguments), seed=3)[stage].state_dict()
     decoder = _export(stage, state, tmp_path, **arguments)
-    plan = _plan(stage, decoder)
-    tokens = np.random.default_rng(2).integers(0, 12, (B, 9))
-    stepwise = _steps(_run(decoder, tmp_path, plan), plan, tokens)
-    for length in (0, 1, 4, 9):
-        prompts = [
-            Positions.join(prompt, *(_row(plan.place(step, tokens[:, step]), row) for step in range(length)))
-            for row, prompt in enumerate(plan.prompts)
-        ]
-        long_call = _run(decoder, tmp_path, plan).prefill(prompts, plan.head(length))
-        np.testing.assert_allclose(long_call, stepwise[:, length], rtol=0, atol=2e-5 * np.abs(stepwise).max())  # fp32, other sums
-
-
-def _row(positions: Positions, row: int) -> Positions:
-    return Positions(*(part[row : row + 1] for part in (positions.rows, positions.query, positions.key)))
+    tokens, none = np.random.default_rng(2).integers(0, 12, (B, 9)), np.zeros(0, np.int64)
+    stepwise = _logits(decoder, tmp_path, [_sequence(stage, decoder, tmp_path, row, none) for row in range(B)], tokens)
+    for frames in (1, 2, 3):
+        length = frames * decoder.outputs
+        prompts = [_sequence(stage, decoder, tmp_path, row, tokens[row, :length]) for row in range(B)]
+        in_one_call = _logits(decoder, tmp_path, prompts, tokens[:, length:length])[:, 0]
+        np.testing.assert_allclose(in_one_call, stepwise[:, length], rtol=0, atol=2e-5 * np.abs(stepwise).max())  # fp32, other sums
 
 
 class _Counting:
@@ -106,39 +106,31 @@ class _Counting:
         self._session.run_with_iobinding(binding)
 
 
-def test_one_prefill_then_one_call_per_token(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_one_prefill_then_one_call_per_token(scale: float, tiny_models, tmp_path: Path) -> None:
     """Fault: a prompt fed again, a step that rebinds its inputs, a call more than there are tokens."""
-    with md.load(tiny_bundle, step="graph") as music:
-        manifest, sessions = music.bundle.manifest, music._sessions
-        assert sessions is not None
-        graphs = {stage: getattr(manifest, stage).graph for stage in STAGES}
-        counting = {stage: _Counting(music.session(graph)) for stage, graph in graphs.items()}
-        sessions.update({graphs[stage]: counted for stage, counted in counting.items()})
-        music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=5, seed=1)
-    calls = {stage: counted.calls for stage, counted in counting.items()}
-    frames = 10  # 0.2 s at 50 frames a second
-    expected = {"coarse": frames * manifest.coarse.coarse_quantizers, "fine": frames * manifest.fine.fine_quantizers}
-    assert calls == {"semantic": calls["semantic"], **expected} and 1 <= calls["semantic"] <= 5  # the prefill gives the first token
-    assert all(counted.bindings <= 2 for counted in counting.values())  # one for the prefill, one for all steps
+    decoder = _export("coarse", tiny_models["coarse"].state_dict(), tmp_path)
+    counting = _Counting(open_session(tmp_path / decoder.graph, None))
+    batch = GraphBatch(counting, decoder)
+    sequence = _sequence("coarse", decoder, tmp_path, 0, np.zeros(0, np.int64), scale)
+    batch.join(sequence)
+    batch.advance(1000, 1000)
+    (made,) = batch.collect()
+    passes, prompt = 1 + (scale != 1), len(sequence.prompt) - 1  # with guidance one with the condition, one without
+    assert 0 < prompt <= POSITIONS_AT_ONCE and made.done and batch.fed == passes * prompt
+    steps = len(made.tokens) + (len(made.tokens) < sequence.steps)  # the end token is sampled too
+    assert counting.calls == passes + steps and counting.bindings == passes + 1  # one for each pass's prompt, one for all steps
 
 
-def test_native_forms_need_no_graph(tiny_bundle: Path, monkeypatch) -> None:
-    """Fault: a graph of a transformer that is opened though nothing runs it; a native step that binds anew, or one more than the tokens."""
+def test_native_forms_need_no_graph(tiny_bundle: Path) -> None:
+    """Fault: a graph of a transformer that is opened though nothing runs it."""
     if not choose_step("auto").native:
         pytest.skip(choose_step("auto").reason)
-    bound, calls, step = [], [], decoder_step.Run.step
-    monkeypatch.setattr(
-        "musiclm_deploy.runtime.decoder.Run",
-        lambda *args, **arrays: bound.append(len(arrays["row_ids"])) or decoder_step.Run(*args, **arrays),
-    )
-    monkeypatch.setattr(decoder_step.Run, "step", lambda run, *args: calls.append(args) or step(run, *args))
-    with md.load(tiny_bundle, step="native") as music:
-        music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=1, seed=1)
-        manifest, opened = music.bundle.manifest, music._sessions
-    assert opened and not any(getattr(manifest, stage).graph in opened for stage in STAGES)
-    tokens = 1 + 10 * (manifest.coarse.coarse_quantizers + manifest.fine.fine_quantizers)
-    assert len(calls) == tokens, "the positions of these prompts fit in one call, which gives the first token"
-    assert len(bound) == 3 + 2, "a prefill of each stage, the steps of those that have more than a token"
+    for step in ("native", "graph"):
+        with md.load(tiny_bundle, step=step) as music:
+            music.generate(["a", "b"], seconds=0.2, max_semantic_tokens=1, seed=1)
+            graphs = {getattr(music.bundle.manifest, stage).graph for stage in STAGES}
+            assert music.graphs.opened & graphs == (set() if step == "native" else graphs) and music.graphs.opened - graphs
 
 
 def test_a_step_costs_what_its_context_is_long(tmp_path: Path) -> None:
@@ -150,14 +142,14 @@ def test_a_step_costs_what_its_context_is_long(tmp_path: Path) -> None:
     state = build_models(replace(TINY, dim=64, heads=8, dim_head=64), seed=0)["semantic"].state_dict()
     checkpoint = Checkpoint("semantic.pt", state, "2.4.0")
     decoder = export_stage("semantic", checkpoint, infer_transformer("semantic", checkpoint, {"max_length": 4200}), tmp_path, 4200, 1)
-    plan = plan_semantic(decoder, 1, 4200, True)
-    run = _run(decoder, tmp_path, plan, capacity=4200, session=open_session(tmp_path / decoder.graph, 1))
-    run.prefill(plan.prompts, 0)
+    batch = GraphBatch(open_session(tmp_path / decoder.graph, 1), decoder)
+    draw = Draw(0, 0, 0, GREEDY)
+    batch.join(semantic_sequence(decoder, 4200, False, np.zeros(0, np.int64), draw, _context(decoder, tmp_path, 0)))
+    batch.advance(0, batch.waiting())
     taken = np.zeros(4100)
     for step in range(len(taken)):
-        position = plan.place(step, np.array([step % 19]))
         started = time.thread_time()  # other load on the machine does not count; one thread computes
-        run.step(position, 0)
+        batch.advance(1, 0)
         taken[step] = time.thread_time() - started
     short, long = taken[950:1050].min(), taken[4000:4100].min()
     assert long < 8 * short, f"{short * 1e6:.0f} us at 1000 tokens of context, {long * 1e6:.0f} us at 4050"
@@ -166,13 +158,10 @@ def test_a_step_costs_what_its_context_is_long(tmp_path: Path) -> None:
 def test_over_capacity_is_refused(tiny_models, tmp_path: Path) -> None:
     """Fault: a cache written past its end."""
     decoder = _export("semantic", tiny_models["semantic"].state_dict(), tmp_path)
-    plan = _plan("semantic", decoder)
-    run = _run(decoder, tmp_path, plan, capacity=3)
-    run.prefill(plan.prompts, 0)
-    for step in range(2):
-        run.step(plan.place(step, np.zeros(B, np.int64)), 0)
-    with pytest.raises(RuntimeError, match="the cache holds 3 positions, 4 were asked for"):
-        run.step(plan.place(2, np.zeros(B, np.int64)), 0)
+    batch = GraphBatch(open_session(tmp_path / decoder.graph, 1), decoder, capacity=15)
+    with pytest.raises(ValueError, match="the caches hold 15 positions, this sequence needs 16"):
+        batch.join(_sequence("semantic", decoder, tmp_path, 0, np.zeros(0, np.int64)))
+    assert not batch.waiting() and not batch.collect()
 
 
 def _reference(stage: str, decoder: Decoder, settings: Any, state: dict[str, torch.Tensor], tokens: np.ndarray) -> np.ndarray:
@@ -207,9 +196,9 @@ def test_every_tensor_moves_the_logits_as_in_pytorch(stage: str, tiny_models, tm
     def logits(changed: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         decoder = _export(stage, changed, tmp_path)
         # N of the fine stage's bias is the number of frames that upstream sees in this call
-        plan = plan_fine(decoder, _COARSE, 3, FINE_FRAMES) if stage == "fine" else _plan(stage, decoder)
+        sequence = _sequence(stage, decoder, tmp_path, 0, np.zeros(0, np.int64), trained_frames=FINE_FRAMES if stage == "fine" else None)
         settings = infer_transformer(stage, Checkpoint("", changed, "2.4.0"), {})
-        return _steps(_run(decoder, tmp_path, plan), plan, tokens)[0], _reference(stage, decoder, settings, changed, tokens)
+        return _logits(decoder, tmp_path, [sequence], tokens[:1])[0], _reference(stage, decoder, settings, changed, tokens)
 
     found, expected = logits(state)
     scale = np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""docs/export.md, prompts.md, long_clips.md, sound_files.md and gpu.md are true: commands and snippets run in order, on a tiny MusicLM.
+"""docs/export.md, prompts.md, long_clips.md, sound_files.md, streaming.md and gpu.md are true: their parts run in order, on a tiny model.
 docs/reference.md is compared with parsers and signatures, the program of docs/cpp.md is compiled and run.
 
 Only numbers are lowered, as in test_training_docs.py. An export on the page reads its files and fits them together as ever, but takes the
@@ -141,7 +141,7 @@ def test_the_export_page_lists_all_options(capsys: Any) -> None:
             assert words in sources, words
 
 
-@pytest.mark.parametrize("name", ["prompts.md", "long_clips.md", "sound_files.md"])
+@pytest.mark.parametrize("name", ["prompts.md", "long_clips.md", "sound_files.md", "streaming.md"])
 def test_pages_on_generating(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A command, a call or an argument on the page that does not work."""
     names: dict[str, Any] = {}
@@ -205,7 +205,11 @@ def test_the_reference_lists_the_python_api() -> None:
         Music.save,
     )
     names = [name for function in called for name in inspect.signature(function).parameters if name not in ("self", "options")]
-    names += [field.name for record in (Music, Candidate, Tokens, md.SamplingConfig, md.Window, md.Blend) for field in fields(record)]
+    names += [
+        field.name
+        for record in (Music, Candidate, Tokens, md.GenerationConfig, md.SamplingConfig, md.Window, md.Blend)
+        for field in fields(record)
+    ]
     names += [
         name
         for name in (*vars(md.MusicLM), *vars(Music))

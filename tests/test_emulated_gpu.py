@@ -9,24 +9,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.device import DRAWN, GUIDED, alone, sequences_of, together
 from support.emulated_cuda import OTHERS
-from support.emulated_gpu import REQUEST, is_the_cpus, that_ends, with_kernels
+from support.emulated_gpu import REQUEST, emulated_stage, is_the_cpus, that_ends, with_kernels
 
 import musiclm_deploy as md
 from musiclm_deploy.runtime.backend import BackendError
+from musiclm_deploy.runtime.backends import on_device
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device import cuda
 from musiclm_deploy.runtime.device.arrays import on_host
 from musiclm_deploy.runtime.device.driver import DeviceError
 from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.musiclm import MusicLM
-from musiclm_deploy.runtime.step import Choice
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, collector_off) -> None:
-    """A ring of four tokens comes round in a short test."""
+    """A ring of four tokens comes round in a short test; caches grow."""
     monkeypatch.setattr(DeviceModel, "ring", 4)
+    monkeypatch.setattr(DeviceModel, "least_capacity", 16)
 
 
 class Elsewhere:
@@ -39,18 +41,76 @@ class Elsewhere:
         self.__cuda_array_interface__: dict[str, Any] = place | {"shape": array.shape, "typestr": array.dtype.str}
 
 
+@pytest.mark.parametrize(
+    ("variant", "name"), [("cross-attention, four streams", "coarse"), ("prefix, two streams, heads of 20", "semantic")]
+)
+def test_a_batch(variant: str, name: str, stages, tmp_path: Path, monkeypatch) -> None:
+    """Fault: a parameter at another place or of another width, an upload to another slot, a copy within the GPU that leaves something out
+    or goes beyond its buffer; memory that a second request takes, or that a closed batch keeps."""
+    stage = stages(variant, name)
+    emulated, driver, batch = emulated_stage(stage, tmp_path, monkeypatch)
+    free = emulated.free
+    short, long = sequences_of(stage, 5, True, DRAWN), sequences_of(stage, 14, True, GUIDED)
+    expected = alone(stage, [*short, *long])
+    found: dict[Any, list[int]] = {sequence: [] for sequence in [*short, *long]}
+    coming = [*found]
+    for turn in range(40):
+        if coming and turn % 2 == 0:
+            batch.join(coming.pop(0))
+        batch.advance(2, 6)
+        for made in batch.collect():
+            found[made.sequence] += made.tokens.tolist()
+    assert [*found.values()] == expected and emulated.contexts == [OTHERS]
+    assert together(batch, short) == expected[:3]
+    allocated = emulated.allocated
+    assert together(batch, short) == expected[:3]
+    assert emulated.allocated == allocated, "a request of a size that was there before takes nothing"
+    batch.close()
+    driver.close()
+    assert emulated.graphs == 0 and emulated.free == free
+
+
+def test_a_call_that_is_refused(stages, tmp_path: Path, monkeypatch) -> None:
+    """Fault: a code of CUDA's and no more; a thread that is left in another's context; a batch that a refused call has spoilt."""
+    stage = stages("one stream, before 2.4, one layer, 64", "semantic")
+    emulated, driver, batch = emulated_stage(stage, tmp_path, monkeypatch)
+    sequences, free = sequences_of(stage, 5, True, DRAWN), emulated.free
+    expected = alone(stage, sequences)
+    for function, error, kind, message in (
+        ("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "Ask for fewer seconds, samples or prompts"),
+        ("cuModuleLoadData", "CUDA_ERROR_NO_BINARY_FOR_GPU", DeviceError, "Update the GPU's driver, or export with --kernels for this"),
+        ("cuLaunchKernelEx", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", DeviceError, "Pack its kernels again: export with --kernels"),
+        ("cuGraphInstantiate", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
+        ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
+        ("cuEventSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", DeviceError, "the GPU answers this process no more: load the bundle in a"),
+        ("cuGraphLaunch", "CUDA_ERROR_UNKNOWN", DeviceError, "Ask again. If that fails too, the GPU answers this process no more"),
+    ):
+        emulated.refused = {function: error}
+        with pytest.raises(kind, match=f"^{function}: .*{error}.*{message}"):
+            together(batch, sequences)
+        emulated.refused = {}
+        batch.close()
+        assert emulated.contexts == [OTHERS], function
+    assert together(batch, sequences) == expected
+    batch.close()
+    driver.close()
+    assert emulated.graphs == 0 and emulated.free == free
+
+
 def test_kernels(patches_bundle: Path, music, tmp_path: Path, monkeypatch) -> None:
     """Fault: a parameter at another place or of another width, a graph of another list, a copy that comes too early; memory is kept."""
     shutil.copytree(patches_bundle, tmp_path / "bundle")
     emulated = with_kernels(tmp_path / "bundle", monkeypatch)
     free = emulated.free
     with md.load(tmp_path / "bundle", device="cuda", weights="fp32", threads=1) as model:
-        driver = model.driver
+        driver = model.graphs.driver
         assert isinstance(driver, cuda.CudaDriver) and (driver.name, driver.capability) == ("Emulated GPU", 90)
         is_the_cpus(model.generate(**REQUEST), music.generate(**REQUEST))
         sound = np.random.default_rng(0).standard_normal(3000).astype(np.float32), 16_000
         np.testing.assert_allclose(model.embed_audio(sound), music.embed_audio(sound), rtol=0, atol=1e-5)  # fp32
-        allocated, (request, expected) = emulated.allocated, that_ends(music)
+        request, expected = that_ends(music)
+        is_the_cpus(model.generate(**request), expected)
+        allocated = emulated.allocated
         is_the_cpus(model.generate(**request), expected)
         np.testing.assert_allclose(model.embed_audio(sound), music.embed_audio(sound), rtol=0, atol=1e-5)
         assert emulated.allocated == allocated, "a request of a size that was there before takes nothing"
@@ -82,7 +142,7 @@ def test_a_gpu_that_refuses(tiny_bundle: Path, music, tmp_path: Path, monkeypatc
     shutil.copytree(tiny_bundle, tmp_path / "bundle")
     emulated = with_kernels(tmp_path / "bundle", monkeypatch)
     driver, free = cuda.CudaDriver(tmp_path / "bundle"), emulated.free
-    with MusicLM(Bundle.open(tmp_path / "bundle"), "cpu", 1, Choice(False, "on a device"), driver) as model:
+    with MusicLM(on_device(Bundle.open(tmp_path / "bundle"), "cpu", 1, driver, "fp32")) as model:
         for function, error, kind, message in (
             ("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "Ask for fewer seconds, samples or prompts"),
             ("cuModuleLoadData", "CUDA_ERROR_NO_BINARY_FOR_GPU", DeviceError, "Update the GPU's driver, or export with --kernels for this"),

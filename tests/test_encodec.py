@@ -20,10 +20,11 @@ from torch import Tensor
 import musiclm_deploy as md
 from demo.checkpoints import TINY, build_models, save_checkpoints
 from musiclm_deploy.export.checkpoint import read_checkpoint
-from musiclm_deploy.export.codec import build_codec, export_codec_decode, export_codec_encode, infer_codec
+from musiclm_deploy.export.codec import build_codec, export_codec_encode, export_codec_stream, infer_codec
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.encodec import build_encodec, infer_encodec
 from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.model.causal import state_shapes
 from musiclm_deploy.model.encodec import EncodecDecoder, EncodecEncoder
 from musiclm_deploy.model.upstream import load_upstream
 
@@ -91,20 +92,23 @@ def test_graphs(tmp_path: Path) -> None:
     """A batch or length baked in by tracing, above all in the LSTM; a row that depends on its neighbours; gates in torch's order."""
     model = small(strides := (3, 1, 4))
     decoder, encoder = ours(model, 5)
-    export_codec_decode(decoder, tmp_path / "decode.onnx")
+    export_codec_stream(decoder, tmp_path / "decode.onnx")
     export_codec_encode(encoder, tmp_path / "encode.onnx")
     decode, encode = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("decode", "encode"))
-    assert [value.shape for value in decode.get_inputs()] == [["batch", "frames", 5]]
+    assert decode.get_inputs()[0].shape == ["batch", "n", 5]
     assert [value.shape for value in encode.get_inputs()] == [["batch", f"{np.prod(strides)}*frames"]]
+
+    def wave_of(codes: np.ndarray) -> Tensor:
+        zeros = {f"state.{name}": np.zeros((len(codes), *shape), np.float32) for name, shape in state_shapes(decoder).items()}
+        return torch.from_numpy(np.asarray(decode.run(["wave"], {"codes": codes, "state.frames": np.zeros(1, np.int64), **zeros})[0]))
 
     for batch, frames in ((1, 1), (3, 2), (1, 6), (3, 7), (2, 8), (1, 131)):
         wave = noise(batch, frames, model)
         codes = np.asarray(encode.run(["codes"], {"wave": wave[:, 0].numpy()})[0])
         assert np.array_equal(codes, package_codes(model, wave, 5)), f"{batch} rows of {frames} frames"
-        found = torch.from_numpy(np.asarray(decode.run(["wave"], {"codes": codes})[0]))
+        found = wave_of(codes)
         assert_same_wave(found, package_wave(model, torch.from_numpy(codes)), f"{batch} rows of {frames} frames")
-        alone = torch.from_numpy(np.asarray(decode.run(["wave"], {"codes": codes[-1:]})[0]))
-        assert_same_wave(alone[0], found[-1], f"the last row of {frames} frames alone")
+        assert_same_wave(wave_of(codes[-1:])[0], found[-1], f"the last row of {frames} frames alone")
 
 
 def test_lookahead_is_exact() -> None:
@@ -262,7 +266,7 @@ def test_live_model_generates_as_upstream(coded: tuple[dict[str, Any], Path], wr
         codec = model.bundle.manifest.codec
         assert (codec.sample_hz, codec.samples_per_frame, codec.quantizers, codec.groups, codec.codebook_size) == (24000, 320, 4, 1, 1024)
         assert (codec.lookahead_frames, codec.min_frames, codec.min_encode_frames) == (7, 1, 1)
-        assert model.bundle.manifest.errors["codec_encode"] < 1e-5 and model.bundle.manifest.errors["codec_decode"] < 1e-5
+        assert model.bundle.manifest.errors["codec_encode"] < 1e-5 and model.bundle.manifest.errors["codec_stream"] < 1e-5
         sampling = {
             stage: md.SamplingConfig(filter_thres=0.7, cond_scale=3.0 if stage == "coarse" else None) for stage in ("coarse", "fine")
         }

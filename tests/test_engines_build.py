@@ -103,7 +103,7 @@ def test_mulan_and_the_codec_of_real_sizes_are_built(depth: int, tiny_bundle: Pa
     manifest = replace(manifest, codec=codec, mulan=replace(manifest.mulan, sample_hz=codec.sample_hz, **sizes))
     profiles = profiles_of(manifest, Form("fp16", {}, 128, {}), Limits())
     (tmp_path / "fp16").mkdir()
-    graphs = {name: tmp_path / "fp16" / name for name in (manifest.mulan.text, manifest.mulan.audio, codec.decode)}
+    graphs = {name: tmp_path / "fp16" / name for name in (manifest.mulan.text, manifest.mulan.audio, codec.stream)}
     for name, path in graphs.items():
         save_mixed(tmp_path / name, path, "fp16")
     graphs |= {name: tmp_path / name for name in (str(codec.encode), manifest.conditioner.graph)}  # codes are made in float32

@@ -302,7 +302,7 @@ def test_missed_tolerance(tiny_checkpoints, mel_file, tiny_bundle, monkeypatch):
         validating.validate(tiny_bundle, {**tiny_checkpoints, "semantic-features": mel_file}, {}, {}, [])
     message = str(caught.value)
     assert message.startswith("the exported graphs differ from PyTorch:\n")
-    for stage in ("mulan_text", "mulan_audio", "codec_decode", "semantic", "coarse", "fine"):
+    for stage in ("mulan_text", "mulan_audio", "codec_stream", "semantic", "coarse", "fine"):
         assert f"  - {stage}: error " in message and "allowed 0e+00" in message
 
 

@@ -257,8 +257,8 @@ def _manifest() -> dict[str, Any]:
         "step": {"dim_head": 8, "inner": 21, "streams": 1, "value_residual": True, "precision": "fp32"},
     }
     decoder["step"] |= {"block": 32, "weights": {"rows": ["float32", 0, 3, 8]}}
-    codec = {"decode": "d.onnx", "encode": None, "sample_hz": 16000, "samples_per_frame": 320, "quantizers": 2, "groups": 1}
-    codec |= {"codebook_size": 9, "lookahead_frames": 1, "min_frames": 1, "context_frames": None, "min_encode_frames": 1}
+    codec = {"stream": "d.onnx", "encode": None, "sample_hz": 16000, "samples_per_frame": 320, "quantizers": 2, "groups": 1}
+    codec |= {"codebook_size": 9, "lookahead_frames": 1, "min_frames": 1, "states": {"tail": [8, 6]}, "min_encode_frames": 1}
     mulan = {"text": "t.onnx", "audio": "a.onnx", "tokenizer": "t.json", "max_tokens": 9, "dim_latent": 4, "sample_hz": 16000}
     return {
         "mulan": mulan | {"min_samples": 9, "audio_heads": 1, "samples_per_patch": 2.0, "spectrogram": None},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
 import sys
@@ -51,7 +50,7 @@ def small(monkeypatch, collector_off) -> None:
 
 
 class EitherWay(EmulatedCuda):
-    """An emulated GPU whose kernels may be launched one after another, too; and which copies within its memory."""
+    """An emulated GPU whose kernels may be launched one after another, too."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -61,10 +60,6 @@ class EitherWay(EmulatedCuda):
         if self._after_kernel and not config.numAttrs:
             self._after_kernel, self.late = False, self.late + 1
         return super().cuLaunchKernelEx(config, *arguments)
-
-    def cuMemcpyDtoDAsync(self, to: int, source: int, count: int, _: int) -> tuple[int]:
-        ctypes.memmove(to, source, count)
-        return (0,)
 
 
 def run(monkeypatch, *options: str) -> int:
@@ -116,7 +111,7 @@ def test_the_command(emulated, tmp_path, monkeypatch, capsys) -> None:
     assert "9 parts passed, 6 were skipped, 0 failed." in out and emulated.late > 0
     of = {kind: [row for row in rows if row["benchmark"] == kind] for kind in dict.fromkeys(row["benchmark"] for row in rows)}
     (token,), (step,) = of["gpu tokens"], of["gpu step"]
-    assert token["equal"] == token["tokens"] == 3 + 2 and token["logits_differ_by"] < 1e-4 and token["stage"] == "coarse"
+    assert token["equal"] == token["tokens"] == 4 + 2 * 2 and token["logits_differ_by"] < 1e-4 and token["stage"] == "coarse"
     assert token["taken_mb"] == token["stated_mb"] > 0
     assert (step["host_us"], step["step_us"], step["stage"]) == (1e6, 2e6, "coarse")
     assert {(row["spectrogram"], row["form"]) for row in of["gpu patches"]} == {("power", "kernel"), ("log-mel", "kernel")}
@@ -185,21 +180,25 @@ def test_bytes_of_a_step(tiny_bundle) -> None:
     products = [array for name, array in bench.model.weights.items() if name.endswith(".weight") and not name.startswith("head.")]
     head, caches = bench.model.weights["head.0.weight"], 2 * bench.decoder.depth * bench.decoder.cache_head_size * 4 * 15.5
     assert steps.bytes_read(bench, 1, 15.5) == pytest.approx(4 * sum(one.numel() for one in [*products, head]) + caches, rel=1e-3)
-    made = list(tokens.requests_of(bench, (1, 2), (14, 40), 20))
-    assert [(len(one.plan.prompts), int(one.plan.steps[0]), len(one.plan.prompts[0].rows) > 25) for one in made] == [
-        *((rows, 20, True) for rows in (1, 2)),
-        *((2, 1, long) for long in (False, False, True, True)),
-    ]
+    held = [context for context in range(60) if bench.holds(context, 20)]
+    made = list(tokens.requests_of(bench, (1, 2), (0, held[0], held[-1]), 20))
+    assert (
+        len(held) > 1
+        and [(len(one.sequences), one.steps) for one in made] == [(rows, bench.whole(20)) for rows in (1, 2)] + [(2, bench.whole(1))] * 4
+    )
+    lengths = [len(one.sequences[0].prompt) for one in made]
+    assert lengths[2] == lengths[3] < lengths[4] == lengths[5], "a context that no request can have is left out"
 
 
 def test_a_wrong_token_is_told(tiny_bundle, monkeypatch) -> None:
     """Fault: times of a GPU that computes something else; a message that does not say where it began."""
-    right = stages_on_gpus.device.decode
+    right = stages_on_gpus.OnDevice.decode
 
-    def wrong(*arguments: Any) -> list[np.ndarray]:
-        return [(row + 1) % 19 for row in right(*arguments)]
+    def wrong(*arguments: Any) -> tuple[list[np.ndarray], np.ndarray]:
+        made, logits = right(*arguments)
+        return [(row + 1) % 19 for row in made], logits
 
-    monkeypatch.setattr(stages_on_gpus.device, "decode", wrong)
+    monkeypatch.setattr(stages_on_gpus.OnDevice, "decode", wrong)
     with pytest.raises(
         RuntimeError, match=r"semantic, fp32: 0 of 3 tokens .* 100% must be\. The first that is not: token 0 of row 0 is \d+"
     ):
@@ -224,12 +223,12 @@ def test_logits_are_judged_by_their_type(lost: float, kind: str, passes: bool) -
 @pytest.mark.parametrize(("other", "message"), [([3, 4, 6], "other tokens, from token 2 of row 0 on"), ([3, 4, 5], "of other logits")])
 def test_asked_again(other: list[int], message: str) -> None:
     """Fault: a race, whose tokens are the CPU's most of the time."""
-    request: Any = SimpleNamespace(plan=SimpleNamespace(steps=np.array([3])))
+    request: Any = SimpleNamespace(steps=3)
     before = tokens.Compared(request, [np.array([3, 4, 5])], np.array([[1.0, 2.0]]), 3, 3, "", 0.0)
     same, stage = partial(SimpleNamespace, stage="fine", kind="fp16"), np.array([[1.0, 2.0]])
-    here: Any = same(decode=lambda _: before.tokens, logits=lambda _: stage)
+    here: Any = same(decode=lambda _: (before.tokens, stage))
     tokens.compare_again(here, before, "asked again")
-    there: Any = same(decode=lambda _: [np.array(other)], logits=lambda _: stage + 1e-7)
+    there: Any = same(decode=lambda _: ([np.array(other)], stage + 1e-7))
     with pytest.raises(RuntimeError, match=f"fine, fp16: asked again, a request made .*{message}"):
         tokens.compare_again(there, before, "asked again")
 
@@ -238,7 +237,7 @@ def test_engines_too(static_bundle) -> None:
     """Fault: engines whose tokens are not looked at, or whose rows are taken for those of kernels."""
     opened = Bundle.open(static_bundle)
     form = Form.open(opened)
-    made = [check(opened, stage, HostEngines(opened, form), None, "fp32", Extent((1, 2), 20, 3, 2), 1e9) for stage in STAGES]
+    made = [check(opened, stage, HostEngines(opened, form), None, "fp32", Extent((1, 2), 22, 3, 2), 1e9) for stage in STAGES]
     token, timed = ([row for part in made for row in part if row["benchmark"] == kind] for kind in ("gpu tokens", "gpu step"))
     assert [(row["form"], row["equal"] - row["tokens"]) for row in token] == [("engines", 0)] * 3
     assert [row["rows"] for row in timed] == [1, 2] * 3 and {row["form"] for row in timed} == {"engines"}

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
+from support.requests import ask
 
 from musiclm_deploy.cli import make_parser
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.description import describe
 from musiclm_deploy.runtime.music import Candidate, Music, Tokens
-from musiclm_deploy.runtime.request import make_request
 
 SHORT = {"seconds": 0.1, "seed": 3}
 
@@ -85,7 +85,7 @@ def test_a_default_clip_has_one_length(tiny_bundle, tokens_per_second, coarse, f
     lengths = {"semantic": 80, "coarse": coarse, "fine": fine}
     decoders = {stage: replace(getattr(opened.manifest, stage), max_length=length) for stage, length in lengths.items()}
     manifest = replace(opened.manifest, **decoders, unique_consecutive=False, semantic_tokens_per_second=tokens_per_second)
-    request = make_request(manifest, "x", None, 0, 1, "exact", None, None, None, None)
+    request = ask(manifest)
     said = describe(Bundle(opened.root, manifest, opened.sha256))
     assert request.frames == frames and f"a default clip: {frames / 50:.2f} s, {frames} frames" in said
     assert re.search(rf"^  coarse .*, window {re.escape(window)}$", said, re.MULTILINE)

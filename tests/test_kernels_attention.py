@@ -32,6 +32,13 @@ def _merged(inputs, sizes: tl.constexpr, out, count, width, ROWS: tl.constexpr, 
     tl.store(out + b * width + k, merge(inputs, sizes, nothing(inputs, sizes, b, count), b, k, there), mask=there)
 
 
+def _moved(array: torch.Tensor, slots: np.ndarray, count: int) -> torch.Tensor:
+    """Return `count` slots, of which each row has one."""
+    made = torch.full((count, *array.shape[1:]), torch.nan if array.is_floating_point() else -(1 << 50), dtype=array.dtype)
+    made[torch.from_numpy(slots)] = array
+    return made
+
+
 class Case:
     """Rows of random queries, keys and values; every row's cache holds NaN where it has no keys yet."""
 
@@ -73,15 +80,17 @@ class Case:
         first = np.concatenate([np.full((B, H * D + D), np.nan, np.float32), self.first], axis=1)
         statistics = empty(B, splits, H, 2)
         partial = empty(B, splits, H, D)
-        arrays = (torch.from_numpy(a) for a in (self.lengths, self.table, self.cq, self.ck))
+        held, slots = B + 1, (rows + 1) % (B + 1)  # rows are in other slots than their numbers
+        keys, values, ck = (_moved(one, slots, held) for one in (keys, values, torch.from_numpy(self.ck)))
+        arrays = (*map(torch.from_numpy, (slots, self.lengths, self.table, self.cq)), ck)
         launch(
             attend,
             (B, H, splits),
             *(torch.from_numpy(projected), torch.from_numpy(first), keys, values, *arrays, partial, statistics),
-            *(projected.shape[1], CAPACITY, ENTRIES, 1, self.scale, H, D),
+            *(projected.shape[1], CAPACITY, ENTRIES, self.scale, H, D),
             *(triton.next_power_of_2(D), block, splits, append, self.biased, residual),
         )
-        self.caches = keys, values
+        self.caches = keys[slots], values[slots]
         out = empty(B, H * D)
         powers = triton.next_power_of_2(B), triton.next_power_of_2(H * D)
         launch(_merged, (1,), (partial, statistics), Parts(H, D, splits), out, B, H * D, *powers)
@@ -171,18 +180,19 @@ def test_positions_of_a_prompt_are_appended_then_attended(lengths: list[int], po
         first.append(np.concatenate([np.full((positions, heads * dim + dim), np.nan, np.float32), case.first], axis=1))
         queries.append(case.cq)
     B, stride = count * positions, (heads + 2) * dim
+    slots = torch.arange(count).repeat_interleave(positions)
     keys, values = (torch.full((count, CAPACITY, dim), torch.nan) for _ in range(2))
     for row, case in enumerate(rows):
         before = case.lengths[0] - 1
         keys[row, :before], values[row, :before] = torch.from_numpy(case.keys[0, :before]), torch.from_numpy(case.values[0, :before])
     shared = [floats(np.concatenate(projected)), floats(np.concatenate(first)), keys, values]
-    shared.append(torch.from_numpy(np.concatenate([case.lengths for case in rows])))
-    launch(append, (B,), *shared, stride, CAPACITY, positions, heads, dim, 8, True)
+    shared += [slots, torch.from_numpy(np.concatenate([case.lengths for case in rows]))]
+    launch(append, (B,), *shared, stride, CAPACITY, heads, dim, 8, True)
     arrays = rows[0].table, np.concatenate(queries), np.stack([case.ck[0] for case in rows])
     partial, statistics = empty(B, 2, heads, dim), empty(B, 2, heads, 2)
     for case in rows:
         case.table = rows[0].table
-    numbers = stride, CAPACITY, ENTRIES, positions, rows[0].scale, heads, dim, 8, 4, 2, False, True, False
+    numbers = stride, CAPACITY, ENTRIES, rows[0].scale, heads, dim, 8, 4, 2, False, True, False
     launch(attend, (B, heads, 2), *shared, *map(torch.from_numpy, arrays), partial, statistics, *numbers)
     out = empty(B, heads * dim)
     launch(_merged, (1,), (partial, statistics), Parts(heads, dim, 2), out, B, heads * dim, triton.next_power_of_2(B), 32)

@@ -18,9 +18,9 @@ import pytest
 from support import ROOT
 
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
+from musiclm_deploy.kernels.kernel_lists import begin_list, prompt_list, step_list
 from musiclm_deploy.kernels.launch import key_of
-from musiclm_deploy.kernels.launches import build_prompt, build_step
-from musiclm_deploy.kernels.lists import Batch
+from musiclm_deploy.kernels.list_builder import Slots
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.device.kernels import Kernels
 from musiclm_deploy.runtime.device.model import every_list
@@ -32,21 +32,21 @@ import sys
 from pathlib import Path
 from musiclm_deploy.kernels.compile import compile_steps
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
-from musiclm_deploy.kernels.lists import Batch
-from musiclm_deploy.kernels.launches import build_begin, build_prompt, build_step
+from musiclm_deploy.kernels.list_builder import Slots
+from musiclm_deploy.kernels.kernel_lists import begin_list, prompt_list, step_list
 from musiclm_deploy.kernels.patches import build_patches
 steps = [build_patches(1, 999, 40, 24, 12, True, (5, 7), bands) for bands in (None, 10)]
 for sizes, rows, weights in {lists}:
-    sizes, batch = Sizes(**sizes), Batch(rows, 64, 9, 3)
-    step = build_step(sizes, batch, weights, 2 if rows > 1 else 1)
+    sizes, slots = Sizes(**sizes), Slots(3, 64, 9)
+    step = step_list(sizes, slots, weights, rows)
     {change}
-    steps += [step, build_prompt(sizes, batch, weights), build_begin(sizes, batch, weights)]
+    steps += [step, prompt_list(sizes, slots, weights, rows), begin_list(sizes, slots, weights, rows)]
 compile_steps(steps, Path(sys.argv[1]), {capabilities})
 """
 SIZES = dict(dim=32, depth=2, heads=2, dim_head=8, cache_head_size=8, inner=40, streams=4, vocabulary=14, outputs=1, table_rows=50)
 SIZES |= dict(bias_entries=9, value_residual=True, cross_attention=True)
 README = SIZES | dict(dim=1024, heads=8, dim_head=64, cache_head_size=64, inner=2730, vocabulary=1025)
-BATCH = Batch(2, 64, 9, 3)
+SLOTS = Slots(3, 64, 9)
 CAPABILITIES = (80, 86, 89, 90, 100, 120)
 TINY = [(SIZES, 2, "fp16")]
 
@@ -82,8 +82,8 @@ def record(folder: Path) -> dict[str, Any]:
 
 def test_every_kernel_compiles_and_is_listed(folder: Path, record: dict[str, Any]) -> None:
     """Fault: a kernel that only the interpreter takes; a file that the record does not know, or the other way round."""
-    step, prompt = build_step(Sizes(**SIZES), BATCH, "fp16", 2), build_prompt(Sizes(**SIZES), BATCH, "fp16")
-    functions = {launch.kernel for launch in (*step.kernels, *prompt.kernels)}
+    lists = [make(Sizes(**SIZES), SLOTS, "fp16", 2) for make in (step_list, prompt_list, begin_list)]
+    functions = {launch.kernel for launches in lists for launch in launches.kernels}
     assert {kernel["function"] for kernel in record["kernels"].values()} == functions | {"spectrogram", "log_mel"}
     hashes = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.name != "kernels.json"}
     assert record["files"] == hashes
@@ -125,10 +125,10 @@ def test_other_types_and_a_real_size(tmp_path: Path) -> None:
     assert max(kernel["machines"]["90"]["shared_bytes"] for kernel in kernels.values()) <= 48 << 10
 
 
-def test_all_threads_read_a_length_before_one_writes_it(folder: Path, record: dict[str, Any]) -> None:
-    """Fault: a warp that comes late reads the next round's length, and embeds the next round's position. No interpreter shows that."""
-    (embed,) = (key for key, kernel in record["kernels"].items() if kernel["function"] == "embed")
-    ptx = (folder / f"{embed}.ptx").read_text()
+def test_all_threads_read_progress_before_one_writes_it(folder: Path, record: dict[str, Any]) -> None:
+    """Fault: a warp that comes late reads the next token's number, and draws its noise. No interpreter shows that."""
+    (sample,) = (key for key, kernel in record["kernels"].items() if kernel["function"] == "sample")
+    ptx = (folder / f"{sample}.ptx").read_text()
     load, barrier, store = (ptx.index(part) for part in ("ld.global", "bar.sync", "st.global"))
     assert load < barrier < store
 
@@ -155,10 +155,10 @@ def test_a_bundle_is_packed(kernel_bundle: Path) -> None:
     for stage in ("semantic", "coarse", "fine"):
         decoder = getattr(manifest, stage)
         _, sizes, _ = open_weights(kernel_bundle, decoder)
-        steps += every_list(sizes, decoder.guidance, False, "fp32")
-    for step in steps:
-        for launch in step.kernels:
-            found = kernels.find(key_of(launch, step), 90)
+        steps += every_list(sizes, False, "fp32")
+    for launches in steps:
+        for launch in launches.kernels:
+            found = kernels.find(key_of(launch, launches), 90)
             assert found.function == launch.kernel and found.image.startswith(b"\x7fELF")
     code = "import sys; from musiclm_deploy.export.kernels import pack_kernels; pack_kernels(Path(sys.argv[1]), ['fp32'], [90])"
     again = in_a_process(f"from pathlib import Path; {code}", kernel_bundle)

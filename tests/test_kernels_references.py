@@ -19,7 +19,7 @@ from support.interpreted import empty, floats, launch
 
 from musiclm_deploy.kernels.decoder_step.sizes import Sizes
 from musiclm_deploy.kernels.functions import functions_of
-from musiclm_deploy.kernels.launch import Launch, Step, key_of
+from musiclm_deploy.kernels.launch import Launch, LaunchList, key_of
 from musiclm_deploy.kernels.patches import build_patches
 from musiclm_deploy.kernels.prompt.triton_form import embed
 from musiclm_deploy.runtime.device.model import every_list
@@ -43,13 +43,13 @@ README = Sizes(  # the transformer of upstream's README
 )
 
 
-def all_lists() -> Iterator[Step]:
+def all_lists() -> Iterator[LaunchList]:
     """Yield lists that launch every kernel there is."""
     for sizes in (README, replace(README, cross_attention=False, streams=1, value_residual=False, bias_entries=0)):
         for prefix, kind in ((False, "fp16"), (True, "fp32"), (True, "bf16")):
-            yield from every_list(sizes, True, prefix, kind)
-            yield from lists_beside_engines(sizes, True, prefix, kind)
-    yield from every_list(replace(README, bits=8), True, False, "int8")
+            yield from every_list(sizes, prefix, kind)
+            yield from lists_beside_engines(sizes, prefix, kind)
+    yield from every_list(replace(README, bits=8), False, "int8")
     yield from (build_patches(1, 999, 40, 24, 12, True, (5, 7), bands) for bands in (None, 10))
 
 
@@ -84,9 +84,9 @@ def test_a_kernel_that_differs_is_noticed(wrong: str, monkeypatch) -> None:
         given[wrong][-1] += 1
 
     def run() -> None:
-        table, numbers = floats(np.ones((3, 5))), [torch.ones(2, 4, dtype=torch.int64) for _ in range(2)]
-        rows = [torch.zeros(2, dtype=torch.int64) for _ in range(3)]
-        launch(embed, (2,), table, *numbers, *rows, empty(2, 1, 5), 4, 1, 5, 1, 8)
+        table, positions = floats(np.ones((3, 5))), torch.ones(2, 4, dtype=torch.int64)
+        rows = [torch.zeros(2, dtype=torch.int64) for _ in range(5)]
+        launch(embed, (2,), table, positions, *rows, empty(2, 1, 5), 5, 1, 8)
 
     run()
     monkeypatch.setitem(references.REFERENCES, "embed", other)
@@ -100,6 +100,6 @@ def test_layers_share_their_kernels(kind: str) -> None:
 
     def keys(depth: int) -> set[str]:
         sizes = replace(README, depth=depth, bits=8 if kind == "int8" else 32)
-        return {key_of(one, step) for step in every_list(sizes, True, True, kind) for one in step.kernels}
+        return {key_of(one, step) for step in every_list(sizes, True, kind) for one in step.kernels}
 
     assert keys(2) == keys(6) == keys(24) and len(keys(2)) > 20

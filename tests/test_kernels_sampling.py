@@ -1,12 +1,11 @@
-"""The sampling kernel in Triton's interpreter, against the runtime's own decode loop: both are given the same logits, step by step.
+"""The sampling kernel in Triton's interpreter, against the runtime's own functions: both are given the same logits, step by step.
 
 Nothing is approximate: tokens, rows, coordinates and lengths are integers, and must be equal.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,61 +14,41 @@ import triton
 import triton.language as tl
 from support.interpreted import empty, floats, launch
 
-from musiclm_deploy.kernels.sampling.constants import NEVER, Draw, Place, Rules
+from musiclm_deploy.kernels.prompt.constants import Position
+from musiclm_deploy.kernels.sampling.constants import NEVER, Draw, Place, Progress, Rules, Settings
 from musiclm_deploy.kernels.sampling.triton_form import gumbel_noise, kth_largest, sample
 from musiclm_deploy.runtime.bundle import Bias, Decoder, Sampling, Step
-from musiclm_deploy.runtime.loop import decode
-from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
+from musiclm_deploy.runtime.noise import STAGE_IDS, SeededNoise
+from musiclm_deploy.runtime.sampling import guide
 from musiclm_deploy.runtime.sampling import sample as drawn
-from musiclm_deploy.runtime.stages import FAR, Plan, plan_coarse, plan_fine, plan_semantic
+from musiclm_deploy.runtime.sequence import Context, Sequence, coarse_sequence, fine_sequence, place_tokens, semantic_sequence
+from musiclm_deploy.runtime.sequence import Draw as Drawing
 
 V, DIM, STREAMS, TABLE = 11, 5, 2, 80
 _STEP = Step(dim_head=8, inner=8, streams=STREAMS, value_residual=True, precision="fp32", block=0, weights={})
 DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, 3, 2, {"padding": 0, "start": 1, "semantic": 2}, Bias(9, 1), 99, _STEP)
-ITEMS = [(2**63 + 5, 0), (7, 1), (2**64 - 1, 3)]
-FIRST = np.array([0, 40, 9])  # index of each row's first token in its item's whole stage
+ITEMS = [(2**63 + 5, 0, 0), (7, 1, 40), (2**64 - 1, 3, 9)]  # seed, item and number of the first token of each row
 
 
-def plan_of(stage: str) -> Plan:
-    rng = np.random.default_rng(3)
+def sequences_of(stage: str, sampling: list[Sampling]) -> list[Sequence]:
+    """Return three with other prompts, prefixes and, where the stage allows it, lengths."""
+    rng, draws = np.random.default_rng(3), [Drawing(*item, own) for item, own in zip(ITEMS, sampling, strict=True)]
     if stage == "semantic":
-        return plan_semantic(DECODER, 3, np.array([6, 3, 4]), True, primes=[rng.integers(0, 10, n) for n in (2, 0, 1)])
+        lengths = zip((6, 3, 4), (2, 0, 1), draws, strict=True)
+        return [semantic_sequence(DECODER, length, True, rng.integers(0, 10, n), draw, Context()) for length, n, draw in lengths]
     rows = {"padding": 0, "semantic_start": 1, "coarse_start": 2, "fine_start": 3, "semantic": 4, "coarse": 15, "fine": 50}
     if stage == "coarse":
         decoder = Decoder(**{**vars(DECODER), "rows": rows})
-        primes = [rng.integers(0, 10, (n, 3)) for n in (1, 0, 1)]
-        return plan_coarse(decoder, [rng.integers(0, 10, n) for n in (3, 1, 0)], 2, 3, True, primes)
+        lengths = zip((3, 1, 0), (1, 0, 1), draws, strict=True)
+        return [
+            coarse_sequence(decoder, rng.integers(0, 10, n), 2, 3, True, rng.integers(0, 10, (prefix, 3)), draw, Context())
+            for n, prefix, draw in lengths
+        ]
     decoder = Decoder(**{**vars(DECODER), "rows": {k: v for k, v in rows.items() if "semantic" not in k}, "bias": Bias(99, 9, frames=4)})
-    return plan_fine(decoder, [rng.integers(0, 11, (n, 3)) for n in (2, 1, 2)], 2, None)
-
-
-@dataclass
-class Scripted:
-    """A decoder whose logits are known; it notes what it is fed."""
-
-    logits: np.ndarray  # [steps, rows, V]
-    held: np.ndarray  # the rows that have not been dropped
-    fed: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-
-    def prefill(self, prompts, head: int, without_prefix: int = 0) -> np.ndarray:
-        return self.logits[0]
-
-    def keep(self, rows: np.ndarray) -> None:
-        self.held = self.held[rows]
-
-    def step(self, positions, head: int, growing) -> np.ndarray:
-        growing = np.ones(len(self.held), bool) if growing is None else growing
-        self.fed.append((self.held, positions.rows, positions.query, positions.key, growing))
-        return self.logits[len(self.fed), self.held]
-
-
-def place_of(plan: Plan) -> Place:
-    rows, shift = plan.decoder.rows, plan.bias_shift
-    if plan.stage == "semantic":
-        return Place(rows["semantic"], V, 1, 1, 1, 1, shift, 0)
-    if plan.stage == "coarse":
-        return Place(rows["coarse"], V - 1, 3, FAR + 1, 1, 1, shift, 0)
-    return Place(rows["fine"], V, 2, 3, 2, 2 * 5 - 1, shift, 0)
+    nothing = np.zeros((0, 2), np.int64)
+    return [
+        fine_sequence(decoder, rng.integers(0, 11, (n, 3)), 2, nothing, draw, Context()) for n, draw in zip((2, 1, 2), draws, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -83,87 +62,93 @@ def place_of(plan: Plan) -> Place:
         ("fine", None, torch.bfloat16),
     ],
 )
-def test_tokens_and_positions_are_the_loops(stage: str, scale: float | None, dtype: torch.dtype, temperature: float) -> None:
-    """Fault: noise of another seed, item, stage or step; top-k or the forbidden entry at the wrong time; an end that does not end its row
-    or ends its neighbours; a token that stands elsewhere or is embedded by another row; a copy without condition that is fed otherwise;
-    padding that guidance makes the largest entry; a cache that is written beyond its last place."""
-    guided = scale is not None
-    plan, copies, B = plan_of(stage), 1 + guided, 3
-    total = int(plan.steps.max())
-    rng = np.random.default_rng(1)
-    logits = rng.standard_normal((total, copies * B, V)).astype(np.float32) * 2
-    logits[0, 1, -1] = logits[3, 1, -1] = logits[2, 0, -1] = 9  # some rows end, where they may
-    sampling = Sampling(temperature=temperature, filter_thres=0.6, cond_scale=scale if guided else 1.0)
-    noise, script = PhiloxNoise(ITEMS), Scripted(logits, np.arange(copies * B))
-    run: Any = script
-    expected = decode(plan, run, guided, sampling, lambda step, rows: noise.rows(stage, rows, FIRST[rows] + step, V), lambda *_: None)
+def test_tokens_and_positions_are_the_runtimes(stage: str, scale: float | None, dtype: torch.dtype, temperature: float) -> None:
+    """Fault: noise of another seed, item, stage or step; top-k or the forbidden entry at the wrong time; an end that does not end its
+    sequence or ends its neighbours; settings or progress of another slot; a token that stands elsewhere or is embedded by another row; a
+    copy without condition that is fed otherwise; padding that is sampled, or that guidance makes the largest entry; a cache that is written
+    beyond its last place."""
+    sampling = [Sampling(temperature=temperature, filter_thres=0.6 - 0.1 * row, cond_scale=1.0) for row in range(3)]
+    if scale is not None:  # one sequence of three is not guided
+        sampling[0], sampling[2] = replace(sampling[0], cond_scale=scale), replace(sampling[2], cond_scale=scale + 0.5)
+    sequences = sequences_of(stage, sampling)
+    total, rng = max(sequence.steps for sequence in sequences), np.random.default_rng(1)
+    slots = np.array([4, 1, 0, 2, 5, 3])  # of rows: three sequences, two passes without condition, padding
+    nulls = np.array([3 if sequences[0].guided else 0, 1, 4 if sequences[2].guided else 2, -1, -1, -1])
+    logits = rng.standard_normal((total, len(slots), V)).astype(np.float32) * 2
+    logits[0, 1, -1] = logits[3, 1, -1] = logits[2, 0, -1] = 9  # some end, where they may
+    capacity = max(len(sequence.prompt) + sequence.steps for sequence in sequences) - 1  # the last token is not fed
+    settings, factors = np.zeros((6, len(Settings._fields)), np.int64), np.zeros((6, 2), np.float32)
+    progress, following = np.zeros((6, 3), np.int64), np.full((6, len(Position._fields)), -1)
+    following[:, 0], lengths = np.arange(6), np.ones(6, np.int64)
+    for row, sequence in enumerate(sequences):
+        draw, rules = sequence.draw, sequence.rules
+        seed = int(np.array(draw.seed, np.uint64).view(np.int64))
+        known = seed, draw.item, draw.first, sequence.known, sequence.in_frames, sequence.steps
+        settings[slots[row]] = Settings(*known, *rules.integers())
+        factors[slots[row]] = draw.sampling.cond_scale, temperature
+        progress[slots[row]] = Progress(0, 1, 0)
+        lengths[row] = lengths[nulls[row]] = len(sequence.prompt)
+    told = [torch.from_numpy(array) for array in (slots, nulls, settings, factors, progress)]
+    ring, table = torch.full((6, total), -1), floats(rng.standard_normal((TABLE, DIM)), dtype)
+    state = [
+        torch.from_numpy(following),
+        torch.from_numpy(lengths),
+        torch.full((6,), -1),
+        torch.full((6, capacity), -1),
+        torch.full((6,), -1),
+    ]
+    going, made, place = [True] * 3, [list[int]() for _ in sequences], Position(*range(len(Position._fields)))
+    for step in range(total):
+        streams, before = empty(6, STREAMS, DIM), lengths.copy()
+        arrays = torch.from_numpy(logits[step]), *told, ring, table, *state, streams
+        launch(sample, (6,), *arrays, total, capacity, Draw(V, 4, DIM, STREAMS, 4), len(place), place)
+        grows = np.zeros(6, np.int64)
+        for row, sequence in enumerate(sequences):
+            token = expected_token(sequence, step, logits[step, row], logits[step, nulls[row]])
+            if going[row] and token != sequence.rules.end:
+                made[row].append(token)
+            going[row] = going[row] and token != sequence.rules.end and len(made[row]) < sequence.steps
+            if not going[row]:
+                continue
+            fed = place_tokens(sequence.rules.place, sequence.known + step, np.array([token]))
+            for one in {row, int(nulls[row])}:
+                grows[one] = 1
+                where = Position(int(slots[one]), int(before[one]) + 1, int(fed.ids[0]), int(fed.query[0]))
+                assert where[1:] == tuple(following[slots[one], 1:].tolist())
+                assert where[1:] == (lengths[one], int(state[4][one]), int(state[2][one]))
+                assert int(state[3][slots[one], before[one]]) == fed.key[0]
+                assert torch.equal(streams[one], table.float()[where.embedding_id].repeat(STREAMS, 1))
+        np.testing.assert_array_equal(lengths - before, grows)
+        assert streams[5].isnan().all() and (streams[3:5].isnan().all() == (scale is None))
+    assert not progress[slots[:3], 1].any() and not progress[slots[3:]].any()
+    for row in range(3):
+        assert ring[slots[row], : progress[slots[row], 2]].tolist() == made[row]
+    ended = [len(tokens) < sequence.steps for tokens, sequence in zip(made, sequences, strict=True)]
+    assert any(ended) == (stage != "fine") and not all(ended), ended
 
-    plans = np.zeros((B, 6), np.int64)
-    plans[:, 0] = np.array([seed for seed, _ in ITEMS], np.uint64).view(np.int64)
-    plans[:, 1], plans[:, 2], plans[:, 3] = [item for _, item in ITEMS], FIRST, plan.primed
-    plans[:, 4], plans[:, 5] = plan.primed * plan.counts_prime, plan.steps
-    states = torch.from_numpy(np.stack([np.zeros(B), plan.steps > 0, np.zeros(B)], axis=1).astype(np.int64))
-    frame = plan.frame_tokens if stage != "semantic" else NEVER
-    before = np.array([len(prompt.rows) for prompt in plan.prompts] * copies)
-    lengths, tokens = torch.from_numpy(before.copy()), torch.full((B, total), -1)
-    capacity = int((before[:B] + plan.steps).max()) - 1  # the last token is not fed
-    query, ids, key = torch.full((copies * B,), -1), torch.full((copies * B,), -1), torch.full((copies * B, capacity), -1)
-    rules = Rules(place_of(plan), STAGE_IDS[stage], frame, -1 if plan.end is None else plan.end, 4)
-    integers = torch.tensor(rules.integers())
-    table = floats(rng.standard_normal((TABLE, DIM)), dtype)
-    for step in range(len(script.fed) + 1):
-        streams, old = empty(copies * B, STREAMS, DIM), lengths.clone()
-        launch(
-            sample,
-            (B,),
-            *(
-                torch.from_numpy(logits[step]),
-                torch.from_numpy(plans),
-                states,
-                tokens,
-                table,
-                lengths,
-                query,
-                key,
-                ids,
-                streams,
-                integers,
-                floats(np.array([sampling.cond_scale, temperature])),
-            ),
-            *(B, total, capacity),
-            Draw(V, 4, copies, DIM, STREAMS, 4),
-        )
-        if step == len(script.fed):
-            break
-        held, rows, at_query, at_key, growing = script.fed[step]
-        np.testing.assert_array_equal((lengths - old)[held], growing)
-        np.testing.assert_array_equal(query[held], at_query)
-        np.testing.assert_array_equal(ids[held], rows)
-        np.testing.assert_array_equal(key[held, lengths[held] - 1], at_key)
-        np.testing.assert_array_equal(streams[held], np.repeat(table.float()[rows][:, None], STREAMS, axis=1))
-    assert not states[:, 1].any()
-    for row in range(B):
-        np.testing.assert_array_equal(tokens[row, : states[row, 2]], expected[row])
-    ended = [len(row) < steps for row, steps in zip(expected, plan.steps, strict=True)]
-    assert any(ended) == (stage == "semantic" or scale == 2.5) and not all(ended), ended
-    assert stage != "coarse" or capacity == lengths.max()
+
+def expected_token(sequence: Sequence, step: int, logits: np.ndarray, null: np.ndarray) -> int:
+    """Return the token that the runtime's own functions draw."""
+    draw = sequence.draw
+    scores = guide(logits, null, draw.sampling.cond_scale) if sequence.guided else logits
+    noise = SeededNoise(sequence.rules.stage, draw.seed, draw.item, V)(draw.first + step)
+    return int(drawn(scores[None], noise[None], draw.sampling.temperature, draw.sampling.filter_thres, sequence.forbids_end(step))[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_one_row_of_a_real_vocabulary(temperature: float) -> None:
     """Fault: entries beyond the first 1,024, or of another row, are left out of top-k, noise or argmax. The best entry is the last one."""
-    size, seed = 1025, 11
+    size, seed, place = 1025, 11, Position(*range(len(Position._fields)))
     logits = np.random.default_rng(2).standard_normal((1, size)).astype(np.float32)
     logits[0, -1] = 9
     rules = Rules(Place(0, 0, 1, 0, 1, 1, 0, 0), STAGE_IDS["semantic"], NEVER, -1, max(int((1 - 0.9) * size), 1))
-    numbers = (torch.zeros(1, dtype=torch.int64) for _ in range(3))
-    tokens, plans = torch.full((1, 4), -1), torch.tensor([[seed, 0, 3, 0, 0, 9]])
-    arrays = (floats(logits), plans, torch.tensor([[0, 1, 0]]), tokens, floats(np.zeros((size, DIM))), *numbers)
-    lengths, query, ids = arrays[5:]
-    key, streams = torch.full((1, 2), -1), empty(1, STREAMS, DIM)
-    told = torch.tensor(rules.integers()), floats(np.array([1.0, temperature]))
-    launch(sample, (1,), *arrays[:5], lengths, query, key, ids, streams, *told, 1, 4, 2, Draw(size, 512, 1, DIM, STREAMS, 8))
-    gumbel = PhiloxNoise([(seed, 0)]).rows("semantic", np.array([0]), np.array([3]), size)
+    numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(5)]
+    slots, nulls, lengths, query, ids = numbers
+    told = torch.tensor([[seed, 0, 3, 0, 0, 9, *rules.integers()]]), floats(np.array([[1.0, temperature]])), torch.tensor([[0, 1, 0]])
+    tokens, key = torch.full((1, 4), -1), torch.full((1, 2), -1)
+    arrays = floats(logits), slots, nulls, *told, tokens, floats(np.zeros((size, DIM))), torch.zeros((1, 4), dtype=torch.int64)
+    launch(sample, (1,), *arrays, lengths, query, key, ids, empty(1, STREAMS, DIM), 4, 2, Draw(size, 512, DIM, STREAMS, 8), 4, place)
+    gumbel = SeededNoise(STAGE_IDS["semantic"], seed, 0, size)(3)[None]
     assert tokens[0, 0] == drawn(logits, gumbel, temperature, 0.9, False)[0]
 
 
@@ -178,12 +163,14 @@ def _noise(seeds, items, steps, out, stage, vocabulary, sizes: tl.constexpr, PAD
 def test_noise_is_the_runtimes(vocabulary: int) -> None:
     """Fault: another bit of Philox, words in another order, a seed cut to 32 bits, logarithms in fp32. Equal to the last bit."""
     steps = np.array([0, 31, 5_000_000])
-    expected = PhiloxNoise(ITEMS).rows("fine", np.arange(3), steps, vocabulary)
-    seeds = np.array([seed for seed, _ in ITEMS], np.uint64).view(np.int64)
-    items = np.array([item for _, item in ITEMS])
+    expected = [
+        SeededNoise(STAGE_IDS["fine"], seed, item, vocabulary)(step) for (seed, item, _), step in zip(ITEMS, steps.tolist(), strict=True)
+    ]
+    seeds = np.array([seed for seed, _, _ in ITEMS], np.uint64).view(np.int64)
+    items = np.array([item for _, item, _ in ITEMS])
     out = empty(3, vocabulary)
     arrays, fours = (torch.from_numpy(a) for a in (seeds, items, steps)), triton.next_power_of_2(-(-vocabulary // 4))
-    launch(_noise, (3,), *arrays, out, STAGE_IDS["fine"], vocabulary, Draw(vocabulary, fours, 1, 1, 1, 1), 4 * fours)
+    launch(_noise, (3,), *arrays, out, STAGE_IDS["fine"], vocabulary, Draw(vocabulary, fours, 1, 1, 1), 4 * fours)
     np.testing.assert_array_equal(out.numpy(), expected)
 
 

@@ -73,6 +73,38 @@ def test_what_is_stored_in_16_bits(kind: str, tmp_path: Path) -> None:
     assert [node.op_type for node in graph.node].count("Cast") == 4  # x, relu's input and output, the last product's input
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_state_is_float32_and_what_it_is_made_of_is_not(kind: str, tmp_path: Path) -> None:
+    """Fault: a product that stays in float32, or a state that does not, because the product's end is the next call's state."""
+    rng, value = np.random.default_rng(0), helper.make_tensor_value_info
+    a, b = rng.standard_normal((24, 40), np.float32), rng.standard_normal((40, 16), np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["xa"], name="xa"),
+        helper.make_node("Concat", ["state.s", "xa"], ["both"], axis=0, name="both"),
+        helper.make_node("Slice", ["xa", "last", "end", "zero"], ["next.s"], name="next.s"),
+        helper.make_node("MatMul", ["both", "b"], ["y"], name="y"),
+    ]
+    weights = {"a": a, "b": b, "last": np.array([-1]), "end": np.array([1 << 40]), "zero": np.array([0])}
+    inputs = [value("x", TensorProto.FLOAT, ["n", 24]), value("state.s", TensorProto.FLOAT, [1, 40])]
+    outputs = [value("y", TensorProto.FLOAT, ["n + 1", 16]), value("next.s", TensorProto.FLOAT, [1, 40])]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    made = helper.make_graph(nodes, "g", inputs, outputs, tensors)
+    onnx.save_model(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "g.onnx")
+
+    save_mixed(tmp_path / "g.onnx", tmp_path / "mixed.onnx", kind)
+    graph = onnx.load(tmp_path / "mixed.onnx").graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert types["a.16"] == TYPES[kind][0] and "a" not in types and types["b"] == TensorProto.FLOAT
+    assert {one.type.tensor_type.elem_type for one in (*graph.input, *graph.output)} == {TensorProto.FLOAT}
+
+    save_mixed(tmp_path / "g.onnx", tmp_path / "copy.onnx", kind, rounded=True)
+    x, state = rng.standard_normal((5, 24), np.float32), rng.standard_normal((1, 40), np.float32)
+    product = rounded(rounded(x, kind) @ rounded(a, kind), kind)
+    y, after = open_session(tmp_path / "copy.onnx", 1).run(None, {"x": x, "state.s": state})
+    np.testing.assert_array_equal(after, product[-1:])
+    np.testing.assert_allclose(y, np.concatenate([state, product]) @ b, rtol=0, atol=1e-5 * np.abs(y).max())
+
+
 def mixed(made: Stage, folder: Path, kind: str, rounded: bool) -> Stage:
     other = copy.copy(made)
     save_mixed(made.folder / made.decoder.graph, folder / made.decoder.graph, kind, rounded)

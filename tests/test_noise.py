@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from musiclm_deploy.runtime import noise
-from musiclm_deploy.runtime.noise import PhiloxNoise, philox
+from musiclm_deploy.runtime.noise import STAGE_IDS, STEPS_AHEAD, CallerNoise, SeededNoise, gumbel, philox
 
 
 @pytest.mark.parametrize(
@@ -41,31 +41,53 @@ def test_golden_values(seed: int, item: int, stage: str, step: int, expected: li
     The values come from another Philox (randomgen 2.5.1, number=4, width=32) by the formulas in `runtime/noise.py`, in Python's own
     floats. A logarithm may differ in its last bit between machines: 1e-6, while one bit more or less in the input is 1e-4.
     """
-    values = PhiloxNoise([(seed, item)]).gumbel(stage, step, 1, 6)
+    values = gumbel(STAGE_IDS[stage], seed, item, step, 1, 6)
     assert values.dtype == np.float32 and values.shape == (1, 6)
     np.testing.assert_allclose(values[0], expected, rtol=0, atol=1e-6)
 
 
-def test_rows_steps_and_vocabularies_do_not_touch_each_other() -> None:
-    """Fault: the same seed gives other music in another batch, when steps are asked in another order, or near the edge of a block."""
-    rows, vocab = [(1, 0), (2**40, 0), (1, 2)], 13
-    whole = {step: PhiloxNoise(rows).gumbel("coarse", step, 3, vocab) for step in (0, 31, 32, 33, 64)}
-    for order in itertools.permutations(range(3)):
-        source = PhiloxNoise([rows[row] for row in order])
-        for step in (33, 31, 64, 32, 0):
-            np.testing.assert_array_equal(source.gumbel("coarse", step, 3, vocab), whole[step][list(order)])
-    source, fine = PhiloxNoise(rows[1:2]), PhiloxNoise(rows[1:2]).gumbel("fine", 32, 1, vocab)
-    for size in (1, 4, 6, vocab, 1025, 5):  # one source serves stages of different vocabularies: entry v does not depend on their size
-        for stage, expected in (("coarse", whole[32][1:2]), ("fine", fine)):
-            for asked in (size, vocab):
-                np.testing.assert_array_equal(source.gumbel(stage, 32, 1, asked)[:, :vocab], expected[:, :asked])
+def test_steps_and_vocabularies_do_not_touch_each_other() -> None:
+    """Fault: the same seed gives other music when steps are asked in another order, near the edge of a block, or for other entries."""
+    seed, item, vocab, coarse = 2**40, 2, 13, STAGE_IDS["coarse"]
+    whole = gumbel(coarse, seed, item, 0, 3 * STEPS_AHEAD, vocab)
+    for order in ((0, 31, 32, 33, 64), (33, 31, 64, 32, 0), (95, 94, 93)):
+        drawn = SeededNoise(coarse, seed, item, vocab)
+        for step in order:
+            np.testing.assert_array_equal(drawn(step), whole[step])
+    for size in (1, 4, 6, 12):  # entry v does not depend on how many there are
+        np.testing.assert_array_equal(gumbel(coarse, seed, item, 5, 2, size), whole[5:7, :size])
+
+
+class _Counting:
+    """A caller's noise that counts how often each step is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: dict[tuple[str, int], int] = {}
+
+    def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
+        self.asked[stage, step] = self.asked.get((stage, step), 0) + 1
+        return np.random.default_rng([len(stage), step, self.asked[stage, step]]).standard_normal((batch, vocab)).astype(np.float32)
+
+
+def test_a_callers_noise_is_asked_once_for_all_items() -> None:
+    """Fault: an item that draws from another's row, or a source that gives other numbers each time it is asked: one item would get the
+    first ones, the next item others. Batches of steps that nobody asks for any more are not kept."""
+    source = _Counting()
+    items = [item.of("coarse", 7) for item in CallerNoise(source, 3).items()]
+    rows = [[item(step) for item in items] for step in range(3 * STEPS_AHEAD)]
+    assert set(source.asked.values()) == {1} and len(source.asked) == 3 * STEPS_AHEAD
+    for step, drawn in enumerate(rows):
+        expected = np.random.default_rng([len("coarse"), step, 1]).standard_normal((3, 7)).astype(np.float32)
+        np.testing.assert_array_equal(drawn, expected)
+    items[0](0)
+    assert source.asked["coarse", 0] == 2, "every step is kept for ever"
 
 
 def test_every_coordinate_counts() -> None:
     """Fault: two seeds, candidates, stages or steps share their noise; above all seeds that differ above 32 bits only."""
     seeds, items, stages, steps = (0, 1, 2**32, 2**32 + 1, 2**63), (0, 1, 2), ("semantic", "coarse", "fine"), (0, 1, 31, 32, 64, 1000)
     drawn = {
-        PhiloxNoise([(seed, item)]).gumbel(stage, step, 1, 8).tobytes()
+        gumbel(STAGE_IDS[stage], seed, item, step, 1, 8).tobytes()
         for seed, item, stage, step in itertools.product(seeds, items, stages, steps)
     }
     assert len(drawn) == len(seeds) * len(items) * len(stages) * len(steps)
@@ -73,8 +95,7 @@ def test_every_coordinate_counts() -> None:
 
 def test_distribution() -> None:
     """Fault: the bits are right and the formula is not. Bounds are four standard errors; the Kolmogorov distance's is its 0.1 % point."""
-    source = PhiloxNoise([(1234, item) for item in range(4)])
-    values = np.concatenate([source.gumbel("semantic", step, 4, 2048).ravel() for step in range(32)]).astype(np.float64)
+    values = np.concatenate([gumbel(STAGE_IDS["semantic"], 1234, item, 0, 32, 2048).ravel() for item in range(4)]).astype(np.float64)
     n = values.size
     variance = math.pi**2 / 6
     assert abs(values.mean() - np.euler_gamma) < 4 * math.sqrt(variance / n)
@@ -87,4 +108,4 @@ def test_distribution() -> None:
 def test_extreme_bits_give_finite_noise(monkeypatch, bits: int, expected: float) -> None:
     """Fault: a uniform of 0 or 1 makes the noise infinite, about once in 16 million draws: u must stop at 2**-25 from both ends."""
     monkeypatch.setattr(noise, "philox", lambda counter, key: np.full(counter.shape, bits, np.uint32))
-    np.testing.assert_allclose(PhiloxNoise([(0, 0)]).gumbel("fine", 0, 1, 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(gumbel(STAGE_IDS["fine"], 0, 0, 0, 1, 3), expected, rtol=1e-6)

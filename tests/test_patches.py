@@ -18,10 +18,10 @@ from musiclm_deploy.export.mulan import export_mulan_audio
 from musiclm_deploy.export.patches import export_patches
 from musiclm_deploy.kernels.spectrogram import reference
 from musiclm_deploy.model import MuLaN
+from musiclm_deploy.runtime.backends import on_device, open_backend
 from musiclm_deploy.runtime.bundle import Bundle, BundleError, Spectrogram
 from musiclm_deploy.runtime.device.patches import Patches, filters_of
 from musiclm_deploy.runtime.musiclm import MusicLM
-from musiclm_deploy.runtime.step import Choice
 
 
 def exported(mulan: MuLaN, folder: Path) -> Spectrogram | None:
@@ -87,8 +87,8 @@ def test_sounds_are_embedded_on_the_device(patches_bundle: Path, tmp_path: Path)
     hz = opened.manifest.mulan.sample_hz
     rng = np.random.default_rng(3)
     waves = [rng.standard_normal(shape).astype(np.float32) for shape in ((2, hz // 8), (2, hz // 8), (hz // 7,))]
-    on = Choice(False, "on a device")
-    with MusicLM(whole, "cpu", 1, on) as cpu, MusicLM(opened, "cpu", 1, on, driver) as model:
+    backend = on_device(opened, "cpu", 1, driver, "fp32")
+    with MusicLM(open_backend(whole, "cpu", 1, "auto", "fp32")) as cpu, MusicLM(backend) as model:
         for index, wave in enumerate(waves):
             free = driver.memory
             np.testing.assert_allclose(model.embed_audio((wave, hz)), cpu.embed_audio((wave, hz)), rtol=0, atol=1e-5)

@@ -29,7 +29,7 @@ from musiclm_deploy.kernels.quantized_product.onnx_form import product
 from musiclm_deploy.kernels.quantized_product.reference import dequantize, quantize
 from musiclm_deploy.runtime.audio import load_audio
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest
-from musiclm_deploy.runtime.primes import make_primes, prime_tokens
+from musiclm_deploy.runtime.primes import make_primes
 
 try:
     PATHS = decoder_step.paths()
@@ -156,7 +156,7 @@ def test_the_bundle_holds_what_was_asked(narrow: Path, tiny_bundle: Path) -> Non
         assert getattr(wide, stage).step.precision == "fp32" == wide.quality[stage]["precision"]
         assert wide.quality[stage]["top1"] == 1 and wide.quality[stage]["kl"] == 0
     assert manifest.errors.keys() == wide.errors.keys() and max(manifest.errors.values()) < 1e-4  # before they were quantized
-    assert manifest.quality["codec_decode"]["snr_db"] > 80 and manifest.quality["mulan_audio"]["similarity"] > 0.9999
+    assert manifest.quality["codec_stream"]["snr_db"] > 80 and manifest.quality["mulan_audio"]["similarity"] > 0.9999
 
 
 @pytest.mark.parametrize("step", ["graph", *(["native"] if PATHS else [])])
@@ -179,7 +179,7 @@ def test_inspect_has_the_table(narrow: Path, capsys) -> None:
         measured = quality[stage]
         line = f"{measured['precision']}, top-1 {measured['top1']:.1%}, KL {measured['kl']:.5f} nats over {measured['tokens']} tokens"
         assert f"{line} ({measured['reason']})" in out
-    assert f"signal to noise {quality['codec_decode']['snr_db']:.0f} dB" in out and "similarity 1.000000" in out
+    assert f"signal to noise {quality['codec_stream']['snr_db']:.0f} dB" in out and "similarity 1.000000" in out
     assert "int4, dim 24" in out and "caches" in out
 
 
@@ -243,9 +243,9 @@ def test_measured_on_sounds(at_once, sounds: Path, tmp_path: Path, monkeypatch) 
     """Fault: tokens that are not those of the sounds, or rows of one sound under the conditioning of another."""
     fed = []
 
-    def watched(model, plan, conditioning, candidates, given):
-        drawn, found = quality_stage(model, plan, conditioning, candidates, given)
-        fed.append((plan.stage, conditioning, drawn))
+    def watched(model, stage, sequences, candidates, given):
+        drawn, found = quality_stage(model, stage, sequences, candidates, given)
+        fed.append((stage, sequences, drawn))
         return drawn, found
 
     quality_stage = quality.measure_stage
@@ -256,13 +256,17 @@ def test_measured_on_sounds(at_once, sounds: Path, tmp_path: Path, monkeypatch) 
     with md.load(out, device="cpu") as model:
         manifest = model.bundle.manifest
         heard = [load_audio(path) for path in calibration.sounds_in(sounds)]
-        tokens = [prime_tokens(model, make_primes(sound, 1, manifest)[0]) for sound in heard]
+        tokens = [model.encoders.prime_tokens(make_primes(sound, 1, manifest)[0]) for sound in heard]
         latents = np.concatenate([model.embed_audio(sound) for sound in heard])
-        expected = model.run(manifest.conditioner.graph, latent=latents)
+        expected = model.encoders.contexts(latents)
     frames = min(100, *(len(item.coarse) for item in tokens))
     assert [stage for stage, *_ in fed] == ["semantic", "coarse", "fine"] and len(heard) == 3 and frames < 100
-    for stage, conditioning, drawn in fed:
-        np.testing.assert_array_equal(conditioning, expected[f"conditioning.{stage}"])
+    for stage, sequences, drawn in fed:
+        for sequence, contexts in zip(sequences, expected, strict=True):
+            arrays = contexts[stage].arrays
+            assert sequence.context.arrays.keys() == arrays.keys() and arrays
+            for name, array in arrays.items():
+                np.testing.assert_array_equal(sequence.context.arrays[name], array, err_msg=name)
         for row, item in zip(drawn, tokens, strict=True):
             own = getattr(item, stage)
             own = own[:frames].ravel() if stage != "semantic" else own[np.append(True, own[1:] != own[:-1])][: len(row)]

@@ -7,7 +7,7 @@ other rows of the batch are told.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,11 @@ from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
 from musiclm_deploy.export.validate import upstream_transformer
 from musiclm_deploy.model.upstream import load_upstream
-from musiclm_deploy.runtime import memory
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Decoder, Sampling
-from musiclm_deploy.runtime.decoder import DecoderRun
-from musiclm_deploy.runtime.loop import decode
-from musiclm_deploy.runtime.noise import PhiloxNoise
-from musiclm_deploy.runtime.stages import Plan, plan_coarse, plan_fine, plan_semantic
-from musiclm_deploy.runtime.token_stages import with_null
+from musiclm_deploy.runtime.forcing import forced, logits_of
+from musiclm_deploy.runtime.host.graph import GraphBatch
+from musiclm_deploy.runtime.sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence
 
 ROWS, FRAMES, SEMANTIC_STEPS, CONDITIONING_TOKENS = 4, 6, 15, 3
 SAMPLING = Sampling(temperature=4.0, filter_thres=0.2, cond_scale=2.5)  # random logits are peaked: at 1 the noise would hardly be heard
@@ -55,31 +52,36 @@ class Stage:
         quantizers = {"semantic": None, "coarse": self.decoder.coarse_quantizers, "fine": self.decoder.fine_quantizers}[self.name]
         return (quantizers or 1) * (self.groups if self.name != "semantic" else 1)
 
-    def plan(self, primes: list[np.ndarray] | None, rows: list[int] | None = None) -> Plan:
-        rows = list(range(ROWS)) if rows is None else rows
-        coarse = [_COARSE[row][:, : 2 * self.groups] for row in rows]
+    def sequence(self, row: int, prime: np.ndarray, trained_frames: int | None = None) -> Sequence:
+        """A row's window that begins with a prime, with the row's own noise, which is counted from the first token of the prime."""
+        context = Context({name: np.ascontiguousarray(array[row : row + 1]) for name, array in self.context.items()})
+        draw = Draw(row, 0, prime.size, SAMPLING if self.context else replace(SAMPLING, cond_scale=1.0))
         if self.name == "semantic":
-            return plan_semantic(self.decoder, len(rows), SEMANTIC_STEPS, True, primes)
+            return semantic_sequence(self.decoder, SEMANTIC_STEPS, True, prime, draw, context)
         if self.name == "coarse":
-            return plan_coarse(self.decoder, [_SEMANTIC[row] for row in rows], FRAMES, self.columns, True, primes)
-        return plan_fine(self.decoder, coarse, self.columns, None, primes)
+            return coarse_sequence(self.decoder, _SEMANTIC[row], FRAMES, self.columns, True, prime, draw, context)
+        coarse = _COARSE[row][:, : 2 * self.groups]
+        return fine_sequence(self.decoder, coarse, self.columns, prime, draw, context, trained_frames)
+
+    @property
+    def nothing(self) -> np.ndarray:
+        """No prime."""
+        return self.shaped(np.zeros(0, np.int64))
 
     def shaped(self, tokens: np.ndarray) -> np.ndarray:
         return tokens if self.name == "semantic" else tokens.reshape(-1, self.columns)
 
-    def run(self, plan: Plan, rows: list[int] | None = None) -> list[np.ndarray]:
-        """What the plan's rows give, each with its own row's noise, counted from the first token of its prime."""
-        rows = list(range(ROWS)) if rows is None else rows
-        guided = bool(self.context)
-        context = {name: np.ascontiguousarray(with_null(name, array[rows], guided)) for name, array in self.context.items()}
-        capacity = plan.capacity + (CONDITIONING_TOKENS if "prefix_embeddings" in context else 0)
-        run = DecoderRun(self.session, self.decoder, context, len(rows) * (1 + guided), capacity)
-        noise = PhiloxNoise([(row, 0) for row in range(ROWS)])
-
-        def gumbel(step: int, of: np.ndarray) -> np.ndarray:
-            return noise.rows(self.name, np.array(rows)[of], plan.primed[of] + step, self.decoder.vocabulary)
-
-        return decode(plan, run, guided, SAMPLING, gumbel, lambda done, total: None)
+    def run(self, sequences: list[Sequence]) -> list[np.ndarray]:
+        """The tokens that sequences get which decode together."""
+        batch, tokens = GraphBatch(self.session, self.decoder), {sequence: np.zeros(0, np.int64) for sequence in sequences}
+        for sequence in sequences:
+            if sequence.steps:
+                batch.join(sequence)
+        batch.advance(1000, 1000)
+        for made in batch.collect():
+            assert made.done and made.error is None
+            tokens[made.sequence] = made.tokens
+        return list(tokens.values())
 
 
 VARIANTS = [("cross", True, 1), ("cross", False, 2), ("prefix", True, 2), ("prefix", False, 1), ("none", True, 1)]
@@ -135,12 +137,12 @@ def test_told_the_first_tokens_a_stage_gives_the_others(stages, name: str) -> No
     """Fault: a coordinate, head, forbidden entry, noise index, cache length or prefix that counts from the prime's end instead of its
     beginning; a row that is told more than its neighbour and gets its neighbour's place."""
     stage: Stage = stages[name]
-    whole = [stage.shaped(tokens) for tokens in stage.run(stage.plan(None))]
+    whole = [stage.shaped(tokens) for tokens in stage.run([stage.sequence(row, stage.nothing) for row in range(ROWS)])]
     assert len(np.unique(np.concatenate(whole))) > 5, "the same few tokens everywhere: a shift would not show"
     for shares in ((0, 1, 2, 3), (3, 0, 1, 2), (2, 2, 2, 2), (4, 4, 1, 4), (4, 4, 4, 4)):  # fourths of a row: none of it to all of it
         counts = [len(tokens) * share // 4 for tokens, share in zip(whole, shares, strict=True)]
         primes = [tokens[:count] for tokens, count in zip(whole, counts, strict=True)]
-        rest = stage.run(stage.plan(primes))
+        rest = stage.run([stage.sequence(row, prime) for row, prime in enumerate(primes)])
         for row, (tokens, count) in enumerate(zip(whole, counts, strict=True)):
             assert np.array_equal(stage.shaped(rest[row]), tokens[count:]), f"row {row}, told {count} of {len(tokens)}"
 
@@ -152,9 +154,9 @@ def test_a_primed_batch_is_its_rows_alone(stages, name: str) -> None:
     rng, limits = np.random.default_rng(3), [SEMANTIC_STEPS] * ROWS if name == "semantic" else [2, 3, 1, 5]
     shapes = [(min(limit, row + 1), stage.columns)[: 1 if name == "semantic" else 2] for row, limit in enumerate(limits)]
     primes = [rng.integers(0, 12, shape) for shape in shapes]
-    together = stage.run(stage.plan(primes))
+    together = stage.run([stage.sequence(row, prime) for row, prime in enumerate(primes)])
     for row in range(ROWS):
-        (alone,) = stage.run(stage.plan([primes[row]], [row]), [row])
+        (alone,) = stage.run([stage.sequence(row, primes[row])])
         assert np.array_equal(alone, together[row]), f"row {row}"
     assert any(len(tokens) for tokens in together)
 
@@ -169,13 +171,12 @@ def test_after_a_prime_the_logits_are_upstreams(stages, name: str) -> None:
     model = upstream_transformer(name, stage.settings, stage.state)
     condition = {"text_embeds": torch.from_numpy(_conditioning(stage.decoder)), "cond_drop_prob": 0.0} if stage.context else {}
     for row, prime in enumerate(primes):
-        plan = stage.plan([prime], [row])
-        if name == "fine":  # N of the bias is what upstream sees in this call
-            coarse = _COARSE[row][:, : 2 * stage.groups]
-            plan = plan_fine(stage.decoder, [coarse], stage.columns, len(coarse) * stage.groups, [prime])
-        own = {key: np.ascontiguousarray(array[row : row + 1]) for key, array in stage.context.items()}
-        run = DecoderRun(stage.session, stage.decoder, own, 1, plan.capacity + CONDITIONING_TOKENS)
-        found = run.prefill(plan.prompts, plan.head(0))[0]
+        # N of the fine stage's bias is what upstream sees in this call
+        sequence = stage.sequence(row, prime, len(_COARSE[row]) * stage.groups if name == "fine" else None)
+        unguided = replace(sequence, draw=replace(sequence.draw, sampling=replace(SAMPLING, cond_scale=1.0)))
+        batch = GraphBatch(stage.session, stage.decoder)
+        (logits,) = logits_of(batch, [forced(unguided, np.zeros(0, np.int64), stage.decoder.vocabulary)])[1]
+        found = logits[0, 0]
         mine = condition | ({"text_embeds": condition["text_embeds"][row : row + 1]} if condition else {})
         ids = torch.from_numpy(prime.reshape(1, -1))
         with torch.inference_mode():
@@ -193,26 +194,39 @@ def test_the_last_entry_is_forbidden_by_the_place_in_the_row(stages) -> None:
     """Fault: a primed row that may not end at its first new frame, or one that may end in its frame 0 or within a frame."""
     coarse: Stage = stages["coarse"]
     columns = coarse.columns
-    plan = coarse.plan([np.zeros((frames, columns), np.int64) for frames in (0, 1, 0, 3)])
-    assert plan.forbid_last(0).tolist() == [True, False, True, False]
-    assert plan.forbid_last(1).tolist() == [True] * 4
-    assert plan.forbid_last(columns).tolist() == [False] * 4
-    assert plan.steps.tolist() == [(FRAMES - frames) * columns for frames in (0, 1, 0, 3)]
+    sequences = [coarse.sequence(0, np.zeros((frames, columns), np.int64)) for frames in (0, 1, 0, 3)]
+    assert [one.forbids_end(0) for one in sequences] == [True, False, True, False]
+    assert [one.forbids_end(1) for one in sequences] == [True] * 4
+    assert [one.forbids_end(columns) for one in sequences] == [False] * 4
+    assert [one.steps for one in sequences] == [(FRAMES - frames) * columns for frames in (0, 1, 0, 3)]
 
 
 def test_a_prime_is_whole_frames_and_fits(stages) -> None:
     """Fault: one head for rows that stand at different quantizers, or a row longer than was asked."""
     fine: Stage = stages["fine"]
-    for wrong in ([np.zeros((7, fine.columns), int)] + [np.zeros((0, fine.columns), int)] * 3, [np.zeros((1, 1), int)] * 4):
+    for wrong in (np.zeros((7, fine.columns), int), np.zeros((1, 1), int)):
         with pytest.raises(AssertionError):
-            fine.plan(wrong)
+            fine.sequence(0, wrong)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_a_long_prefill_is_split_by_rows(stages, name: str, monkeypatch) -> None:
-    """Fault: rows that get a neighbour's cache, prefix or context when a prefill goes in several calls, the longest row in one of them."""
+def test_a_prompt_in_pieces_is_the_same(stages, name: str) -> None:
+    """Fault: rows that get a neighbour's cache, prefix or context when prompts are fed a few positions at a time, the longest in several
+    calls, while those that are fed already decode."""
     stage: Stage = stages[name]
-    expected = stage.run(stage.plan(None))
-    for bytes_at_once in (1, 3 * memory._scores_bytes(stage.decoder, max(len(prompt.rows) for prompt in stage.plan(None).prompts) + 3)):
-        monkeypatch.setattr(memory, "PREFILL_BYTES", bytes_at_once)
-        assert all(np.array_equal(a, b) for a, b in zip(stage.run(stage.plan(None)), expected, strict=True))
+    rng = np.random.default_rng(3)
+    primes = [stage.shaped(rng.integers(0, 12, min(row + 1, len(_COARSE[row])) * stage.columns)) for row in range(ROWS)]
+    sequences = [stage.sequence(row, prime) for row, prime in enumerate(primes)]
+    expected = dict(zip(sequences, stage.run(sequences), strict=True))
+    batch, found = GraphBatch(stage.session, stage.decoder), {sequence: [np.zeros(0, np.int64)] for sequence in sequences}
+    for sequence in sequences:
+        if sequence.steps:
+            batch.join(sequence)
+    waiting = [batch.waiting()]
+    for _ in range(100):
+        batch.advance(1, 1)
+        waiting.append(batch.waiting())
+        for made in batch.collect():
+            found[made.sequence].append(made.tokens)
+    assert waiting == sorted(waiting, reverse=True) and waiting[0] > 0 == waiting[-1]
+    assert all(np.array_equal(np.concatenate(parts), expected[sequence]) for sequence, parts in found.items())

@@ -30,7 +30,7 @@ def test_a_sound_conditions_as_its_latent(music, monkeypatch: pytest.MonkeyPatch
     other = music.generate(audio=tone(1900), sampling=DRAWN, **SHORT)
     assert any(not np.array_equal(a, b) for a, b in zip(tokens(song), tokens(other), strict=True))
     latent = music.embed_audio(tone(440))
-    monkeypatch.setattr(music, "embed_text", lambda text: latent)
+    monkeypatch.setattr(music.encoders, "embed_text", lambda text: latent)
     same = music.generate("anything", sampling=DRAWN, **SHORT)
     assert all(np.array_equal(a, b) for a, b in zip(tokens(song), tokens(same), strict=True))
     assert song.prompt == "a sound of 0.25 s"

@@ -37,6 +37,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the request, a
     "ends": ({"text": "x", "stop": "eos", "max_semantic_tokens": 7, "num_samples": 2}, {}),
     "upstream": ({"text": "x", "compat": "upstream", "max_semantic_tokens": 9}, {}),
     "length": ({"text": "x", "seconds": 0.12345}, {}),
+    "plan": ({"text": "x", "plan": "low_latency"}, {}),
     "numpy's numbers": (
         {
             "text": md.Blend([("x", np.float32(0.3)), ("y", np.int64(1))]),
@@ -67,6 +68,17 @@ def test_again(music: Any, tmp_path: Path, name: str) -> None:
         again = music.generate(**generate_arguments(record, **given))
         assert again.candidates[index].audio.tobytes() == candidate.audio.tobytes()
         assert again.settings == song.settings
+        assert record["plan"] == asked.get("plan", "trained")
+
+
+def test_a_record_of_before_there_were_plans(record: dict[str, Any], tmp_path: Path) -> None:
+    """Fault: a file that an older version made cannot be read, or is repeated with windows that it was not made with."""
+    for name in ("plan", "first_window_s", "window_growth"):
+        del record[name]
+    whole = record | {"candidate": 0, "best": 0, "audio_sha256": "ab", "sample_rate": 16000, "normalize": None}
+    path = wav_with(json.dumps(whole), tmp_path / "a.wav")
+    assert read_record(path) == whole and "length    stop exact\n" in describe_record(path, whole)
+    assert "plan" not in generate_arguments(whole, sounds=[B], prime=A), "the default, which was the only one"
 
 
 def test_again_from_a_batch(music: Any) -> None:
@@ -163,6 +175,7 @@ def test_strangers_files(record: dict[str, Any], tmp_path: Path) -> None:
         (whole | {"num_samples": 1 << 40}, "its record is damaged: .*candidate 0 of"),
         (whole | {"sampling": {}}, "its record is damaged: KeyError"),
         (whole | {"windows": {"coarse": {"size": 3}}}, "its record is damaged: TypeError"),
+        (whole | {"plan": "fast"}, "its record is damaged: ValueError.*plan must be 'trained' or 'low_latency', got 'fast'"),
         (whole | {"parts": [{"text": 3, "weight": 1}]}, "its record is damaged: TypeError"),
         (whole | {"prime": {"samples": 1, "hz": 0, "sha256": ""}}, "its record is damaged: ZeroDivisionError"),
     ]
@@ -193,6 +206,7 @@ def test_a_record_in_words(record: dict[str, Any]) -> None:
         "prime     0.38 s at 16000 Hz, SHA-256 of the samples ",
         "candidate 2 of 2, the best by MuLaN",
         "coarse    temperature 1, filter_thres 0.9, cond_scale 3",
+        "length    stop exact, plan trained\n",
         f"bundle    {record['bundle']}, SHA-256 {record['bundle_sha256']}",
         "repeat it: musiclm generate BUNDLE --again 'my song.wav' --prime FILE --audio FILE\n",
     ):
@@ -205,13 +219,16 @@ def made(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A folder with `a.flac`: the second of three candidates, at another rate and loudness."""
     monkeypatch.chdir(tmp_path)
     options = ["--seconds", "0.5", "--num-samples", "3", "--all", "--filter-thres", "0.2", "--sample-rate", "22050", "--normalize", "-30"]
+    options += ["--plan", "low_latency"]
     assert main(["generate", str(tiny_bundle), "brass band", "-o", "a.flac", "--seed", "3", *options]) == 0
     Path("a-2.flac").rename("a.flac")
     return tmp_path
 
 
 def test_the_command_repeats_a_file(made: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Fault: the best candidate comes back in place of the one in the file, or at the codec's rate; or the file itself is overwritten."""
+    """Fault: the best candidate comes back in place of the one in the file, at the codec's rate or by another plan; or the file itself is
+    overwritten."""
+    assert read_record(made / "a.flac")["plan"] == "low_latency"
     before = Path("a.flac").read_bytes()
     assert main(["generate", str(tiny_bundle), "--again", "a.flac"]) == 0
     assert Path("a-again.flac").read_bytes() == before == Path("a.flac").read_bytes()
@@ -251,6 +268,7 @@ def test_the_command_refuses_what_would_be_something_else(made: Path, tiny_bundl
         ["--seed", "0"],
         ["--num-samples", "1"],
         ["--stop", "exact"],
+        ["--plan", "trained"],
         ["--temperature", "1"],
         ["--window", "fine=9"],
     ):

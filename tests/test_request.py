@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.requests import ask
 
 from musiclm_deploy.runtime.bundle import Bundle, Manifest
 from musiclm_deploy.runtime.music import Tokens, save_tokens
-from musiclm_deploy.runtime.request import Request, make_request
 from musiclm_deploy.runtime.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -24,12 +24,6 @@ GREEDY = SamplingConfig(temperature=0.0)
 def manifest(tiny_bundle) -> Manifest:
     """16 kHz, 320 samples a frame, a window of 512 frames; 19 semantic tokens; 2 + 3 quantizers of 13; guidance in coarse alone."""
     return Bundle.open(tiny_bundle).manifest
-
-
-def ask(manifest: Manifest, **arguments: Any) -> Request:
-    usual: dict[str, Any] = {"text": "piano", "seconds": None, "seed": 0, "num_samples": 1, "stop": "exact", "compat": None}
-    usual |= {"max_semantic_tokens": None, "sampling": None, "tokens": None}
-    return make_request(manifest, **usual | arguments)
 
 
 def refused(manifest: Manifest, message: str, **arguments: Any) -> None:
@@ -136,7 +130,7 @@ def test_tiny_seconds(manifest, music):
     """Less than a sample is one sample; the codec gets the frames that it needs at least."""
     request = ask(manifest, seconds=1e-9)
     assert (request.frames, request.samples) == (manifest.codec.min_frames, 1)
-    assert request.semantic_steps == 1
+    assert request.windows.semantic_steps == 1
     assert music.generate("piano", seconds=1e-9).audio.shape == (1,)
 
 
@@ -210,7 +204,7 @@ def test_bad_max_semantic_tokens(manifest, value):
 )
 def test_semantic_steps(manifest, arguments, steps):
     """By default as many as the duration can hold; upstream's rule is its window."""
-    assert ask(manifest, **arguments).semantic_steps == steps
+    assert ask(manifest, **arguments).windows.semantic_steps == steps
 
 
 # --- sampling

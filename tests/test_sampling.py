@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.seeded import Seeded
 
 from musiclm_deploy.model.upstream import load_upstream
-from musiclm_deploy.runtime.noise import PhiloxNoise
 from musiclm_deploy.runtime.sampling import SamplingConfig, guide, sample
 
 load_upstream()
@@ -84,7 +84,7 @@ def test_draws_follow_the_softmax(temperature: float, thres: float, kept: int) -
     critical = {8: 24.32, 4: 16.27}[kept]  # kept - 1 degrees of freedom
     logits = np.array([0.3, -1.2, 1.5, 0.0, 0.9, -0.4, 1.1, -2.0], np.float32)
     rows = 1000
-    source = PhiloxNoise([(5, item) for item in range(rows)])
+    source = Seeded([(5, item) for item in range(rows)])
     batch = np.tile(logits, (rows, 1))
     tokens = np.concatenate([sample(batch, source.gumbel("semantic", step, rows, 8), temperature, thres, False) for step in range(32)])
 

@@ -17,9 +17,10 @@ import torch
 from support.soundstream import CODEBOOK, SMALL, TINY, TOLERANCE, random_codes, upstream_soundstream
 from torch import Tensor
 
-from musiclm_deploy.export.codec import export_codec_decode
+from musiclm_deploy.export.codec import export_codec_stream
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.soundstream import build_decoder, infer_soundstream, read_pickled_config
+from musiclm_deploy.model.causal import state_shapes
 from musiclm_deploy.model.soundstream import SoundStreamDecoder
 from musiclm_deploy.model.upstream import load_upstream
 
@@ -79,17 +80,22 @@ def test_graph_decodes_as_upstream(name: str, tmp_path: Path) -> None:
     """A batch or length baked in by tracing; a row that depends on its neighbours; windows that are counted wrongly."""
     model = upstream_soundstream(**EXPORTED[name])
     decoder = our_decoder(model)
-    path = tmp_path / "codec_decode.onnx"
-    export_codec_decode(decoder, path)
+    path = tmp_path / "codec_stream.onnx"
+    export_codec_stream(decoder, path)
     session = onnxruntime.InferenceSession(path)
 
-    def run(codes: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(["wave"], {"codes": codes.numpy()})[0]))
+    shapes = state_shapes(decoder)
 
-    assert [value.shape for value in (*session.get_inputs(), *session.get_outputs())] == [
-        ["batch", "frames", model.rq_groups * model.num_quantizers],
-        ["batch", f"{decoder.config.hop}*frames"],
-    ]
+    def run(codes: Tensor) -> Tensor:
+        given = {f"state.{name}": np.zeros((len(codes), *shape), np.float32) for name, shape in shapes.items()}
+        given |= {"codes": codes.numpy(), "state.frames": np.zeros(1, np.int64)}
+        return torch.from_numpy(np.asarray(session.run(["wave"], given)[0]))
+
+    ins, outs = ({value.name: value.shape for value in values} for values in (session.get_inputs(), session.get_outputs()))
+    states = {"frames": [1], **{name: ["batch", *shape] for name, shape in shapes.items()}}
+    columns = model.rq_groups * model.num_quantizers
+    assert ins == {"codes": ["batch", "n", columns], **{f"state.{name}": shape for name, shape in states.items()}}
+    assert outs == {"wave": ["batch", f"{decoder.config.hop}*n"], **{f"next.{name}": shape for name, shape in states.items()}}
 
     sizes = {1, 7, 8, 9, 16, 17, 18, 300}  # around one and two windows; one such size is traced, the others are not
     for frames in {decoder.min_frames, *(size for size in sizes if size > decoder.min_frames)}:

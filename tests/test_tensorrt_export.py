@@ -38,7 +38,7 @@ def test_what_is_written(bundle: Path, capsys) -> None:
     opened = Bundle.open(bundle)
     form, manifest = Form.open(opened), opened.manifest
     names = [getattr(manifest, stage).graph for stage in STAGES]
-    others = [manifest.mulan.text, manifest.mulan.audio, manifest.codec.decode]
+    others = [manifest.mulan.text, manifest.mulan.audio, manifest.codec.stream]
     assert set(form.files) == {f"{name}{suffix}" for name in (*names, *others) for suffix in ("", ".data")}
     assert form.graph(opened, manifest.conditioner.graph) == bundle / manifest.conditioner.graph
     for name in (*names, *others):
@@ -47,16 +47,16 @@ def test_what_is_written(bundle: Path, capsys) -> None:
     semantic = onnx.load(form.graph(opened, names[0]), load_external_data=False).graph
     lengths = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in semantic.input}
     assert lengths["past_key_values.0.key"][2] == form.capacities["semantic"] == 1 + manifest.semantic.max_length + form.positions - 1
-    lost = {name: manifest.quality[name]["tensorrt"] for name in (*STAGES, "mulan_text", "mulan_audio", "codec_decode")}
+    lost = {name: manifest.quality[name]["tensorrt"] for name in (*STAGES, "mulan_text", "mulan_audio", "codec_stream")}
     assert all(found["precision"] == "fp16" for found in lost.values())
     assert all(0.95 < lost[stage]["top1"] <= 1 and 0 < lost[stage]["kl"] < 1e-3 for stage in STAGES), lost
     assert all(1 - 1e-5 < lost[name]["similarity"] < 1 + 1e-5 for name in ("mulan_text", "mulan_audio"))
-    assert 45 < lost["codec_decode"]["snr_db"] < 80
+    assert 45 < lost["codec_stream"]["snr_db"] < 80
     assert manifest.quality["coarse"]["precision"] == "fp32" and manifest.quality["coarse"]["kl"] == 0
     assert cli.main(["inspect", str(bundle)]) == 0
     out = capsys.readouterr().out
     assert out.count("TensorRT: fp16, ") == 6 and re.search(
-        r"  kernels   5, at most \d\d registers a thread, none of them spills; for compute capability 9\.0\n", out
+        r"  kernels   4, at most \d\d registers a thread, none of them spills; for compute capability 9\.0\n", out
     )
     assert "  engines   none built yet: musiclm build\n" in out
 
@@ -67,10 +67,10 @@ def test_the_kernels_that_draw_tokens_are_packed(bundle: Path) -> None:
     for stage in STAGES:
         decoder = getattr(opened.manifest, stage)
         _, sizes, _ = open_weights(bundle, decoder)
-        for step in every_list(sizes, decoder.guidance, False, "fp16"):
+        for step in every_list(sizes, False, "fp16"):
             for launch in step.kernels:
                 assert kernels.find(key_of(launch, step), 90).function in ("embed", "sample")
-    assert len(list((bundle / "kernels").glob("*.sm_90.cubin"))) == 5  # sample for three vocabularies, for guidance; embed for all
+    assert len(list((bundle / "kernels").glob("*.sm_90.cubin"))) == 4  # sample for three vocabularies; embed for all
 
 
 def test_the_bundle_still_plays_on_a_cpu(bundle: Path, music) -> None:

@@ -159,7 +159,8 @@ def test_a_bundle_with_a_tokenizer_of_its_own(tiny_models, tiny_bundle, good, ru
 def test_texts_that_a_precision_is_measured_on(tmp_path):
     """Fault: a right model whose texts are short is refused, since the export's own texts are longer."""
     tokenizer = FileTokenizer.from_file(bert(tmp_path))
-    model: Any = SimpleNamespace(tokenizer=tokenizer, bundle=SimpleNamespace(manifest=SimpleNamespace(mulan=SimpleNamespace(max_tokens=4))))
+    manifest = SimpleNamespace(mulan=SimpleNamespace(max_tokens=4))
+    model: Any = SimpleNamespace(encoders=SimpleNamespace(tokenizer=tokenizer), bundle=SimpleNamespace(manifest=manifest))
     texts = texts_for(model)
     assert texts[0] == "calm piano " and all(len(tokenizer.encode(text)) <= 4 and tokenizer.encode_words(text) for text in texts)
     model.bundle.manifest.mulan.max_tokens = 64

@@ -19,12 +19,13 @@ from support.upstream_tokens import FRAMES, SEMANTIC_STEPS, SEMANTIC_TOKENS, TEX
 import musiclm_deploy as md
 from demo.checkpoints import randomize
 from musiclm_deploy.export.checkpoint import Checkpoint
-from musiclm_deploy.export.codec import export_codec_decode
+from musiclm_deploy.export.codec import export_codec_stream
 from musiclm_deploy.export.export import records_of
 from musiclm_deploy.export.mulan import conditioner_weights, export_conditioner
 from musiclm_deploy.export.soundstream import build_decoder, infer_soundstream
 from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
+from musiclm_deploy.model.causal import state_shapes
 from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Conditioner
 
@@ -130,13 +131,13 @@ def _state(variant: dict[str, Any], transformer: Any) -> dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def codecs(tmp_path_factory):
-    """codes -> (upstream's SoundStream, the folder of its exported decoder, settings): one export per level."""
+    """codes -> (upstream's SoundStream, the folder of its exported decoder, settings, our decoder): one export per level."""
     load_upstream()
     import audiolm_pytorch
 
-    made: dict[tuple, tuple[Any, Path, Any]] = {}
+    made: dict[tuple, tuple[Any, Path, Any, Any]] = {}
 
-    def get(codes: tuple[int, int, int, int]) -> tuple[Any, Path, Any]:
+    def get(codes: tuple[int, int, int, int]) -> tuple[Any, Path, Any, Any]:
         if codes not in made:
             coarse, fine, codebook, groups = codes
             torch.manual_seed(sum(codes))
@@ -157,8 +158,9 @@ def codecs(tmp_path_factory):
             codec.eval()
             settings = infer_soundstream(codec.state_dict(), codec._configs, None, {})
             folder = tmp_path_factory.mktemp("codec")
-            export_codec_decode(build_decoder(settings, codec.state_dict()), folder / "codec_decode.onnx")
-            made[codes] = codec, folder, settings
+            decoder = build_decoder(settings, codec.state_dict())
+            export_codec_stream(decoder, folder / "codec_stream.onnx")
+            made[codes] = codec, folder, settings, decoder
         return made[codes]
 
     return get
@@ -181,7 +183,7 @@ def _bundle(variant, transformers, quantizer, codec, tiny_bundle: Path, folder: 
         decoders[stage] = export_stage(stage, checkpoint, infer_transformer(stage, checkpoint, overrides), folder, 40, groups)
     weights = conditioner_weights({name: tensor for name, tensor in quantizer.state_dict().items() if not name.startswith("mulan.")})
     export_conditioner(weights, folder / "conditioner.onnx")
-    _, codec_folder, settings = codec
+    _, codec_folder, settings, decoder = codec
     for file in codec_folder.iterdir():
         shutil.copy(file, folder)
     codec_record = replace(
@@ -190,7 +192,9 @@ def _bundle(variant, transformers, quantizer, codec, tiny_bundle: Path, folder: 
         quantizers=settings["rq_num_quantizers"] * groups,
         groups=groups,
         codebook_size=settings["codebook_size"],
-        min_frames=build_decoder(settings, codec[0].state_dict()).min_frames,
+        lookahead_frames=decoder.lookahead_frames,
+        min_frames=decoder.min_frames,
+        states={name: list(shape) for name, shape in state_shapes(decoder).items()},
     )
     dims = dict.fromkeys(STAGES, next(iter(weights.values()))[1].shape[-1])
     (folder / MANIFEST).unlink()

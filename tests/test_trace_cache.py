@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from musiclm_deploy.export.codec import export_codec_decode, export_codec_encode
+from musiclm_deploy.export.codec import export_codec_encode, export_codec_stream
 from musiclm_deploy.export.mulan import export_mulan_text
 from musiclm_deploy.export.trace_cache import key_of, read, traces_in, write
 from musiclm_deploy.model import AudioSpectrogramTransformer, MuLaN, TextTransformer
@@ -54,7 +54,7 @@ def content(path: Path) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize(
     ("build", "export"),
-    [(encoder, export_codec_encode), (decoder, export_codec_decode), (mulan, export_mulan_text)],
+    [(encoder, export_codec_encode), (decoder, export_codec_stream), (mulan, export_mulan_text)],
     ids=["constants computed of weights", "LSTMs", "shared inputs"],
 )
 def test_cached_equals_fresh(build: Callable[[int], Any], export: Callable[[Any, Path], None], tmp_path: Path, monkeypatch) -> None:

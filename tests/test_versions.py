@@ -23,9 +23,10 @@ from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import STAGES, infer_transformer
 from musiclm_deploy.export.validate import upstream_transformer
 from musiclm_deploy.runtime.backend import open_session
-from musiclm_deploy.runtime.bundle import Decoder
-from musiclm_deploy.runtime.decoder import DecoderRun
-from musiclm_deploy.runtime.stages import Plan, plan_coarse, plan_fine, plan_semantic
+from musiclm_deploy.runtime.bundle import Decoder, Sampling
+from musiclm_deploy.runtime.forcing import forced, logits_of
+from musiclm_deploy.runtime.host.graph import GraphBatch
+from musiclm_deploy.runtime.sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence
 
 CONDITIONING = normal("conditioning", 1, 3, DIM, deviation=1.0)
 SEMANTIC_TOKENS = np.array([3, 1, 4, 2, 5, 9])
@@ -84,20 +85,20 @@ def logits_of_graph(stage: str, checkpoint: Any, settings: Settings, folder: Pat
     context_graph = open_session(folder / decoder.context, 1)
     names = [output.name for output in context_graph.get_outputs()]
     context = dict(zip(names, context_graph.run(names, {"conditioning": CONDITIONING.numpy()}), strict=True))
-    plan = plan_of(stage, decoder)
-    run = DecoderRun(open_session(folder / decoder.graph, 1), decoder, context, 1, 32)
-    logits = run.prefill(plan.prompts, plan.head(0))
-    for step, token in enumerate(TOKENS[stage]):
-        logits = run.step(plan.place(step, np.array([token])), plan.head(step + 1))
-    return logits[0]
+    batch = GraphBatch(open_session(folder / decoder.graph, 1), decoder)
+    sequence = forced(sequence_of(stage, decoder, Context(context)), TOKENS[stage], decoder.vocabulary)
+    (logits,) = logits_of(batch, [sequence])[1]
+    return logits[-1, 0]
 
 
-def plan_of(stage: str, decoder: Decoder) -> Plan:
+def sequence_of(stage: str, decoder: Decoder, context: Context) -> Sequence:
+    none, draw = np.zeros(0, np.int64), Draw(0, 0, 0, Sampling(temperature=1.0, filter_thres=0.0, cond_scale=1.0))
     if stage == "semantic":
-        return plan_semantic(decoder, 1, 32, True)
+        return semantic_sequence(decoder, 32, True, none, draw, context)
+    none = none.reshape(0, 2)
     if stage == "coarse":
-        return plan_coarse(decoder, [SEMANTIC_TOKENS], 8, 2, True)
-    return plan_fine(decoder, [COARSE_TOKENS], 2, len(COARSE_TOKENS))
+        return coarse_sequence(decoder, SEMANTIC_TOKENS, 8, 2, True, none, draw, context)
+    return fine_sequence(decoder, COARSE_TOKENS, 2, none, draw, context, len(COARSE_TOKENS))
 
 
 def logits_of_reference(stage: str, checkpoint: Any, settings: Settings) -> np.ndarray:

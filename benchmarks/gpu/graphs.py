@@ -5,12 +5,15 @@ In: a bundle. Out: a row for each; RuntimeError where a GPU's answer is another 
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from musiclm_deploy.runtime.backend import BackendError, choose_device, open_session
 from musiclm_deploy.runtime.bench.clips import TEXT
 from musiclm_deploy.runtime.bench.record import Row
 from musiclm_deploy.runtime.bundle import Bundle
+from musiclm_deploy.runtime.codec import decode_codes
 from musiclm_deploy.runtime.musiclm import MusicLM, load
 
 from .parts import Missing
@@ -46,9 +49,9 @@ def answers(model: MusicLM) -> dict[str, np.ndarray]:
     """Latents float32 [1, dim_latent] and a wave float32 [1, t], of random sounds and codes."""
     rng, mulan, codec = np.random.default_rng(0), model.bundle.manifest.mulan, model.bundle.manifest.codec
     sound = rng.standard_normal(max(round(_SECONDS * mulan.sample_hz), mulan.min_samples)).astype(np.float32)
-    codes = rng.integers(0, codec.codebook_size, (1, max(_FRAMES, codec.min_frames), codec.quantizers))
+    codes = rng.integers(0, codec.codebook_size, (_FRAMES, codec.quantizers))
     return {
         "the latent of a text": model.embed_text(TEXT),
         "the latent of a sound": model.embed_audio((sound, mulan.sample_hz)),
-        "the codec's wave": model.run(codec.decode, codes=codes)["wave"],
+        "the codec's wave": decode_codes(codec, partial(model.run, codec.stream), codes, lambda: None),
     }

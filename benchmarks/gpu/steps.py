@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from musiclm_deploy.kernels.launch import BYTES, bytes_of
-from musiclm_deploy.kernels.packing import beside
+from musiclm_deploy.kernels.packing import cache_dtype
 from musiclm_deploy.runtime.bench.record import Row, ceiling, say
 from musiclm_deploy.runtime.bench.steps import sizes
 from musiclm_deploy.runtime.bundle import Bundle, Sampling
@@ -64,6 +64,7 @@ class Counting:
 
 def time_steps(stage: OnDevice, rows: int, context: int, steps: int, bandwidth: float | None) -> Row:
     """A step's time as what twice the steps take longer; host_us: of that, in the calls that launch them."""
+    steps = stage.whole(steps)
     request = stage.request(rows, context, 2 * steps, ALONE)
     host, driver = [0.0], stage.model.driver
     replay = driver.replay
@@ -100,8 +101,8 @@ def check(opened: Bundle, stage: str, driver: Driver, late: Driver | None, kind:
     free, counting = driver.free_bytes(), Counting(driver)
     here, compared = OnDevice(opened, stage, counting, kind), []
     for request in requests_of(here, extent.compared_rows, extent.contexts, extent.tokens):
-        rows, tokens = len(request.plan.prompts), int(request.plan.steps.max())
-        say(f"gpu: {stage}, {kind}: {tokens} tokens of {rows} rows after {max(len(one.rows) for one in request.plan.prompts)} positions")
+        rows, before = len(request.sequences), len(request.sequences[0].prompt)
+        say(f"gpu: {stage}, {kind}: {request.steps} tokens of {rows} rows after {before} positions")
         compared.append(compare(here, request))
     judge(here, compared)
     free_running = compared[: len(extent.compared_rows)]
@@ -126,10 +127,10 @@ def check(opened: Bundle, stage: str, driver: Driver, late: Driver | None, kind:
 def bytes_read(stage: OnDevice, rows: int, positions: float) -> float:
     """Of weights once, and of every row's keys and values."""
     own = stage.model.sizes
-    step = next(every_list(own, False, False, stage.kind))
+    step = next(every_list(own, False, stage.kind))
     parts = ("weights", "scales") if stage.kind == "int8" else ("weights",)
     products = [launch.arguments for launch in step.kernels if launch.kernel == "product"]
     weights = sum(bytes_of(*step.buffers[arguments[part]]) for arguments in products for part in parts)
     if isinstance(stage.model, EngineModel):  # which reads whole caches
-        positions = stage.model.capacity(0, 1)
-    return weights + rows * positions * 2 * own.depth * own.cache_head_size * BYTES[beside(stage.kind)]
+        positions = stage.model.capacity(1)
+    return weights + rows * positions * 2 * own.depth * own.cache_head_size * BYTES[cache_dtype(stage.kind)]

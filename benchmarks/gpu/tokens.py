@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from musiclm_deploy.runtime.bundle import Sampling
-from musiclm_deploy.runtime.noise import PhiloxNoise
+from musiclm_deploy.runtime.noise import SeededNoise
 from musiclm_deploy.runtime.sampling import guide, sample
 
 from .stage import OnDevice, Request
@@ -28,7 +28,7 @@ LIKELIEST, DRAWN = Sampling(temperature=0.0, filter_thres=0.0, cond_scale=1.0), 
 
 @dataclass(frozen=True)
 class Compared:
-    """A request as a device made it: tokens int64 [n] of each row and the logits of the last step, float32 [N, V]."""
+    """A request as a device made it: tokens int64 [n] of each row and the logits of the last step, float32 [rows, C, V]."""
 
     request: Request
     tokens: list[np.ndarray]
@@ -41,34 +41,33 @@ class Compared:
 
 def requests_of(stage: OnDevice, rows: Sequence[int], contexts: Sequence[int], tokens: int) -> Iterator[Request]:
     """For each of these rows, `tokens` tokens after the first context that allows as many, drawn, guided where the stage can be; rows of a
-    batch may end. And after every context one token of most rows, the likeliest and one drawn."""
+    batch may end. And after every context that the stage can have a frame of most rows, the likeliest and one drawn."""
     first = next((context for context in contexts if stage.holds(context, tokens)), contexts[-1])
     for count in rows:
         yield stage.request(count, first, tokens, DRAWN, end_allowed=count > 1)
-    for context in contexts:
+    for context in (length for length in contexts if stage.holds(length, 1)):
         for sampling in (LIKELIEST, DRAWN):
             yield stage.request(max(rows), context, 1, sampling)
 
 
 def compare(stage: OnDevice, request: Request) -> Compared:
     """Let the device make the request's tokens, and the CPU follow them on the same noise."""
-    plan, sampling, rows = request.plan, request.sampling, len(request.plan.prompts)
-    found, last = stage.decode(request), stage.logits(request)
-    every, noise = np.arange(rows), PhiloxNoise([(seed, item) for seed, item, _ in request.draws])
+    found, last = stage.decode(request)
     equal, total, first, lost = 0, 0, "", 0.0
-    for step, logits in enumerate(stage.follow(request, found)):
-        scores = guide(logits[:rows], logits[rows:], sampling.cond_scale) if request.guided else logits
-        gumbel = noise.rows(stage.stage, every, np.full(rows, step), stage.decoder.vocabulary)
-        expected = sample(scores, gumbel, sampling.temperature, sampling.filter_thres, plan.forbid_last(step))
-        for row in every[[step <= len(own) for own in found]].tolist():
-            token = found[row][step] if step < len(found[row]) else plan.end
+    for row, (sequence, own, every) in enumerate(zip(request.sequences, found, stage.follow(request, found), strict=True)):
+        draw, sampling = sequence.draw, sequence.draw.sampling
+        noise = SeededNoise(sequence.rules.stage, draw.seed, draw.item, stage.decoder.vocabulary)
+        for step, logits in enumerate(every):
+            scores = guide(logits[:1], logits[1:], sampling.cond_scale) if sequence.guided else logits
+            forbidden = sequence.forbids_end(step)
+            expected = int(sample(scores, noise(draw.first + step)[None], sampling.temperature, sampling.filter_thres, forbidden)[0])
+            token = int(own[step]) if step < len(own) else sequence.rules.end
             total += 1
-            equal += int(token == expected[row])
-            if token != expected[row] and not first:
-                first = f"token {step} of row {row} is {token}, the CPU's {expected[row]}"
-        if step == plan.steps.max() - 1:
-            full = np.tile([len(own) == step + 1 for own in found], 1 + request.guided)
-            lost = float(np.abs(last - logits)[full].max() / np.abs(logits[full]).max()) if full.any() else 0.0
+            equal += token == expected
+            if token != expected and not first:
+                first = f"token {step} of row {row} is {token}, the CPU's {expected}"
+        if len(every) == request.steps:
+            lost = float(np.maximum(lost, np.abs(last[row] - every[-1]).max() / np.abs(every[-1]).max()))  # NaN stays
     return Compared(request, found, last, equal, total, first, lost)
 
 
@@ -92,12 +91,11 @@ def judge(stage: OnDevice, compared: Sequence[Compared]) -> None:
 
 def compare_again(stage: OnDevice, before: Compared, how: str) -> None:
     """RuntimeError unless the stage makes the same tokens and, bit for bit, the same logits again. how: in what way, for the message."""
-    tokens = stage.decode(before.request)
+    tokens, logits = stage.decode(before.request)
     for row, (found, expected) in enumerate(zip(tokens, before.tokens, strict=True)):
         if not np.array_equal(found, expected):
             both = min(len(found), len(expected))
             at = int(np.append(found[:both] != expected[:both], True).argmax())
             raise RuntimeError(f"{stage.stage}, {stage.kind}: {how}, a request made other tokens, from token {at} of row {row} on.")
-    ended = all(len(row) < steps for row, steps in zip(tokens, before.request.plan.steps, strict=True))
-    if not ended and not np.array_equal(stage.logits(before.request), before.logits):
+    if not all(len(row) < before.request.steps for row in tokens) and not np.array_equal(logits, before.logits):
         raise RuntimeError(f"{stage.stage}, {stage.kind}: {how}, a request made the same tokens of other logits.")

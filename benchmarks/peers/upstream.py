@@ -21,7 +21,7 @@ from musiclm_deploy.model.upstream import load_upstream
 from musiclm_deploy.runtime.bench.clips import TEXT
 from musiclm_deploy.runtime.bench.record import Row, spread
 from musiclm_deploy.runtime.bench.steps import Case
-from musiclm_deploy.runtime.noise import PhiloxNoise
+from musiclm_deploy.runtime.noise import STAGE_IDS, SeededNoise
 
 STAGES = ("semantic", "coarse", "fine")
 
@@ -63,10 +63,13 @@ class Noise:
     """
 
     def __init__(self, seed: int) -> None:
-        self._noise, self.stage, self._step = PhiloxNoise([(seed, 0)]), "", 0
+        self._seed, self.stage, self._step = seed, "", 0
+        self._drawn: dict[str, SeededNoise] = {}
 
     def gumbel(self, stage: str, step: int, batch: int, vocab: int) -> np.ndarray:
-        noise = self._noise.gumbel(stage, step, batch, vocab)
+        assert batch == 1, "it is the noise of one item"
+        drawn = self._drawn.setdefault(stage, SeededNoise(STAGE_IDS[stage], self._seed, 0, vocab))
+        noise = drawn(step)[None].copy()
         noise[:, -1] -= 1000 * (stage != "fine")  # there the last entry is a code
         return noise
 

@@ -3,11 +3,11 @@
     out[b, h] = softmax_t( q[b, h] . k[b, t] * scale + table[h, clip(cq[b] - ck[b, t], 0, M)] ) @ v[b, t],   t < lengths[b]
 
 In: what the product before it made, float32 [B, H * D + 2 * D]: the queries by head, then the new key and the new value; the caches
-[B, T, D] in fp32, fp16 or bf16. Out: the new key and value in the caches at lengths[b] - 1, and `partial`, float32: for each part of
-the keys the exponentials' sum-product with the values, their sum, and the largest score, which `merge` joins when the next product reads
-them: a launch saved. Cross-attention is the same kernel without appending and without bias, over the few conditioning keys.
-Of a prefill each of a sequence's `positions` is a row; `append` puts the keys and values of all of them into the caches in a launch of its
-own, since a program of `attend` reads what those of earlier positions have written.
+[slots, T, D] in fp32, fp16 or bf16, and the slot of each row. Out: the new key and value in the caches at lengths[b] - 1, and `partial`,
+float32: for each part of the keys the exponentials' sum-product with the values, their sum, and the largest score, which `merge` joins when
+the next product reads them: a launch saved. Cross-attention is the same kernel without appending and without bias, over the few
+conditioning keys. Of a prefill each position of a sequence is a row; `append` puts the keys and values of all of them into the caches in a
+launch of its own, since a program of `attend` reads what those of earlier positions have written.
 
 Threads: program (b, h, split) has one head and the keys of one row from split * span on, BLOCK at a time; span follows the row's own
 length. All heads read the same keys and values, the first from memory and the others from the second level of cache: at one row there are
@@ -25,18 +25,18 @@ from ..early.triton_form import wait
 def attend(
     projected,  # float32 [B, stride]: queries [H, D], then the new key [D] and value [D]
     first,  # float32 [B, stride]: `projected` of layer 0, half of whose value is added; any pointer when not RESIDUAL
-    keys,  # [B / positions, capacity, D]
-    values,  # [B / positions, capacity, D]
+    keys,  # [slots, capacity, D]
+    values,  # [slots, capacity, D]
+    slots,  # int64 [B]
     lengths,  # int64 [B]: positions that a row sees, its own included, at most the capacity
     table,  # float32 [H, entries]
     query_coordinates,  # int64 [B]
-    key_coordinates,  # int64 [B / positions, capacity], the new positions' included
+    key_coordinates,  # int64 [slots, capacity], the new positions' included
     partial,  # float32 [B, SPLITS, H, D]
     statistics,  # float32 [B, SPLITS, H, 2]: largest score, sum of exponentials; -inf and 0 for a split without keys
     stride,
     capacity,
     entries,
-    positions,  # rows of one sequence, and of one cache
     scale,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -49,8 +49,8 @@ def attend(
     EARLY: tl.constexpr = False,
 ):
     b, h, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    sequence = b // positions
     d = tl.arange(0, WIDTH)
+    slot = tl.load(slots + b)  # no launch of the list writes it
     wait(EARLY)
     length = tl.load(lengths + b).to(tl.int32)
     span = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
@@ -65,7 +65,7 @@ def attend(
             value += 0.5 * tl.load(first + at + D, mask=d < D, other=0.0)
         key, value = key.to(keys.dtype.element_ty), value.to(values.dtype.element_ty)
         if (h == 0) & (split == 0):
-            place = (sequence * capacity + length - 1) * D + d
+            place = (slot * capacity + length - 1) * D + d
             tl.store(keys + place, key, mask=d < D)
             tl.store(values + place, value, mask=d < D)
     if BIASED:
@@ -76,7 +76,7 @@ def attend(
     out = tl.zeros([WIDTH], tl.float32)
     for start in range(begin, end, BLOCK):
         t = start + tl.arange(0, BLOCK)
-        place = (sequence * capacity + t[:, None]) * D + d[None, :]
+        place = (slot * capacity + t[:, None]) * D + d[None, :]
         cached = (t[:, None] < (length - 1 if APPEND else length)) & (t[:, None] < end) & (d[None, :] < D)
         k = tl.load(keys + place, mask=cached, other=0.0)
         v = tl.load(values + place, mask=cached, other=0.0)
@@ -85,7 +85,7 @@ def attend(
             v = tl.where(t[:, None] == length - 1, value[None, :], v)
         score = tl.sum(query[None, :] * k.to(tl.float32), axis=1)
         if BIASED:
-            distance = coordinate - tl.load(key_coordinates + sequence * capacity + t, mask=t < end, other=0)
+            distance = coordinate - tl.load(key_coordinates + slot * capacity + t, mask=t < end, other=0)
             entry = tl.minimum(tl.maximum(distance, 0), entries - 1)
             score += tl.load(table + h * entries + entry, mask=t < end, other=0.0)
         score = tl.where(t < end, score, float("-inf"))
@@ -105,12 +105,12 @@ def attend(
 def append(
     projected,  # float32 [B, stride], as in `attend`
     first,
-    keys,  # [B / positions, capacity, D]
+    keys,  # [slots, capacity, D]
     values,
+    slots,  # int64 [B]
     lengths,  # int64 [B]: the position's number, from 1 on
     stride,
     capacity,
-    positions,
     H: tl.constexpr,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -126,7 +126,7 @@ def append(
     value = tl.load(projected + at + D, mask=d < D, other=0.0)
     if RESIDUAL:
         value += 0.5 * tl.load(first + at + D, mask=d < D, other=0.0)
-    place = (b // positions * capacity + length - 1) * D + d
+    place = (tl.load(slots + b) * capacity + length - 1) * D + d
     tl.store(keys + place, key.to(keys.dtype.element_ty), mask=d < D)
     tl.store(values + place, value.to(values.dtype.element_ty), mask=d < D)
 
@@ -140,12 +140,12 @@ def merge(inputs, sizes: tl.constexpr, state, b, k, there):
     partial, statistics = inputs
     splits: tl.constexpr = sizes.splits
     largest = tl.full(there.shape, float("-inf"), tl.float32)
-    for split in tl.static_range(splits):
+    for split in range(splits):
         place = (b * splits + split) * sizes.heads + k // sizes.dim_head
         largest = tl.maximum(largest, tl.load(statistics + place * 2, mask=there, other=0.0))
     total = tl.zeros(there.shape, tl.float32)
     out = tl.zeros(there.shape, tl.float32)
-    for split in tl.static_range(splits):
+    for split in range(splits):
         place = (b * splits + split) * sizes.heads + k // sizes.dim_head
         weight = tl.exp(tl.load(statistics + place * 2, mask=there, other=0.0) - largest)
         total += weight * tl.load(statistics + place * 2 + 1, mask=there, other=1.0)

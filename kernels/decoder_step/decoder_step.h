@@ -1,10 +1,9 @@
-/* One decode step of a token transformer, for B ragged rows: the C interface. __init__.py binds it; a C++ host can link it.
- * A prefill is such a step too: its rows are the positions of a prompt.
+/* Decoding with a token transformer, the C interface: sequences join a batch, are sampled together, and leave. __init__.py binds it; a C++ host
+ * can link it.
  *
  * Weights come as they lie in the bundle; `ds_model_create` packs the large ones, so that only
- * `rows`, the tables, the norms and the mixing weights must stay where they are as long as the model lives. Buffers are the caller's,
- * the same that the ONNX graph is bound to: what a prefill by the graph left in the caches, a step goes on from, and the other way round.
- * No function throws or aborts: what cannot be is answered with NULL or a status, and the reason is written into `error` where there is one.
+ * `rows`, the tables, the norms and the mixing weights must stay where they are as long as the model lives. Caches are the library's.
+ * No function throws or aborts: invalid input returns NULL or a status, and the reason is written into `error` where there is one.
  */
 #ifndef DECODER_STEP_H
 #define DECODER_STEP_H
@@ -20,8 +19,8 @@ extern "C" {
 #endif
 
 typedef struct ds_pool ds_pool;   /* threads; shared by any number of models, one step at a time */
-typedef struct ds_model ds_model; /* weights; unchanged once made, shared by any number of runs */
-typedef struct ds_run ds_run;     /* one request: its buffers, and scratch */
+typedef struct ds_model ds_model; /* weights; unchanged once made, shared by any number of batches */
+typedef struct ds_batch ds_batch; /* sequences of one model, their caches, and scratch; one thread at a time uses it */
 
 typedef struct {
   const float *gain, *bias; /* [n]; a bias of NULL is zero */
@@ -70,25 +69,34 @@ typedef struct {
   const float *head_bias;        /* [vocabulary] or NULL */
 } ds_weights;
 
-typedef struct {
-  int32_t rows;                     /* that a step computes at most: new positions */
-  int32_t sequences, capacity;      /* that have a cache, and positions of one */
-  int32_t context;                  /* keys of the cross-attention, 0 without */
-  int32_t prefix_rows;
-  const int64_t *sequence_ids;      /* [rows]: whose position a row is; never less than in the row before */
-  const int64_t *row_ids;           /* [rows]: which row is fed, of the table or, counted on from its end, of the prefix */
-  const int64_t *query_coordinates; /* [rows] */
-  const int64_t *lengths;           /* [rows]: positions up to this one: 1 to capacity; of one sequence each one more than in the row before */
-  const int64_t *key_coordinates;   /* [sequences, capacity] */
-  float *const *keys, *const *values; /* [depth] of [sequences, capacity, cache_dim]; position lengths - 1 is written */
-  const float *const *context_keys;   /* [depth] of [sequences, head_dim, context], scaled */
-  const float *const *context_values; /* [depth] of [sequences, context, head_dim] */
-  const float *prefix;                /* [prefix_rows, dim] */
-  float *logits;                      /* [rows, vocabulary] */
-} ds_buffers;
+typedef struct { /* where a sequence's tokens stand, and how they are drawn; a token's index counts from the sequence's first one, known or not */
+  int64_t first_row, codebook, quantizers;   /* row of the table: first_row + index % quantizers * codebook + token */
+  int64_t origin, per_frame, stride, shift;  /* coordinate: origin + index / per_frame * stride + index % per_frame; the query's is shift more */
+  int64_t padding;                           /* not read here */
+  int64_t stage;                             /* number of the stage in the noise */
+  int64_t frame;                             /* tokens of a frame: the last entry of the vocabulary is forbidden for all but the first of a frame
+                                                after the first frame; 0: never, -1: always */
+  int64_t end;                               /* token that ends the sequence, -1 for none */
+  int64_t k;                                 /* entries that top-k keeps */
+} ds_rules;
 
-enum { DS_OK = 0, DS_BAD_ROW = 1, DS_BAD_LENGTH = 2, DS_BAD_HEAD = 3, DS_BAD_FORM = 4, DS_BAD_COUNT = 5, DS_NO_MEMORY = 6 };
-enum { DS_NO_HEAD = -1 };
+typedef struct {
+  int64_t positions;                                        /* of the prompt, one at least */
+  const int64_t *ids, *query_coordinates, *key_coordinates; /* [positions]: rows of the table of embeddings, coordinates */
+  int64_t context;                                          /* C, keys of the cross-attention; 0 in a model without */
+  const float *const *context_keys;                         /* [depth] of [head_dim, C], scaled; entry 0 is that of no condition */
+  const float *const *context_values;                       /* [depth] of [C, head_dim] */
+  int64_t prefix_positions;                                 /* P, of a conditioning prefix, which stands before the prompt */
+  const float *prefix;                                      /* [P, dim]: embeddings that its keys and values are made of in every layer */
+  int32_t guided;                                           /* whether the pass without condition is computed as well */
+  ds_rules rules;
+  int64_t known, in_frames, steps; /* tokens that the prompt ends with; those that count towards rules.frame; tokens to sample at most */
+  uint64_t seed;                   /* of the noise */
+  int64_t item, first;             /* number of the candidate under its seed, and of the first sampled token in its stage: 32 bits */
+  float temperature, scale;        /* 0: the most likely token, without noise; of guidance */
+} ds_sequence;
+
+enum { DS_OK = 0, DS_BAD_FORM = 1, DS_BAD_COUNT = 2, DS_BAD_ID = 3, DS_NO_MEMORY = 4 };
 
 /* Which forms of the code this processor runs: bit 0 portable, 1 AVX2, 2 AVX-VNNI, 3 AVX-512 VNNI. */
 int ds_paths(void);
@@ -110,14 +118,42 @@ int ds_product(ds_pool *, int path, int bits, int block, int rows, int inputs, i
 /* Reads n floats by all threads with the widest loads of the path, and returns their sum: what memory allows at best. */
 float ds_read(ds_pool *, int path, const float *data, size_t n);
 
-/* The pointers are kept, not copied, but for the context's keys; model and pool must outlive the run. */
-ds_run *ds_run_create(ds_pool *, const ds_model *, const ds_buffers *, char *error, size_t error_size);
-void ds_run_free(ds_run *);
+/* A token as a batch samples it, for tests: logits [vocabulary], without_condition the same or NULL; noise [vocabulary], or NULL for the seeded
+ * noise of `token`, the token's number in its stage. Returns -1 without memory. */
+int64_t ds_sample(const float *logits, const float *without_condition, int vocabulary, const ds_sequence *, int forbids_last, uint32_t token,
+                  const float *noise);
 
-/* One step of the first `rows` rows: reads their numbers and the key coordinates, appends to the caches, writes the logits, but with
- * DS_NO_HEAD. Checked before anything is written; a status but DS_OK says what was out of range,
- * or that there is no memory to begin. */
-int ds_step(ds_run *, int rows, int head);
+/* Sequences are sampled together, each with the bits that it has alone. Pool and model must outlive the batch. NULL without memory. */
+ds_batch *ds_batch_create(ds_pool *, const ds_model *);
+void ds_batch_free(ds_batch *);
+
+/* Adds a sequence; everything is copied. Returns its id, or 0 and the reason: the batch is then as it was. Takes all memory that is needed until
+ * the sequence leaves. */
+int64_t ds_batch_join(ds_batch *, const ds_sequence *, char *error, size_t error_size);
+
+/* Feeds at most `positions` positions of prompts, in the order of joining, then samples `frames` frames of every sequence whose prompt has been
+ * fed: one token by each output projection in turn. A sequence that ends is left out from then on. Of equal prompts under equal conditions one
+ * is computed. */
+int ds_batch_advance(ds_batch *, int64_t frames, int64_t positions);
+/* Makes the advance that runs in another thread, or else the next one, return after a piece of a prompt and a frame. */
+void ds_batch_interrupt(ds_batch *);
+int64_t ds_batch_waiting(const ds_batch *);  /* positions of prompts that have not been fed; the last one of a prompt is its first step's */
+int64_t ds_batch_computed(const ds_batch *); /* positions of prompts that were computed so far, not copied */
+
+/* Takes a sequence's oldest tokens that were not taken yet, `size` at most; the end is not among them. Returns how many, or -1 for an id that is not
+ * there. done: whether these were the last ones. */
+int64_t ds_batch_collect(ds_batch *, int64_t id, int64_t *tokens, int64_t size, int *done);
+int ds_batch_leave(ds_batch *, int64_t id); /* frees a sequence, done or not */
+
+/* The noise of the next `advance`, in place of the seeded noise: [frames * outputs, vocabulary], not copied, read until that call returns. */
+int ds_batch_noise(ds_batch *, int64_t id, const float *noise);
+int64_t ds_batch_sampled(const ds_batch *, int64_t id); /* tokens sampled so far; -1 if it is not there, is done, or its prompt was not fed */
+int ds_batch_logits(const ds_batch *, int64_t id, float *logits); /* [outputs, 1 or, if guided, 2, vocabulary] of its last frame, without condition last */
+
+/* Bytes of a slot, of which a sequence has one, and if guided a second without prefix; and of the scratch of a batch whose steps have so many
+ * rows (slots, or positions of prompts, of which 64 are fed at a time) with caches of so many positions. */
+size_t ds_slot_bytes(const ds_model *, int64_t positions, int64_t context, int64_t prefix_positions);
+size_t ds_scratch_bytes(const ds_pool *, const ds_model *, int64_t rows, int64_t positions, int64_t context);
 
 #ifdef __cplusplus
 }

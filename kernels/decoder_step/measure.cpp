@@ -1,9 +1,11 @@
-// Parts of a step alone, for tests and benchmarks: one product, and the reading of memory that no product can be faster than.
+// Parts of a step alone, for tests and benchmarks: one product, one token, and the reading of memory that no product can be faster than.
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <numeric>
 
 #include "model.h"
+#include "sampler.h"
 
 using namespace decoder_step;
 
@@ -68,6 +70,18 @@ int ds_product(ds_pool* pool, int path, int bits, int block, int rows, int input
   pool->pool.run(one_product, &job, 1);
   for (size_t b = 0; b < static_cast<size_t>(rows); b++) std::memcpy(y + b * outputs, out.row(b), outputs * sizeof(float));
   return DS_OK;
+}
+
+int64_t ds_sample(const float* logits, const float* without_condition, int vocabulary, const ds_sequence* s, int forbids_last, uint32_t token,
+                  const float* noise) {
+  const Draw draw = {logits, without_condition, vocabulary, s->scale, s->temperature, s->rules.k, forbids_last != 0, s->seed,
+                     static_cast<uint32_t>(s->item), static_cast<uint32_t>(s->rules.stage), token, noise};
+  try {
+    Drawing room(vocabulary);
+    return sample(draw, room);
+  } catch (const std::bad_alloc&) {
+    return -1;
+  }
 }
 
 float ds_read(ds_pool* pool, int path, const float* data, size_t n) {

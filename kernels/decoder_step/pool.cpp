@@ -11,7 +11,7 @@ namespace decoder_step {
 
 namespace {
 
-// The sampling between two steps takes Python 100 to 200 microseconds; waking a sleeper takes about 50.
+// Between two calls a host in Python takes 100 to 200 microseconds; waking a sleeper takes about 50.
 constexpr int kSpinMicroseconds = 150;
 
 int spin_of(int threads) {
@@ -56,12 +56,20 @@ void Pool::end() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+void Pool::reserve(int phases) {
+  std::lock_guard<std::mutex> one_at_a_time(callers_);
+  grow(phases);
+}
+
+void Pool::grow(int phases) {
+  if (phases <= phases_) return;
+  counters_.reset(new Counter[static_cast<size_t>(phases) * (threads_ + 1)]);
+  phases_ = phases;
+}
+
 void Pool::run(Task task, void* context, int phases) {
   std::lock_guard<std::mutex> one_at_a_time(callers_);
-  if (phases > phases_) {
-    counters_.reset(new Counter[static_cast<size_t>(phases) * (threads_ + 1)]);
-    phases_ = phases;
-  }
+  grow(phases);
   const int counters = phases * (threads_ + 1);
   for (int i = 0; i < counters; i++) counters_[i].value.store(0, std::memory_order_relaxed);
   task_ = task;

@@ -72,6 +72,7 @@ class Pool {
   explicit Pool(int threads);
   ~Pool();
   int threads() const { return threads_; }
+  void reserve(int phases);  // memory for tasks of so many, which `run` takes otherwise: std::bad_alloc
   // The task on every thread that is awake, the caller being thread 0; returns when it is done. One caller at a time, others wait their turn.
   void run(Task task, void* context, int phases);
 
@@ -82,6 +83,7 @@ class Pool {
   };
   Counter& claimed(int phase, int thread) { return counters_[static_cast<size_t>(phase) * (threads_ + 1) + thread]; }
   Counter& done(int phase) { return claimed(phase, threads_); }
+  void grow(int phases);
   bool enter();
   void leave();
   void work(int thread);

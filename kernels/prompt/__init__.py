@@ -1,6 +1,7 @@
-"""What a position of a prompt begins with: the residual streams, and where it stands. Prompts are known, so all of their positions can be.
+"""Where the rows of a launch list stand: the residual streams that they begin with, their slots, lengths and coordinates.
 
-    x[s] = rows[id], or a row of the conditioning prefix;    length + n, query coordinate of position number length + n - 1
+    x[b, s] = table[id of positions[at[b]]],    slot, length and query coordinate of row b likewise
 
-n positions of each sequence are computed at once, and the next n when the same launches run again: nothing is told in between.
+The positions of prompts are uploaded before a list over them is replayed. The position that a step begins with is in the state of its slot,
+where `sample` has left it: the same kernel reads it there when rows are given other slots.
 """

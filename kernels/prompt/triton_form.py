@@ -1,9 +1,7 @@
-"""The beginning of a launch list over the positions of a prompt, on a GPU.
+"""The beginning of launch lists on a GPU: rows are told where they stand, and their residual streams are embedded.
 
-    at = lengths[b] + positions - 1,    x[b, s] = table[ids[sequence, at]],    lengths[b] = at + 1
-
-In: prompts of all sequences, int64 [sequences, capacity], and `lengths`, which says how far each row has come. Out: the streams of its next
-position, its coordinate, its length. Row b is position b % positions of sequence b / positions.
+In: positions int64 [N, Position], and for each row the number of its position. Out: the rows' slots, lengths, coordinates, embedding ids,
+streams.
 
 Threads: program b has row b.
 Bytes: a row of the table read, 4 * dim * S written; with a width of 0 none is, and the row's number is all.
@@ -13,19 +11,22 @@ import triton
 import triton.language as tl
 
 from ..early.triton_form import wait
+from . import constants
+
+FIELDS = tl.constexpr(len(constants.Position._fields))
+AT = tl.constexpr(constants.Position(*range(len(constants.Position._fields))))
 
 
 @triton.jit
 def embed(
     table,  # [rows, dim], fp32, fp16 or bf16
-    ids,  # int64 [B / positions, capacity]: rows of the table
-    coordinates,  # int64 [B / positions, capacity], of the queries
+    positions,  # int64 [N, Position]
+    at,  # int64 [B]: number of each row's position
+    slots,  # int64 [B]
     lengths,  # int64 [B]
     query_coordinates,  # int64 [B]
-    row_ids,  # int64 [B]: the position's row of the table
+    embedding_ids,  # int64 [B]
     streams,  # float32 [B, S, dim]
-    capacity,
-    positions,
     DIM: tl.constexpr,
     STREAMS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -33,13 +34,12 @@ def embed(
 ):
     wait(EARLY)
     b = tl.program_id(0).to(tl.int64)
-    length = tl.load(lengths + b) + positions
-    tl.debug_barrier()  # all threads of the program read it, one writes it
-    tl.store(lengths + b, length)
-    place = b // positions * capacity + length - 1
-    row = tl.load(ids + place)
-    tl.store(query_coordinates + b, tl.load(coordinates + place))
-    tl.store(row_ids + b, row)
+    position = positions + tl.load(at + b) * FIELDS
+    row = tl.load(position + AT.value.embedding_id)
+    tl.store(slots + b, tl.load(position + AT.value.slot))
+    tl.store(lengths + b, tl.load(position + AT.value.length))
+    tl.store(query_coordinates + b, tl.load(position + AT.value.coordinate))
+    tl.store(embedding_ids + b, row)
     for start in range(0, DIM, BLOCK):
         d = start + tl.arange(0, BLOCK)
         x = tl.load(table + row * DIM + d, mask=d < DIM, other=0.0).to(tl.float32)

@@ -1,14 +1,11 @@
-"""What the kernel knows when it is compiled or is told at its launch, said without Triton: launches are listed where there is none."""
+"""What the kernel knows when it is compiled, and the records of a slot that it reads, without Triton: launches are listed where there is
+none."""
 
 from typing import NamedTuple
 
-PLAN = 6  # int64 of a row: seed, item, index of its first token in the noise, in its positions, in its frames, tokens at most
-STATE = 3  # int64 of a row: tokens drawn, whether it goes on, tokens it keeps
 # `frame`: when the last entry is forbidden, if not in all tokens but the first of a frame after the first frame
 NEVER, ALWAYS = 0, -1
-
-
-RING = 32  # tokens of a row that the device holds
+RING = 32  # tokens of a slot that the device holds
 
 
 class Draw(NamedTuple):
@@ -16,14 +13,13 @@ class Draw(NamedTuple):
 
     vocabulary: int
     fours: int  # of the vocabulary, up to a power of two
-    copies: int  # 2 with guidance
     dim: int
     streams: int
     block: int  # of the embedding at a time
 
 
 class Place(NamedTuple):
-    """Where a stage's tokens stand, see runtime/stages.py; index counts them from the row's first one."""
+    """Where a stage's tokens stand, see runtime/sequence.py; index counts them from the sequence's first one."""
 
     first_row: int  # row of the table: first_row + index % quantizers * codebook + token
     codebook: int
@@ -32,17 +28,16 @@ class Place(NamedTuple):
     per_frame: int
     stride: int
     shift: int
-    padding: int  # row of the table for a row that has ended
+    padding: int  # row of the table for a sequence that has ended
 
 
 class Rules(NamedTuple):
-    """What `sample` is told of a request: these as int64, and two factors as float32, the scale of guidance and the temperature, 0 for the
-    likeliest. They lie in the device's memory, so that launches need not be recorded again for another request."""
+    """What `sample` is told of a sequence's stage."""
 
     place: Place
     stage: int  # see runtime/noise.py
     frame: int  # tokens of a frame, or NEVER, ALWAYS
-    end: int  # the token that ends a row; -1: none does
+    end: int  # the token that ends a sequence; -1: none does
     k: int  # of top-k
 
     def integers(self) -> list[int]:
@@ -50,3 +45,41 @@ class Rules(NamedTuple):
 
 
 INTEGERS = len(Place._fields) + 4
+
+
+class Settings(NamedTuple):
+    """int64 numbers of a sequence that do not change, in the order in which they lie in the memory of its slot."""
+
+    seed: int  # the bits of an unsigned number
+    item: int
+    first: int  # number of its first sampled token in the noise of its item
+    known: int  # number of its first sampled token among its own tokens
+    in_frames: int  # the same in its frames
+    steps: int  # tokens to sample at most
+    first_row: int  # `Place` from here on
+    codebook: int
+    quantizers: int
+    origin: int
+    per_frame: int
+    stride: int
+    shift: int
+    padding: int
+    stage: int  # `Rules` from here on
+    frame: int
+    end: int
+    k: int
+
+
+class Factors(NamedTuple):
+    """float32 numbers of a sequence that do not change."""
+
+    scale: float  # of guidance
+    temperature: float  # 0 for the likeliest token
+
+
+class Progress(NamedTuple):
+    """int64 numbers of a sequence that the kernel counts."""
+
+    drawn: int  # tokens, those after its end included
+    running: int  # 1 until it has ended or has all its tokens
+    kept: int  # tokens without the end and what follows it

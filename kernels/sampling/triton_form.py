@@ -3,16 +3,18 @@
     token = argmax( top_k(null + (cond - null) * scale) / temperature + gumbel )
     gumbel = -log(-log(((bits >> 8) + 0.5) / 2**24)) in float64, bits of Philox 4x32-10, counter (v / 4, step, stage, item), key seed
 
-In: logits float32 [copies * B, V], rows without condition last; each row's plan and state. Out: the token; the row's state; and of all
-copies of the row: length, coordinates, the residual streams that the next step begins with. Products and quotients are not fused or
-approximated here, so that equal logits give the tokens of runtime/sampling.py.
+In: logits float32 [B, V] of all rows; which slot each row has, and which other row has the pass without condition of its sequence. Settings
+and progress of a sequence are in its slot. Out: the token, and the sequence's progress; and for its row and the one without condition
+length, coordinates and the residual streams that the next step begins with, in the row, and where it stands, in the slot. Products and
+quotients are not fused or approximated here, so that equal logits give the tokens of runtime/sampling.py.
 
 Top-k keeps what is at least the k-th largest entry; that one is found two bits at a time from the highest: floats in the order of
 integers, 16 times three counts over the row. Ties at the edge all stay, whatever the machine.
 
-Threads: program b has row b and its copy without condition; entries lie in fours, as Philox makes them.
-Bytes: 4 * V * copies read, 4 * dim * S * copies written, one row of the table read, a few numbers more; with a width of 0 none is embedded,
-and the row's number is all. Two float64 logarithms an entry.
+Threads: program b has row b and its copy without condition; entries lie in fours, as Philox makes them. The program of a row that draws
+nothing, a copy or padding, ends at once.
+Bytes: 4 * V read of each row, 4 * dim * S written, one row of the table read, a few numbers more; with a width of 0 none is embedded, and
+the row's number is all. Two float64 logarithms an entry.
 """
 
 import triton
@@ -21,77 +23,93 @@ import triton.language as tl
 from ..early.triton_form import wait
 from . import constants
 
-PLAN, STATE = tl.constexpr(constants.PLAN), tl.constexpr(constants.STATE)
 NEVER, ALWAYS = tl.constexpr(constants.NEVER), tl.constexpr(constants.ALWAYS)
+SETTINGS, FACTORS = tl.constexpr(len(constants.Settings._fields)), tl.constexpr(len(constants.Factors._fields))
+PROGRESS = tl.constexpr(len(constants.Progress._fields))
+# where a record has what
+AT = tl.constexpr(constants.Settings(*range(len(constants.Settings._fields))))
+FACTOR = tl.constexpr(constants.Factors(*range(len(constants.Factors._fields))))
+COUNT = tl.constexpr(constants.Progress(*range(len(constants.Progress._fields))))
 
 
 @triton.jit
 def sample(
-    logits,  # float32 [copies * B, V]
-    plans,  # int64 [B, PLAN]
-    states,  # int64 [B, STATE]
-    tokens,  # int64 [B, total], a ring: token number n at n % total
+    logits,  # float32 [B, V]
+    slots,  # int64 [B]
+    nulls,  # int64 [B]: row of the pass without condition; the row itself if there is none; -1 if the row draws nothing
+    settings,  # int64 [slots, Settings]
+    factors,  # float32 [slots, Factors]
+    progress,  # int64 [slots, Progress]
+    tokens,  # int64 [slots, ring]: token number n at n % ring
     table,  # [rows, dim], fp32, fp16 or bf16
-    lengths,  # int64 [copies * B]
-    query_coordinates,  # int64 [copies * B]
-    key_coordinates,  # int64 [copies * B, capacity]
-    row_ids,  # int64 [copies * B]: the next position's row of the table
-    streams,  # float32 [copies * B, S, dim]
-    integers,  # int64 [INTEGERS], of Rules
-    factors,  # float32 [2]: scale of guidance, temperature
-    B,
-    total,
+    next,  # int64 [slots, NEXT]: the position that the next step feeds
+    lengths,  # int64 [B]
+    query_coordinates,  # int64 [B]
+    key_coordinates,  # int64 [slots, capacity]
+    embedding_ids,  # int64 [B]: the next position's row of the table
+    streams,  # float32 [B, S, dim]
+    ring,
     capacity,
     sizes: tl.constexpr,  # a Draw
+    NEXT: tl.constexpr,  # numbers of a position
+    place: tl.constexpr,  # where a position has what: a Position
     EARLY: tl.constexpr = False,
 ):
-    wait(EARLY)
-    first_row, codebook, quantizers = tl.load(integers), tl.load(integers + 1), tl.load(integers + 2)
-    origin, per_frame, stride = tl.load(integers + 3), tl.load(integers + 4), tl.load(integers + 5)
-    shift, padding, stage, frame = tl.load(integers + 6), tl.load(integers + 7), tl.load(integers + 8), tl.load(integers + 9)
-    end, k = tl.load(integers + 10), tl.load(integers + 11)
-    scale, temperature = tl.load(factors), tl.load(factors + 1)
     b = tl.program_id(0)
+    wait(EARLY)
+    slot, null = tl.load(slots + b), tl.load(nulls + b)
+    if null < 0:
+        return
     V: tl.constexpr = sizes.vocabulary
-    seed, item = tl.load(plans + b * PLAN), tl.load(plans + b * PLAN + 1)
-    step, running, kept = tl.load(states + b * STATE), tl.load(states + b * STATE + 1), tl.load(states + b * STATE + 2)
+    own, counts = settings + slot * SETTINGS, progress + slot * PROGRESS
+    scale = tl.load(factors + slot * FACTORS + FACTOR.value.scale)
+    temperature = tl.load(factors + slot * FACTORS + FACTOR.value.temperature)
+    step, running, kept = tl.load(counts + COUNT.value.drawn), tl.load(counts + COUNT.value.running), tl.load(counts + COUNT.value.kept)
+    frame = tl.load(own + AT.value.frame)
 
     v = tl.arange(0, sizes.fours * 4)
     score = tl.load(logits + b * V + v, mask=v < V, other=float("-inf"))
-    if sizes.copies == 2:
-        null = tl.load(logits + (B + b) * V + v, mask=v < V, other=0.0)
-        score = null + (score - null) * scale
-    in_frames = tl.load(plans + b * PLAN + 4) + step
+    unconditioned = tl.load(logits + null * V + v, mask=v < V, other=0.0)
+    score = tl.where(null == b, score, unconditioned + (score - unconditioned) * scale)
+    in_frames = tl.load(own + AT.value.in_frames) + step
     opens = (in_frames % tl.maximum(frame, 1) == 0) & (in_frames > 0)
     forbidden = (frame == ALWAYS) | ((frame > NEVER) & (opens == 0))
     # beyond V guidance makes of -inf what it likes: a scale of 0 or less turns it round
     score = tl.where((v >= V) | ((v == V - 1) & forbidden), float("-inf"), score)
     if temperature > 0:
-        kth = kth_largest(score, v < V, k)
-        drawn = tl.div_rn(score, tl.zeros_like(score) + temperature) + gumbel_noise(
-            seed, item, stage, tl.load(plans + b * PLAN + 2) + step, sizes
-        )
+        kth = kth_largest(score, v < V, tl.load(own + AT.value.k))
+        number, stage = tl.load(own + AT.value.first) + step, tl.load(own + AT.value.stage)
+        noise = gumbel_noise(tl.load(own + AT.value.seed), tl.load(own + AT.value.item), stage, number, sizes)
+        drawn = tl.div_rn(score, tl.zeros_like(score) + temperature) + noise
         score = tl.where(score >= kth, drawn, float("-inf"))
     token = tl.argmax(score, axis=0).to(tl.int64)
 
-    tl.store(tokens + b * total + step % total, token)
-    going = (running != 0) & (token != end)
+    tl.debug_barrier()  # all threads of the program have read what one of them writes now
+    tl.store(tokens + slot * ring + step % ring, token)
+    going = (running != 0) & (token != tl.load(own + AT.value.end))
     kept = tl.where(going, step + 1, kept)
-    going = going & (tl.load(plans + b * PLAN + 5) > step + 1)
-    index = tl.load(plans + b * PLAN + 3) + step
-    tl.store(states + b * STATE, step + 1)
-    tl.store(states + b * STATE + 1, going.to(tl.int64))
-    tl.store(states + b * STATE + 2, kept)
+    going = going & (tl.load(own + AT.value.steps) > step + 1)
+    tl.store(counts + COUNT.value.drawn, step + 1)
+    tl.store(counts + COUNT.value.running, going.to(tl.int64))
+    tl.store(counts + COUNT.value.kept, kept)
 
-    row = tl.where(going, first_row + index % quantizers * codebook + token, padding)
-    coordinate = origin + index // per_frame * stride + index % per_frame
-    for copy in range(sizes.copies):
-        one = copy * B + b
+    index, quantizers = tl.load(own + AT.value.known) + step, tl.load(own + AT.value.quantizers)
+    row = tl.load(own + AT.value.first_row) + index % quantizers * tl.load(own + AT.value.codebook) + token
+    row = tl.where(going, row, tl.load(own + AT.value.padding))
+    per_frame = tl.load(own + AT.value.per_frame)
+    coordinate = tl.load(own + AT.value.origin) + index // per_frame * tl.load(own + AT.value.stride) + index % per_frame
+    query = coordinate + tl.load(own + AT.value.shift)
+    for copy in range(tl.where(null == b, 1, 2)):
+        one = tl.where(copy == 0, b, null)
+        slot = tl.load(slots + one)
         length = tl.load(lengths + one) + going.to(tl.int64)
         tl.store(lengths + one, length)
-        tl.store(query_coordinates + one, coordinate + shift)
-        tl.store(row_ids + one, row)
-        tl.store(key_coordinates + one.to(tl.int64) * capacity + length - 1, coordinate)
+        tl.store(query_coordinates + one, query)
+        tl.store(embedding_ids + one, row)
+        tl.store(key_coordinates + slot * capacity + length - 1, coordinate)
+        tl.store(next + slot * NEXT + place.length, length)
+        tl.store(next + slot * NEXT + place.embedding_id, row)
+        tl.store(next + slot * NEXT + place.coordinate, query)
         for start in range(0, sizes.dim, sizes.block):
             d = start + tl.arange(0, sizes.block)
             x = tl.load(table + row * sizes.dim + d, mask=d < sizes.dim, other=0.0).to(tl.float32)

@@ -22,8 +22,8 @@ _ANSWERED = {
     **{
         name: f"--{name.replace('_', '-')}"
         for name in (
-            *("prompts", "audio_weight", "without_prime", "seconds", "seed", "num_samples", "stop", "compat", "max_semantic_tokens"),
-            *("temperature", "filter_thres", "cond_scale", "window"),
+            *("prompts", "audio_weight", "without_prime", "seconds", "seed", "num_samples", "stop", "compat", "plan"),
+            *("max_semantic_tokens", "temperature", "filter_thres", "cond_scale", "window"),
         )
     },
 }

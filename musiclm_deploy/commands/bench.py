@@ -11,11 +11,13 @@ from .values import count
 
 def add_options(commands: Any) -> None:
     parser = commands.add_parser(
-        "bench", help="say what a bundle costs here", description="Time a bundle's steps, clips and start on this machine."
+        "bench", help="say what a bundle costs here", description="Time a bundle's steps, clips, streams and start on this machine."
     )
     parser.add_argument("bundle", type=expanded, metavar="BUNDLE")
-    parser.add_argument("--only", choices=["steps", "clips", "start"], help="one part of it (default: all three)")
-    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of the clips (default: 2)")
+    parser.add_argument("--only", choices=["steps", "clips", "stream", "start"], help="one part of it (default: all)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, metavar="S", help="length of the clips (default: 2); a stream is also three times as long"
+    )
     parser.add_argument("--cond-scale", type=float, metavar="X", help="guidance of the clips (default: the bundle's)")
     parser.add_argument("--fine-window", type=count, metavar="N", help="frames of a fine window (default: the trained window)")
     parser.add_argument("--steps", type=count, default=40, metavar="N", help="timed steps of each case (default: 40)")

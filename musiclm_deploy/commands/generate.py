@@ -11,6 +11,7 @@ from ..runtime.user_files import expanded
 from .again import Again, add_again_options
 from .output import Outputs, Report, add_output_options
 from .prompts import Listed, batches_of, read_prompts, read_text, seeds_of
+from .stream import add_stream_options, check_usage, run_stream
 from .values import RANDOM, seed, stage_value, stage_window
 
 _ANNOUNCED_S = 30.0  # longer requests state their time and memory before they begin
@@ -33,6 +34,7 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--without-prime", action="store_true", help="write only what follows the sound of --prime")
     add_output_options(parser)
     add_again_options(parser)
+    add_stream_options(parser)
     parser.add_argument(
         "--seconds", type=float, metavar="S", help="length, exact to the sample (default: that of a default clip, which inspect states)"
     )
@@ -40,6 +42,11 @@ def add_options(commands: Any) -> None:
     parser.add_argument("--num-samples", type=int, metavar="N", help="candidates; MuLaN picks the one closest to the text (default: 1)")
     parser.add_argument("--stop", choices=["exact", "eos"], help="exact length, or end where the model ends (default: exact)")
     parser.add_argument("--compat", choices=["upstream"], help="reproduce audiolm-pytorch token for token")
+    parser.add_argument(
+        "--plan",
+        choices=["trained", "low_latency"],
+        help="windows of the clip: as they were trained, or with short first ones, heard sooner (default: trained)",
+    )
     parser.add_argument(
         "--max-semantic-tokens", type=int, metavar="N", help="most semantic tokens (default: as many as the length can hold)"
     )
@@ -75,6 +82,8 @@ def run(options: argparse.Namespace) -> int:
     from ..runtime.musiclm import load
     from ..runtime.progress import progress_bars
 
+    if options.stream:
+        check_usage(options)
     again = Again.of(options)
     if again is None:
         _check_usage(options)
@@ -96,6 +105,8 @@ def run(options: argparse.Namespace) -> int:
             request["sampling"] = _sampling(options, model.bundle.manifest)
         else:
             again.check_bundle(model.bundle)
+        if options.stream:
+            return run_stream(model, options, request)
         outputs[0].check_sound(model.bundle.manifest.codec.sample_hz, request["seconds"])
         parts, seconds, takes = batches_of(request, model.estimate)
         if seconds >= _ANNOUNCED_S or len(parts) > 1:
@@ -133,6 +144,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         "num_samples": 1 if options.num_samples is None else options.num_samples,
         "stop": options.stop or "exact",
         "compat": options.compat,
+        "plan": options.plan or "trained",
         "max_semantic_tokens": options.max_semantic_tokens,
         "windows": {stage: Window(*sizes) for stage, sizes in options.window} or None,
         "tokens": None if options.tokens is None else load_tokens(options.tokens),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STDOUT = "standard output"
 _DEFAULT = Path("out.wav")
 _BYTES_PER_SAMPLE = 10  # of a file while it is made: at most 8.6 measured, the wave at its rate and as much once more
-_STDOUTS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+STDOUTS = ("-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ class Outputs:
         from ..runtime.outputs import is_stream
 
         out = options.out or _DEFAULT
-        if str(out) in _STDOUTS or is_stream(out):
+        if str(out) in STDOUTS or is_stream(out):
             raise ValueError(
                 f"-o {out} takes one sound, and --prompts makes several. Give -o FILE, which becomes FILE-1, FILE-2 and so on."
             )
@@ -87,7 +87,7 @@ class Outputs:
         record = {} if again is None else again.record
         rate = record.get("sample_rate") if options.sample_rate is None else options.sample_rate
         loudness = record.get("normalize") if options.normalize is None else options.normalize
-        return cls(None if str(path) in _STDOUTS else path, every, tokens, Mastering(rate, loudness))
+        return cls(None if str(path) in STDOUTS else path, every, tokens, Mastering(rate, loudness))
 
     @property
     def sounds(self) -> list[Path]:

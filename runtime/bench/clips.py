@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import musiclm
 from ..bundle import Bundle, Manifest
+from ..config import GenerationConfig
 from ..music import Music
 from ..musiclm import MusicLM, load
 from ..request import make_request
@@ -46,21 +47,21 @@ def time_clips(
         least = bundle.manifest.codec.min_frames * bundle.manifest.codec.samples_per_frame / bundle.manifest.codec.sample_hz
         request(1, 1, min(seconds, max(0.2, least)))
         alone: Music | None = None
-        for form, (prompts, candidates) in (FORMS if model.driver is None else FORMS | ON_GPUS).items():
+        for form, (prompts, candidates) in (FORMS if model.backend.on_host else FORMS | ON_GPUS).items():
             made: list[list[Music]] = []
             for repeat in range(repeats):
                 say(f"clips: {form} of {seconds:g} s, {repeat + 1} of {repeats}")
                 made.append(request(prompts, candidates, seconds))
             alone = alone or made[0][0]
-            _check(form, made, alone if model.driver is None else made[0][0])
-            rows.append(_row(form, prompts, candidates, seconds, made) | _facts(model, cond_scale, fine_window))
+            _check(form, made, alone if model.backend.on_host else made[0][0])
+            rows.append(_row(form, prompts, candidates, seconds, made) | facts(model, cond_scale, fine_window))
     return rows
 
 
 def check_clip(manifest: Manifest, seconds: float, cond_scale: float | None, fine_window: int | None) -> None:
     """Raise ValueError for a clip that cannot be made, before minutes are spent on steps."""
     windows = {} if fine_window is None else {"fine": Window(length=fine_window)}
-    make_request(manifest, TEXT, seconds, 0, 1, "exact", None, None, guidance(manifest, cond_scale), None, windows)
+    make_request(manifest, GenerationConfig(seconds=seconds, sampling=guidance(manifest, cond_scale), windows=windows), TEXT)
 
 
 @contextmanager
@@ -124,12 +125,13 @@ def _count(music: Music) -> int:
     return sum(array.size for array in arrays if array is not None)
 
 
-def _facts(model: MusicLM, cond_scale: float | None, fine_window: int | None) -> Row:
+def facts(model: MusicLM, cond_scale: float | None, fine_window: int | None) -> Row:
+    """Return the fields of a row that say what was run."""
     manifest = model.bundle.manifest
     scale = manifest.coarse.sampling.cond_scale if cond_scale is None else cond_scale
-    steps, precision = "native" if model.step.native else "graph", manifest.coarse.step.precision
-    if model.driver is not None:
-        steps, precision = model.device, model.weights
+    steps, precision = "native" if model.backend.native else "graph", manifest.coarse.step.precision
+    if model.backend.precision is not None:
+        steps, precision = model.device, model.backend.precision
     facts: Row = {"precision": precision, "steps": steps}
     facts |= {"fine_window": fine_window or manifest.fine.max_length}
     return facts | {"cond_scale": scale if manifest.coarse.guidance else 1.0, "dim": manifest.coarse.dim, "depth": manifest.coarse.depth}

@@ -8,15 +8,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from ..bundle import Manifest
-from ..memory import decoder_bytes, largest_runs
-from ..musiclm import load
+from ..config import GenerationConfig
+from ..musiclm import MusicLM, load
+from ..needs import needed_bytes
 from ..request import make_request
-from ..sampling import SamplingConfig
-from ..token_stages import is_guided
 from .clips import TEXT, clip_of, guidance, unknown_words_unsaid
 from .start import SHORT_S
 
@@ -30,15 +27,13 @@ def memory_mb(field: str) -> float | None:
     return next((round(int(line.split()[1]) * 1024 / 1e6, 1) for line in lines if line.startswith(f"{field}:")), None)
 
 
-def stated_mb(manifest: Manifest, seconds: float, sampling: Mapping[str, SamplingConfig], native: bool) -> dict[str, float]:
-    """What a clip should take, in MB: the bundle's files, as `musiclm inspect` gives them, and the caches of the largest stage, as the
-    runtime reckons them before a request runs."""
-    request = make_request(manifest, "x", seconds, 0, 1, "exact", None, None, sampling, None)
-    caches = max(
-        decoder_bytes(getattr(manifest, stage), rows * (1 + is_guided(manifest, request, stage)), prompt, capacity, native)
-        for stage, (rows, prompt, capacity) in largest_runs(manifest, request).items()
-    )
-    return {"weights_mb": round(sum(record.bytes for record in manifest.files.values()) / 1e6, 1), "caches_mb": round(caches / 1e6, 1)}
+def stated_mb(model: MusicLM, config: GenerationConfig) -> dict[str, float]:
+    """What a clip should take, in MB: the bundle's files, as `musiclm inspect` gives them, and the most that a stage takes beside them, as
+    the runtime reckons it before a request runs."""
+    manifest = model.bundle.manifest
+    needed = needed_bytes(model.backend, make_request(manifest, config, TEXT))
+    weights = sum(record.bytes for record in manifest.files.values())
+    return {"weights_mb": round(weights / 1e6, 1), "stated_mb": round(max(needed.values()) / 1e6, 1)}
 
 
 def main(started: str, root: str, seconds: str, cond_scale: str, threads: str, requests: str) -> None:
@@ -56,14 +51,15 @@ def main(started: str, root: str, seconds: str, cond_scale: str, threads: str, r
         with unknown_words_unsaid():
             model.generate(TEXT, seconds=SHORT_S, progress=lambda stage, done, total: note("first semantic token"))
         manifest = model.bundle.manifest
-        facts = {"precision": manifest.coarse.step.precision, "steps": "native" if model.step.native else "graph"}
+        facts = {"precision": manifest.coarse.step.precision, "steps": "native" if model.backend.native else "graph"}
         facts |= {"dim": manifest.coarse.dim, "depth": manifest.coarse.depth}
         found = {"seconds": [], "resident_mb": []}
         if int(requests):
             scale = float(cond_scale) if cond_scale else None
             request = clip_of(model, scale)
+            config = GenerationConfig(seconds=float(seconds), sampling=guidance(manifest, scale))
             request(1, 1, float(seconds))
-            memory |= {"peak_mb": memory_mb("VmHWM"), **stated_mb(manifest, float(seconds), guidance(manifest, scale), model.step.native)}
+            memory |= {"peak_mb": memory_mb("VmHWM"), **stated_mb(model, config)}
             for _ in range(int(requests)):
                 began = time.perf_counter()
                 request(1, 1, SHORT_S)

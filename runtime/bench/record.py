@@ -39,6 +39,17 @@ def spread(seconds: Sequence[float]) -> Row:
     return {"n": len(milliseconds), "min_ms": _round(milliseconds.min())} | dict(zip(names, map(_round, points), strict=True))
 
 
+def ratio(what: str, above: Sequence[float], below: Sequence[float]) -> Row:
+    """Return the row of a ratio of times that were taken in pairs, turn about: the median of the pairs' ratios, and its quarter points."""
+    points = np.percentile(np.asarray(above) / np.asarray(below), [50, 25, 75])
+    return {
+        "benchmark": "ratio",
+        "form": what,
+        "n": len(above),
+        **dict(zip(("ratio", "ratio_p25", "ratio_p75"), map(_round, points), strict=True)),
+    }
+
+
 class Memory:
     """The bandwidth of the memory, read in the same run as what is timed: by all threads, with the widest loads the processor has."""
 

@@ -73,6 +73,48 @@ SECTIONS = (
         ),
     ),
     Section(
+        "One client that listens",
+        "stream",
+        (*SIZE, "steps", "form", "seconds", "cond_scale", "fine_window"),
+        (
+            *MODEL,
+            *(("steps", field("steps")), ("plan", field("form")), ("clip s", field("seconds")), ("first audio ms", number("median_ms"))),
+            *(("quarters ms", _TAILS[1][1]), ("gap p50", number("gap_p50")), ("p95", number("gap_p95")), ("p99", number("gap_p99"))),
+            *(("underruns", field("underruns")), ("underruns of a player", field("underruns_played"))),
+            ("real-time factor", number("real_time_factor_made")),
+        ),
+    ),
+    Section(
+        "Clients at once",
+        "clients",
+        (*SIZE, "steps", "form", "clients", "seconds", "cond_scale", "fine_window"),
+        (
+            *MODEL,
+            *(("steps", field("steps")), ("clips", field("form")), ("clients", field("clients")), ("clip s", field("seconds"))),
+            *(("audio s per s", number("audio_s_per_s")), ("quarters", lambda row: f"{row['p25']:.4g}–{row['p75']:.4g}")),
+        ),
+    ),
+    Section(
+        "A step beyond the transformer, µs",
+        "host",
+        (*SIZE, "form", "rows"),
+        (
+            *MODEL,
+            *(("clips", field("form")), ("at once", field("rows")), ("rows of a step", field("rows_of_a_step")), ("steps", field("n"))),
+            *(("Python", number("python_us")), ("sampler", number("sampler_us")), ("both", number("host_us"))),
+        ),
+    ),
+    Section(
+        "Ratios, of cases that were timed turn about",
+        "ratio",
+        (*SIZE, "steps", "form"),
+        (
+            *MODEL,
+            *(("steps", field("steps")), ("ratio of", field("form")), ("median", number("ratio", "{:.3g}"))),
+            *(("quarters", lambda row: f"{row['ratio_p25']:.3g}–{row['ratio_p75']:.3g}"), ("pairs", field("n"))),
+        ),
+    ),
+    Section(
         "From a fresh process",
         "start",
         (*SIZE, "steps", "form"),
@@ -85,7 +127,7 @@ SECTIONS = (
         (
             *MODEL,
             *(("clip s", field("seconds")), ("bundle's files", number("weights_mb", "{:.0f}"))),
-            ("caches stated", number("caches_mb")),
+            ("stated beside them", number("stated_mb")),
             *(("imported", number("imported_mb", "{:.0f}")), ("opened", number("opened_mb", "{:.0f}"))),
             ("peak of a clip", number("peak_mb", "{:.0f}")),
         ),

@@ -18,11 +18,11 @@ from weakref import WeakSet
 
 import numpy as np
 
-from ...kernels.launch import Call, Launch, Step, bytes_of, key_of
-from ...kernels.launches import PROGRAMS
+from ...kernels.kernel_lists import PROGRAMS
+from ...kernels.launch import Call, Launch, LaunchList, bytes_of, key_of
 from ..backend import BackendError
 from ..install import install_command
-from .driver import DeviceError, Download, Spare
+from .driver import DeviceError, Download, Evictable
 from .kernels import Code, Kernels
 
 _NUMBERS = {"i32": np.int32, "i64": np.int64, "fp32": np.float32}
@@ -104,8 +104,8 @@ class CudaDriver:
         self.name, self.capability = find_gpu("device='cuda'", index)
         self._cuda = _api("device='cuda'")
         self._functions: dict[str, tuple[Any, Code]] = {}
-        self.spare: WeakSet[Spare] = WeakSet()
-        self._landings: defaultdict[tuple, list[Landing]] = defaultdict(list)  # by shapes, those that no copy is on its way to
+        self.evictable: WeakSet[Evictable] = WeakSet()
+        self._staging: defaultdict[tuple, list[StagingBuffer]] = defaultdict(list)  # by shapes, those that no copy is under way to
         self._context = self._do("cuDevicePrimaryCtxRetain", self._do("cuDeviceGet", index))
         self.kernels = Kernels(bundle)
         self.stream = self.call("cuStreamCreate", self._cuda.CUstream_flags.CU_STREAM_NON_BLOCKING)
@@ -116,11 +116,20 @@ class CudaDriver:
     def allocate(self, kind: str, shape: tuple[int, ...]) -> Memory:
         return Memory(self, bytes_of(kind, shape), shape)
 
-    def upload(self, buffer: Memory, array: np.ndarray) -> None:
-        assert array.nbytes == buffer.count and array.flags.c_contiguous, (array.nbytes, buffer.count)
-        self.call("cuMemcpyHtoDAsync", buffer.address, array.ctypes.data, array.nbytes, self.stream)  # returns when the array was read
+    def upload(self, buffer: Memory, array: np.ndarray, first: int = 0) -> None:
+        begin = first * buffer.entry
+        assert begin + array.nbytes <= buffer.count and len(array) * buffer.entry == array.nbytes, (array.shape, first, buffer.shape)
+        array = np.ascontiguousarray(array)
+        self.call("cuMemcpyHtoDAsync", buffer.address + begin, array.ctypes.data, array.nbytes, self.stream)  # returns when it was read
 
-    def record(self, step: Step, buffers: Mapping[str, Memory]) -> Recorded:
+    def copy(self, target: Memory, source: Memory) -> None:
+        parts = 1 if target.entry == source.entry else source.shape[0]
+        assert parts * target.entry <= target.count and source.entry <= target.entry, (target.shape, source.shape)
+        for part in range(parts):
+            to, at, count = target.address + part * target.entry, source.address + part * source.entry, source.count // parts
+            self.call("cuMemcpyDtoDAsync", to, at, count, self.stream)
+
+    def record(self, step: LaunchList, buffers: Mapping[str, Memory]) -> Recorded:
         with self.current():
             ready = [  # a module cannot be loaded while launches are recorded; only a kernel lets another begin before it has ended
                 self.ready(one, step, buffers, isinstance(before, Launch))
@@ -148,21 +157,21 @@ class CudaDriver:
 
     def download(self, buffers: Sequence[Memory]) -> Download:
         shapes = tuple(buffer.shape for buffer in buffers)
-        landing = self._landings[shapes].pop() if self._landings[shapes] else Landing(self, shapes)
-        for to, buffer in zip(landing.pinned, buffers, strict=True):
+        staging = self._staging[shapes].pop() if self._staging[shapes] else StagingBuffer(self, shapes)
+        for to, buffer in zip(staging.pinned, buffers, strict=True):
             self.call("cuMemcpyDtoHAsync", to.address, buffer.address, buffer.count, self.stream)
-        self.call("cuEventRecord", landing.event, self.stream)
+        self.call("cuEventRecord", staging.event, self.stream)
 
         def wait() -> list[np.ndarray]:
-            self.call("cuEventSynchronize", landing.event)
-            arrays = [one.array.copy() for one in landing.pinned]
-            self._landings[shapes].append(landing)
+            self.call("cuEventSynchronize", staging.event)
+            arrays = [one.array.copy() for one in staging.pinned]
+            self._staging[shapes].append(staging)
             return arrays
 
         return wait
 
     def close(self) -> None:
-        self._landings.clear()
+        self._staging.clear()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """A function of the driver's API, on this GPU. DeviceError, or MemoryError where it has no more, says what to do."""
@@ -181,7 +190,7 @@ class CudaDriver:
     def _do(self, name: str, *arguments: Any) -> Any:
         return _do(self._cuda, name, *arguments)
 
-    def ready(self, one: Launch | Call, step: Step, buffers: Mapping[str, Memory], early: bool) -> Callable[[], Any]:
+    def ready(self, one: Launch | Call, step: LaunchList, buffers: Mapping[str, Memory], early: bool) -> Callable[[], Any]:
         """What launches it, with nothing left to be loaded. early: before what is in front of it has ended, if it waits for that by itself.
 
         DeviceError for what this driver has not.
@@ -222,7 +231,7 @@ class CudaDriver:
             self._functions[key] = function, code
         return self._functions[key]
 
-    def give_back(self, name: str, handle: Any) -> None:
+    def free(self, name: str, handle: Any) -> None:
         """Free something; when the process ends, or the GPU is lost, there is nothing left to free."""
         try:
             self.call(name, handle)
@@ -235,15 +244,16 @@ class Memory:
 
     def __init__(self, driver: CudaDriver, count: int, shape: tuple[int, ...]) -> None:
         self.count, self.shape, self._driver = count, shape, driver
+        self.entry = count // max(shape[0], 1)  # bytes of an entry of the first axis
         self.address = int(driver.call("cuMemAlloc", max(count, 1)))
 
     def __del__(self) -> None:
         if hasattr(self, "address"):
-            self._driver.give_back("cuMemFree", self.address)
+            self._driver.free("cuMemFree", self.address)
 
 
-class Pinned:
-    """Memory of the host, int64, into which the GPU copies by itself."""
+class PinnedArray:
+    """int64 in memory of the host that the GPU can write."""
 
     def __init__(self, driver: CudaDriver, shape: tuple[int, ...]) -> None:
         self._driver = driver
@@ -252,19 +262,19 @@ class Pinned:
 
     def __del__(self) -> None:
         if hasattr(self, "address"):
-            self._driver.give_back("cuMemFreeHost", self.address)
+            self._driver.free("cuMemFreeHost", self.address)
 
 
-class Landing:
-    """Where copies arrive, one after another: memory of the host, and an event that says when they are there."""
+class StagingBuffer:
+    """Pinned arrays, and the event that signals that the copies into them have finished."""
 
     def __init__(self, driver: CudaDriver, shapes: tuple[tuple[int, ...], ...]) -> None:
-        self._driver, self.pinned = driver, [Pinned(driver, shape) for shape in shapes]
+        self._driver, self.pinned = driver, [PinnedArray(driver, shape) for shape in shapes]
         self.event = driver.call("cuEventCreate", driver._cuda.CUevent_flags.CU_EVENT_DISABLE_TIMING)
 
     def __del__(self) -> None:
         if hasattr(self, "event"):
-            self._driver.give_back("cuEventDestroy", self.event)
+            self._driver.free("cuEventDestroy", self.event)
 
 
 class Recorded:
@@ -279,4 +289,4 @@ class Recorded:
 
     def __del__(self) -> None:
         if hasattr(self, "graph"):
-            self._driver.give_back("cuGraphExecDestroy", self.graph)
+            self._driver.free("cuGraphExecDestroy", self.graph)

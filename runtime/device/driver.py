@@ -1,10 +1,11 @@
-"""What the loop asks of a device: memory, lists of launches that are recorded once and run many times, copies that come back later.
+"""The operations of a device: memory, lists of launches that are recorded once and run many times, copies that come back later.
 
-All that is asked of a driver happens in order, and nothing waits for the host but `Download`.
+Operations run in the order of their submission. Only waiting for a `Download` blocks the host.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
@@ -12,9 +13,10 @@ from weakref import WeakSet
 
 import numpy as np
 
-from ...kernels.launch import Step
+from ...kernels.launch import LaunchList
 from ..engines.form import Form
 
+_LOG = logging.getLogger(__name__)
 Buffer = Any  # memory of a driver, of one type and shape
 Recorded = Any  # launches of a driver
 Download = Callable[[], list[np.ndarray]]  # waits until the arrays have come; they stay what they are
@@ -24,17 +26,17 @@ class DeviceError(RuntimeError):
     """The device refused something, or is lost; the message says what to do next. The process goes on."""
 
 
-class Spare(Protocol):
-    """Who keeps memory that the next request may need again, and may do without."""
+class Evictable(Protocol):
+    """An owner of memory that is kept for later requests."""
 
-    def give_back(self) -> None:
-        """Let go of it; no request is using it then."""
+    def evict(self) -> None:
+        """Free what no request is using."""
         ...
 
 
 class Driver(Protocol):
-    spare: WeakSet[Spare]  # what is given back where memory is short, see `state_bytes`
-    programs: int  # of a product, about, as `kernels.launches` takes it: what its kernels were compiled for
+    evictable: WeakSet[Evictable]  # owners that `reserve` asks for memory if there is too little
+    programs: int  # of a product, about, as `kernels.kernel_lists` takes it: what the driver's kernels were compiled for
 
     def free_bytes(self) -> int:
         """Memory that can still be taken."""
@@ -47,11 +49,16 @@ class Driver(Protocol):
         """
         ...
 
-    def upload(self, buffer: Buffer, array: np.ndarray) -> None:
-        """Fill the buffer; the array may be changed afterwards. Its elements are the buffer's, bf16 as uint16."""
+    def upload(self, buffer: Buffer, array: np.ndarray, first: int = 0) -> None:
+        """Fill the entries of the buffer's first axis from number `first` on. The array's elements are of the buffer's type, bf16 as
+        uint16; the array may be changed afterwards."""
         ...
 
-    def record(self, step: Step, buffers: Mapping[str, Buffer]) -> Recorded:
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """Copy a buffer into the first entries of a larger one, along the first axis and along the second."""
+        ...
+
+    def record(self, step: LaunchList, buffers: Mapping[str, Buffer]) -> Recorded:
         """The step's launches on these buffers. DeviceError for a kernel that is not there."""
         ...
 
@@ -82,6 +89,25 @@ class Engines(Driver, Protocol):
 
     form: Form  # what the engines were built of
 
+    def most_rows(self, stage: str) -> int:
+        """Return how many rows the engine of a stage's transformer takes at most."""
+        ...
+
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """One call of a graph, by its file name in the bundle; waits for it. ValueError for what its engine was not built for."""
         ...
+
+
+def reserve(driver: Driver, owner: str, needed: int) -> None:
+    """Log how many bytes `owner` is about to take. If they are not free, free what is only kept for later; MemoryError if that is too
+    little."""
+    if driver.free_bytes() < needed:
+        for one in [*driver.evictable]:
+            one.evict()
+    free = driver.free_bytes()
+    _LOG.info("%s: %.1f MB of the GPU's memory, of %.1f MB that are free.", owner, needed / 1e6, free / 1e6)
+    if free < needed:
+        raise MemoryError(
+            f"{owner}: {needed / 1e6:.1f} MB of the GPU's memory are needed, {free / 1e6:.1f} MB are free. "
+            "Ask for fewer seconds, samples or prompts at once, or free what else runs there."
+        )

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.launch import Step, bytes_of
+from ...kernels.launch import LaunchList, bytes_of
 from ...kernels.patches import build_patches, constants_of
 from ..bundle import BundleError, Spectrogram
-from .driver import Buffer, Driver
-from .model import state_bytes
+from .driver import Buffer, Driver, reserve
 
 
 class Patches:
@@ -28,10 +27,10 @@ class Patches:
         self._buffers: dict[str, Buffer] = {}
         self._shape: tuple[int, ...] = ()
         self.recorded: Any = None  # the launch
-        self._step = Step()
-        driver.spare.add(self)
+        self._step = LaunchList()
+        driver.evictable.add(self)
 
-    def give_back(self) -> None:
+    def evict(self) -> None:
         self._shape, self.recorded, self._buffers = (), None, {}
 
     def make(self, wave: np.ndarray) -> tuple[Buffer, tuple[int, ...]]:
@@ -40,9 +39,9 @@ class Patches:
         B, samples = wave.shape
         if wave.shape != self._shape:
             self._step = list_patches(self._spectrogram, B, samples, self._filters)
-            self.give_back()  # before as much is taken again
+            self.evict()  # before as much is taken again
             needed = sum(bytes_of(*buffer) for buffer in self._step.buffers.values())
-            state_bytes(self._driver, f"the spectrogram of {B} waves of {samples} samples", needed)
+            reserve(self._driver, f"the spectrogram of {B} waves of {samples} samples", needed)
             self._buffers = {name: self._driver.allocate(*buffer) for name, buffer in self._step.buffers.items()}
             for name, array in self._constants.items():
                 self._driver.upload(self._buffers[name], array)
@@ -53,7 +52,7 @@ class Patches:
         return self._buffers["patches"], self._step.buffers["patches"][1]
 
 
-def list_patches(spectrogram: Spectrogram, B: int, samples: int, filters: np.ndarray | None) -> Step:
+def list_patches(spectrogram: Spectrogram, B: int, samples: int, filters: np.ndarray | None) -> LaunchList:
     """The launch for waves [B, samples]."""
     return build_patches(B, samples, *spectrogram.layout, None if filters is None else len(filters))
 

@@ -1,4 +1,4 @@
-"""An engine in the GPU's memory, and its calls: execution contexts, the memory that they compute in, calls outside the loop.
+"""An engine in the GPU's memory, and its calls: execution contexts, the memory that they compute in, calls outside batches.
 
 In: an engine's bytes, a driver. Out: `Context`, whose call can be captured, and `Session`, which takes and gives arrays.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..device.cuda import Memory
-from ..device.model import state_bytes
+from ..device.driver import reserve
 
 if TYPE_CHECKING:
     from .run import EngineDriver
@@ -26,7 +26,7 @@ class LoadedEngine:
     def __init__(self, driver: EngineDriver, graph: str, data: bytes) -> None:
         """graph: its file name in the bundle. MemoryError before the GPU is full, DeviceError where TensorRT refuses it."""
         self.driver, self.graph, library = driver, graph, driver.library
-        state_bytes(driver, f"the weights of {graph}'s engine (about the size of its file)", len(data))
+        reserve(driver, f"the weights of {graph}'s engine (about the size of its file)", len(data))
         library.log.faults.clear()
         self._engine = driver.runtime.deserialize_cuda_engine(data)
         library.accept(self._engine is not None, f"the engine of {graph}")
@@ -80,7 +80,7 @@ class Scratch:
     def block(self, graph: str, count: int) -> Memory:
         """Of `count` bytes at least. MemoryError, before it is taken, says what a call of `graph` needs."""
         if self._block is None or self._block.count < count:
-            state_bytes(self._driver, f"what the engine of {graph} computes in", count)
+            reserve(self._driver, f"what the engine of {graph} computes in", count)
             self._block = Memory(self._driver, count, (count,))
         return self._block
 
@@ -133,7 +133,7 @@ class Context:
 
 
 class Session:
-    """A graph outside the loop. Its memory is kept, as large as the largest call so far needed, and its shapes are until they change."""
+    """A graph outside batches. Its memory is kept, as large as the largest call so far needed, and its shapes are until they change."""
 
     def __init__(self, engine: LoadedEngine) -> None:
         self.engine, self._driver, self._bound = engine, engine.driver, Context(engine, 0)
@@ -161,7 +161,7 @@ class Session:
         shapes |= {name: context.shape_of(name) for name in engine.outputs}
         needed = {name: engine.type_of(name).itemsize * math.prod(shape) for name, shape in shapes.items()}
         larger = {name: count for name, count in needed.items() if name not in self._memory or self._memory[name].count < count}
-        state_bytes(self._driver, f"inputs and outputs of {engine.graph}", sum(larger.values()))
+        reserve(self._driver, f"inputs and outputs of {engine.graph}", sum(larger.values()))
         self._memory |= {name: Memory(self._driver, count, (count,)) for name, count in larger.items()}
         context.set_memory(self._memory)
         self._shapes = shapes

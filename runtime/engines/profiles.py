@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..bundle import STAGES, Manifest
-from ..codec import CHUNK_FRAMES
+from ..codec import chunk_frames, longest_chunk
 from .form import Form
 
 Range = tuple[int, int, int]
@@ -37,7 +37,9 @@ def profiles_of(manifest: Manifest, form: Form, limits: Limits) -> dict[str, lis
         mulan.text: [{key: [one, _range(1, 12, mulan.max_tokens)] for key in ("input_ids", "attention_mask")}],
         mulan.audio: [wave(mulan.min_samples, mulan.sample_hz)],
         manifest.conditioner.graph: [{"latent": [rows]}],
-        codec.decode: [{"codes": [one, _frames(manifest, limits)]}],
+        codec.stream: [
+            {"codes": [one, _range(1, chunk_frames(codec), longest_chunk(codec))]} | {f"state.{name}": [one] for name in codec.states}
+        ],
     }
     if codec.encode:
         found[codec.encode] = [wave(codec.min_encode_frames * codec.samples_per_frame, codec.sample_hz)]
@@ -56,16 +58,6 @@ def profiles_of(manifest: Manifest, form: Form, limits: Limits) -> dict[str, lis
             own = {key: [sequences, (positions,) * 3] for key in calls} | {"key_coordinates": [sequences]}
             found[decoder.graph].append(own | told | caches)
     return found
-
-
-def _frames(manifest: Manifest, limits: Limits) -> Range:
-    """Of the codes in one call of the codec's decoder, see runtime/codec.py."""
-    codec = manifest.codec
-    if codec.context_frames is None:  # no chunks
-        most = round(limits.seconds * codec.sample_hz / codec.samples_per_frame)
-    else:
-        most = codec.context_frames + max(CHUNK_FRAMES, codec.lookahead_frames)
-    return _range(codec.min_frames, manifest.coarse.max_length, max(most, codec.min_frames))
 
 
 def _range(least: int, usual: int, most: int) -> Range:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...kernels.launch import Call, Launch, Step
+from ...kernels.launch import Call, Launch, LaunchList
 from ..backend import BackendError
 from ..bundle import Bundle, BundleError
 from ..device.cuda import CudaDriver, Memory
@@ -57,7 +57,12 @@ class EngineDriver(CudaDriver):
                 parts.append(session.run({name: array[first : first + at_once] for name, array in inputs.items()}))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def ready(self, one: Launch | Call, step: Step, buffers: Mapping[str, Memory], early: bool) -> Callable[[], Any]:
+    def most_rows(self, stage: str) -> int:
+        """As its smaller profile has it: the sizes of a prompt's call and of a step's."""
+        engine = self._engine(getattr(self._bundle.manifest, stage).graph)
+        return min(engine.range_of("row_ids", profile)[1][0] for profile in (PROMPT, STEP))
+
+    def ready(self, one: Launch | Call, step: LaunchList, buffers: Mapping[str, Memory], early: bool) -> Callable[[], Any]:
         if isinstance(one, Launch):
             return super().ready(one, step, buffers, early)
         engine = self._engine(getattr(self._bundle.manifest, one.stage).graph)

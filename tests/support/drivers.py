@@ -1,4 +1,4 @@
-"""A device in the host's memory, for the loop of runtime/device: what is asked of it has been done when a method returns.
+"""A device in the host's memory, for the batches of runtime/device: an operation has been done when its method returns.
 
 Its launches are computed by the kernels' numpy references, at once for a whole grid; or by `interpreted.interpret`, in which a program
 takes 20 ms. Engines are TensorRT's form of the graphs in ONNX Runtime.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -19,11 +20,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from musiclm_deploy.kernels.launch import Call, Launch, Step
-from musiclm_deploy.kernels.launches import PROGRAMS
+from musiclm_deploy.kernels.kernel_lists import PROGRAMS
+from musiclm_deploy.kernels.launch import Call, Launch, LaunchList
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Bundle
-from musiclm_deploy.runtime.device.driver import Download, Spare
+from musiclm_deploy.runtime.device.driver import Download, Evictable
 from musiclm_deploy.runtime.engines.form import Form
 from musiclm_deploy.runtime.engines.profiles import PROMPT, STEP
 
@@ -36,13 +37,13 @@ Compute = Callable[[Launch, Mapping[str, Any]], None]
 
 
 class HostDriver:
-    """The driver of runtime/device on the host's memory, which is NaN, or for numbers an impossible one, until it is written."""
+    """A driver of runtime/device on the host's memory, which is NaN, or for numbers an impossible one, until it is written."""
 
     def __init__(self, memory: int = 1 << 30, compute: Compute = references.compute) -> None:
         self.memory, self.compute = memory, compute
         self.recorded, self.replayed, self.coming = 0, 0, 0  # lists; copies that no one has waited for
         self.programs = PROGRAMS if compute is references.compute else 1  # the interpreter takes its time for every program
-        self.spare: WeakSet[Spare] = WeakSet()
+        self.evictable: WeakSet[Evictable] = WeakSet()
 
     def free_bytes(self) -> int:
         return self.memory
@@ -51,13 +52,17 @@ class HostDriver:
         self.memory -= torch.Size(shape).numel() * TYPES[kind].itemsize
         return torch.full(shape, {"int64": -(1 << 50), "int8": 99, "bool": True}.get(kind, torch.nan), dtype=TYPES[kind])
 
-    def upload(self, buffer: torch.Tensor, array: np.ndarray) -> None:
-        given = torch.from_numpy(array)
+    def upload(self, buffer: torch.Tensor, array: np.ndarray, first: int = 0) -> None:
+        given, part = torch.from_numpy(array), buffer[first : first + len(array)]
         given = given.view(torch.bfloat16) if array.dtype == np.uint16 else given
-        assert given.dtype == buffer.dtype and given.shape == buffer.shape, (given.dtype, given.shape, buffer.dtype, buffer.shape)
-        buffer.copy_(given)
+        assert given.dtype == part.dtype and given.shape == part.shape, (given.dtype, given.shape, part.dtype, part.shape)
+        part.copy_(given)
 
-    def record(self, step: Step, buffers: Mapping[str, torch.Tensor]) -> list[Callable[[], None]]:
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        assert target.shape[2:] == source.shape[2:]
+        target[tuple(slice(0, size) for size in source.shape)] = source
+
+    def record(self, step: LaunchList, buffers: Mapping[str, torch.Tensor]) -> list[Callable[[], None]]:
         held = dict(buffers)
         self.recorded += 1
         return [
@@ -103,10 +108,15 @@ class HostEngines(HostDriver):
     `asked` keeps what its engines were called with: graph, profile, shapes of the inputs.
     """
 
-    def __init__(self, bundle: Bundle, form: Form, memory: int = 1 << 30, compute: Compute = references.compute) -> None:
+    def __init__(self, bundle: Bundle, form: Form, memory: int = 1 << 30, compute: Compute = references.compute, rows: int = 16) -> None:
+        """rows: that engines take at most."""
         super().__init__(memory, compute)
+        self._rows = rows
         self._bundle, self.form, self._sessions = bundle, form, {}
         self.asked: list[tuple[str, int, dict[str, tuple[int, ...]]]] = []
+
+    def most_rows(self, stage: str) -> int:
+        return self._rows
 
     def run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         session = self.session(graph)
@@ -123,7 +133,9 @@ class HostEngines(HostDriver):
         for values, bind in ((session.get_inputs(), binding.bind_ortvalue_input), (session.get_outputs(), binding.bind_ortvalue_output)):
             for value in values:
                 name, shape = call.tensors[value.name]
-                bind(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(buffers[name].numpy().reshape(shape)))
+                array = buffers[name].numpy().reshape(-1)[: math.prod(shape)].reshape(shape)  # of slots the first ones
+                bind(value.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        session.run_with_iobinding(binding)  # once before it is recorded, as TensorRT has it
         return partial(session.run_with_iobinding, binding)
 
     def session(self, graph: str) -> Any:
@@ -135,6 +147,7 @@ class HostEngines(HostDriver):
 class StageEngines(HostEngines):
     """The engines of one stage that is in no bundle."""
 
-    def __init__(self, stage: Stage, form: Form, compute: Compute = references.compute) -> None:
-        super().__init__(cast(Bundle, SimpleNamespace(manifest=SimpleNamespace(**{stage.name: stage.decoder}))), form, compute=compute)
+    def __init__(self, stage: Stage, form: Form, compute: Compute = references.compute, rows: int = 16) -> None:
+        manifest = SimpleNamespace(**{stage.name: stage.decoder})
+        super().__init__(cast(Bundle, SimpleNamespace(manifest=manifest)), form, compute=compute, rows=rows)
         self._sessions = {stage.decoder.graph: stage.session}

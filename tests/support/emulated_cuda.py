@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from musiclm_deploy.kernels.functions import functions_of
-from musiclm_deploy.kernels.launch import FORMAT, RECORD, Step, key_of, signature_of
+from musiclm_deploy.kernels.launch import FORMAT, RECORD, LaunchList, key_of, signature_of
 
 from . import references
 from .drivers import TYPES
@@ -38,7 +38,7 @@ ANYWHERE |= {"cuCtxPushCurrent", "cuCtxPopCurrent"}
 class EmulatedCuda:
     """`cuda.bindings.driver`: functions return an error's number, 0, and what they give. Names of constants are its own."""
 
-    def __init__(self, kernels: Iterable[Step], free: int = 1 << 32) -> None:
+    def __init__(self, kernels: Iterable[LaunchList], free: int = 1 << 32) -> None:
         """kernels: lists that name every kernel which may be launched."""
         self.free, self.launched, self.replayed = free, 0, 0
         self.graphs = 0  # that are there, instantiated or not
@@ -55,7 +55,7 @@ class EmulatedCuda:
         """Put it in the place of cuda-python's driver until the test ends."""
         monkeypatch.setitem(sys.modules, real.__name__, self)
 
-    def add(self, kernels: Iterable[Step]) -> None:
+    def add(self, kernels: Iterable[LaunchList]) -> None:
         """Let the kernels that these lists name be launched, too."""
         for step in kernels:
             for launch in step.kernels:
@@ -136,12 +136,17 @@ class EmulatedCuda:
         return self.cuMemFree(address)
 
     def cuMemcpyHtoDAsync(self, to: int, source: int, count: int, _: int) -> tuple[int]:
-        assert self._captured is None and count <= len(self._memory[to])
+        assert self._captured is None and self._holds(to, count)
+        ctypes.memmove(to, source, count)
+        return (0,)
+
+    def cuMemcpyDtoDAsync(self, to: int, source: int, count: int, _: int) -> tuple[int]:
+        assert self._captured is None and self._holds(to, count) and self._holds(source, count)
         ctypes.memmove(to, source, count)
         return (0,)
 
     def cuMemcpyDtoHAsync(self, to: int, source: int, count: int, _: int) -> tuple[int]:
-        assert self._captured is None and count <= len(self._memory[source])
+        assert self._captured is None and self._holds(source, count)
         ctypes.memmove(to, source, count)
         return (0,)
 
@@ -218,6 +223,10 @@ class EmulatedCuda:
             work()
         else:
             self._captured.append(work)
+
+    def _holds(self, address: int, count: int) -> bool:
+        """Whether these bytes are within one allocation."""
+        return any(begin <= address and address + count <= begin + len(memory) for begin, memory in self._memory.items())
 
     def memory(self, address: int) -> np.ndarray:
         return self._memory[address]

@@ -13,10 +13,12 @@ from musiclm_deploy.runtime import backend
 from musiclm_deploy.runtime.bundle import STAGES, Bundle
 from musiclm_deploy.runtime.device import cuda
 from musiclm_deploy.runtime.device import model as kernels
+from musiclm_deploy.runtime.device.batch import DeviceBatch
 from musiclm_deploy.runtime.device.patches import list_patches
 from musiclm_deploy.runtime.step import open_weights
 
 from .emulated_cuda import EmulatedCuda
+from .stages import Stage
 
 REQUEST: dict[str, Any] = dict(text=["calm piano", "brass band"], seconds=0.04, seed=[3, 4])
 HOT = {"semantic": md.SamplingConfig(temperature=30.0, filter_thres=0.0)}  # one token in twenty is the end
@@ -27,8 +29,18 @@ def lists_of(bundle: Path, kind: str, every_list: Any) -> list[Any]:
     for stage in STAGES:
         decoder = getattr(Bundle.open(bundle).manifest, stage)
         _, sizes, _ = open_weights(bundle, decoder)
-        found += every_list(sizes, decoder.guidance, decoder.conditioning == "prefix", kind)
+        found += every_list(sizes, decoder.conditioning == "prefix", kind)
     return found
+
+
+def emulated_stage(stage: Stage, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[EmulatedCuda, cuda.CudaDriver, DeviceBatch]:
+    """Return an emulated GPU with the kernels of a stage, which are packed into a folder, its driver, and a batch of the stage on it."""
+    _, sizes, weights = open_weights(stage.folder, stage.decoder)
+    emulated = EmulatedCuda(kernels.every_list(sizes, stage.decoder.conditioning == "prefix", "fp32"))
+    emulated.pack(folder)
+    emulated.install(monkeypatch)
+    driver = cuda.CudaDriver(folder)
+    return emulated, driver, DeviceBatch(kernels.DeviceModel(driver, stage.name, sizes, weights, "fp32"))
 
 
 def is_the_cpus(found: list[Any], expected: list[Any]) -> None:

@@ -22,15 +22,15 @@ from musiclm_deploy.kernels.geglu.reference import layer_norm
 from musiclm_deploy.kernels.hyper_connection.constants import Mixing
 from musiclm_deploy.kernels.launch import Launch
 from musiclm_deploy.kernels.product import reference as products
-from musiclm_deploy.kernels.sampling.constants import ALWAYS, NEVER, PLAN, STATE, Draw
+from musiclm_deploy.kernels.prompt.constants import Position
+from musiclm_deploy.kernels.sampling.constants import ALWAYS, NEVER, Draw, Factors, Progress, Settings
 from musiclm_deploy.kernels.spectrogram.constants import FLOOR
-from musiclm_deploy.runtime.noise import STAGE_IDS, PhiloxNoise
+from musiclm_deploy.runtime.noise import SeededNoise
 from musiclm_deploy.runtime.sampling import guide
 from musiclm_deploy.runtime.sampling import sample as draw
 
 Array = np.ndarray
 Grid = tuple[int, ...]
-_STAGES = {number: stage for stage, number in STAGE_IDS.items()}
 
 
 def compute(launch: Launch, arguments: Mapping[str, Any]) -> None:
@@ -56,6 +56,7 @@ def attend(
     first: Array,
     keys: Array,
     values: Array,
+    slots: Array,
     lengths: Array,
     table: Array,
     query_coordinates: Array,
@@ -65,7 +66,6 @@ def attend(
     stride: int,
     capacity: int,
     entries: int,
-    positions: int,
     scale: float,
     H: int,
     D: int,
@@ -77,9 +77,9 @@ def attend(
     RESIDUAL: bool,
 ) -> None:
     rows = np.arange(grid[0])
-    sequence, seen = rows // positions, lengths[: len(rows)]
+    sequence, seen = slots[: len(rows)], lengths[: len(rows)]
     if APPEND:
-        append(grid[:1], projected, first, keys, values, lengths, stride, capacity, positions, H, D, WIDTH, RESIDUAL)
+        append(grid[:1], projected, first, keys, values, slots, lengths, stride, capacity, H, D, WIDTH, RESIDUAL)
     query = projected[: len(rows) * stride].reshape(len(rows), stride)[:, : H * D].reshape(len(rows), H, D).astype(np.float64)
     t = np.arange(seen.max())
     k, v = (cache.reshape(-1, capacity, D)[sequence, : len(t)].astype(np.float64) for cache in (keys, values))
@@ -105,10 +105,10 @@ def append(
     first: Array,
     keys: Array,
     values: Array,
+    slots: Array,
     lengths: Array,
     stride: int,
     capacity: int,
-    positions: int,
     H: int,
     D: int,
     WIDTH: int,
@@ -119,7 +119,7 @@ def append(
     key, value = told[:, :D], told[:, D:]
     if RESIDUAL:
         value = value + np.float32(0.5) * first[: len(rows) * stride].reshape(len(rows), stride)[:, (H + 1) * D : (H + 2) * D]
-    place = rows // positions, lengths[: len(rows)] - 1
+    place = slots[: len(rows)], lengths[: len(rows)] - 1
     keys.reshape(-1, capacity, D)[place] = key
     values.reshape(-1, capacity, D)[place] = value
 
@@ -202,23 +202,20 @@ def product(
 def embed(
     grid: Grid,
     table: Array,
-    ids: Array,
-    coordinates: Array,
+    positions: Array,
+    at: Array,
+    slots: Array,
     lengths: Array,
     query_coordinates: Array,
-    row_ids: Array,
+    embedding_ids: Array,
     streams: Array,
-    capacity: int,
-    positions: int,
     DIM: int,
     STREAMS: int,
     BLOCK: int,
 ) -> None:
-    rows = np.arange(grid[0])
-    lengths[rows] += positions
-    place = rows // positions, lengths[rows] - 1
-    row_ids[rows], query_coordinates[rows] = ids.reshape(-1, capacity)[place], coordinates.reshape(-1, capacity)[place]
-    _embedded(table, row_ids[rows], streams, DIM, STREAMS)
+    found = Position(*positions.reshape(-1, len(Position._fields))[at].T)
+    slots[:], lengths[:], query_coordinates[:], embedding_ids[:] = found.slot, found.length, found.coordinate, found.embedding_id
+    _embedded(table, embedding_ids, streams, DIM, STREAMS)
 
 
 def _embedded(table: Array, rows: Array, streams: Array, dim: int, count: int) -> None:
@@ -229,56 +226,61 @@ def _embedded(table: Array, rows: Array, streams: Array, dim: int, count: int) -
 def sample(
     grid: Grid,
     logits: Array,
-    plans: Array,
-    states: Array,
+    slots: Array,
+    nulls: Array,
+    settings: Array,
+    factors: Array,
+    progress: Array,
     tokens: Array,
     table: Array,
+    next: Array,
     lengths: Array,
     query_coordinates: Array,
     key_coordinates: Array,
-    row_ids: Array,
+    embedding_ids: Array,
     streams: Array,
-    integers: Array,
-    factors: Array,
-    B: int,
-    total: int,
+    ring: int,
     capacity: int,
     sizes: Draw,
+    NEXT: int,
+    place: Position,
 ) -> None:
-    first_row, codebook, quantizers, origin, per_frame, stride, shift, padding, stage, frame, end, k = integers.tolist()
-    V, rows = sizes.vocabulary, np.arange(B)
-    seeds, items, firsts, indices, in_frames, most = plans.reshape(B, PLAN).T
-    state = states.reshape(B, STATE)
-    step, running, kept = state.T.copy()
-    scores = logits.reshape(sizes.copies * B, V)
-    if sizes.copies == 2:
-        scores = guide(scores[:B], scores[B:], factors[0])
-    in_frame = in_frames + step
-    opens = (in_frame % max(frame, 1) == 0) & (in_frame > 0)
-    forbidden = np.full(B, frame == ALWAYS) | ((frame > NEVER) & ~opens)
-    noise = _noise(tuple(zip((seeds.view(np.uint64)).tolist(), items.tolist(), strict=True)))
-    gumbel = noise.rows(_STAGES[stage], rows, firsts + step, V)
-    token = draw(scores, gumbel, float(factors[1]), 1 - (k + 0.5) / V, forbidden)
+    V, scores = sizes.vocabulary, logits.reshape(-1, sizes.vocabulary)
+    for row, null in enumerate(nulls[: grid[0]].tolist()):
+        if null < 0:
+            continue
+        own = Settings(*settings.reshape(-1, len(Settings._fields))[slots[row]].tolist())
+        factor = Factors(*factors.reshape(-1, len(Factors._fields))[slots[row]].tolist())
+        counts = progress.reshape(-1, len(Progress._fields))[slots[row]]
+        step, running, kept = counts.tolist()
+        score = scores[row] if null == row else guide(scores[row], scores[null], factor.scale)
+        in_frame = own.in_frames + step
+        opens = in_frame % max(own.frame, 1) == 0 and in_frame > 0
+        forbidden = own.frame == ALWAYS or (own.frame > NEVER and not opens)
+        noise = _noise(own.stage, own.seed % (1 << 64), own.item, V)(own.first + step)
+        token = int(draw(score[None], noise[None], factor.temperature, 1 - (own.k + 0.5) / V, forbidden)[0])
 
-    tokens.reshape(B, total)[rows, step % total] = token
-    going = (running != 0) & (token != end)
-    state[:, 2] = np.where(going, step + 1, kept)
-    going &= most > step + 1
-    state[:, 0], state[:, 1] = step + 1, going
-    index = indices + step
-    row = np.where(going, first_row + index % quantizers * codebook + token, padding)
-    coordinate = origin + index // per_frame * stride + index % per_frame
-    every = np.arange(sizes.copies * B)
-    lengths[every] += np.tile(going, sizes.copies)
-    row_ids[every], query_coordinates[every] = np.tile(row, sizes.copies), np.tile(coordinate + shift, sizes.copies)
-    key_coordinates.reshape(-1, capacity)[every, lengths[every] - 1] = np.tile(coordinate, sizes.copies)
-    _embedded(table, row_ids[every], streams, sizes.dim, sizes.streams)
+        tokens.reshape(-1, ring)[slots[row], step % ring] = token
+        going = running and token != own.end
+        kept = step + 1 if going else kept
+        going = going and own.steps > step + 1
+        counts[:] = Progress(step + 1, bool(going), kept)
+        index = own.known + step
+        embedded = own.first_row + index % own.quantizers * own.codebook + token if going else own.padding
+        coordinate = own.origin + index // own.per_frame * own.stride + index % own.per_frame
+        for one in dict.fromkeys((row, null)):
+            lengths[one] += bool(going)
+            embedding_ids[one], query_coordinates[one] = embedded, coordinate + own.shift
+            key_coordinates.reshape(-1, capacity)[slots[one], lengths[one] - 1] = coordinate
+            next.reshape(-1, NEXT)[slots[one]] = Position(slots[one], lengths[one], embedded, coordinate + own.shift)
+            if sizes.dim:
+                streams.reshape(-1, sizes.streams, sizes.dim)[one] = table.reshape(-1, sizes.dim)[embedded]
 
 
 @cache
-def _noise(items: tuple[tuple[int, int], ...]) -> PhiloxNoise:
-    """Return the noise of these items, kept since one block of its numbers serves many steps."""
-    return PhiloxNoise(list(items))
+def _noise(stage: int, seed: int, item: int, vocabulary: int) -> SeededNoise:
+    """Return the noise of an item, kept since one block of its numbers serves many steps."""
+    return SeededNoise(stage, seed, item, vocabulary)
 
 
 def spectrogram(

@@ -1,8 +1,8 @@
-"""Single stages of random weights, exported, and requests of them on the CPU and on a device."""
+"""Single stages of random weights, exported, and sequences of them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,12 @@ from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.kernels.decoder_step import Model, Pool
 from musiclm_deploy.runtime.backend import open_session
+from musiclm_deploy.runtime.batch import Batch
 from musiclm_deploy.runtime.bundle import Decoder, Sampling
-from musiclm_deploy.runtime.decoder import DecoderRun
-from musiclm_deploy.runtime.device import decode as device
-from musiclm_deploy.runtime.device.driver import Driver
-from musiclm_deploy.runtime.device.model import DeviceModel
-from musiclm_deploy.runtime.loop import decode
-from musiclm_deploy.runtime.noise import PhiloxNoise
-from musiclm_deploy.runtime.stages import Plan, plan_coarse, plan_fine, plan_semantic
-from musiclm_deploy.runtime.step import open_native, open_weights
-from musiclm_deploy.runtime.token_stages import with_null
+from musiclm_deploy.runtime.host.graph import GraphBatch
+from musiclm_deploy.runtime.host.native import NativeBatch
+from musiclm_deploy.runtime.sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence
+from musiclm_deploy.runtime.step import open_native
 
 ROWS, STEPS, CONDITIONING_TOKENS, CAPACITY = 3, 7, 5, 64
 _RNG = np.random.default_rng(0)
@@ -67,7 +63,7 @@ class Stage:
         if "cond_as_self_attn_prefix" in arguments or not arguments.get("audio_text_condition", True):
             overrides["cond_as_self_attn_prefix"] = arguments.get("cond_as_self_attn_prefix", False)
         checkpoint = Checkpoint(f"{stage}.pt", state, version)
-        self.name, self.folder = stage, folder
+        self.name, self.folder, self.capacity = stage, folder, capacity
         settings = infer_transformer(stage, checkpoint, overrides)
         self.decoder: Decoder = export_stage(stage, checkpoint, settings, folder, 32, 1, precision, capacity)
         self.session = open_session(folder / self.decoder.graph, 2)
@@ -78,72 +74,81 @@ class Stage:
             conditioning = np.random.default_rng(1).standard_normal((ROWS, CONDITIONING_TOKENS, width), np.float32)
             names = [output.name for output in graph.get_outputs()]
             self.context = dict(zip(names, graph.run(names, {"conditioning": conditioning}), strict=True))
-
-    def plan(self, rows: list[int]) -> Plan:
-        if self.name == "semantic":
-            return plan_semantic(self.decoder, len(rows), 32, True)
-        if self.name == "coarse":
-            return plan_coarse(self.decoder, [SEMANTIC[row % ROWS] for row in rows], 8, 2, True)
-        return plan_fine(self.decoder, [COARSE[row % ROWS] for row in rows], 3, None)
+        self._conditions = [Context({name: array[row : row + 1] for name, array in self.context.items()}) for row in range(ROWS)]
 
     def model(self, pool: Pool, path: str | None = None) -> Model:
         return open_native(self.folder, self.decoder, pool, path)
 
-    def run(self, native: Model | None, rows: list[int], capacity: int = CAPACITY) -> DecoderRun:
-        context = {name: np.ascontiguousarray(array[np.array(rows) % ROWS]) for name, array in self.context.items()}
-        return DecoderRun(native or self.session, self.decoder, context, len(rows), capacity)
+    def batch(self, native: Model | None, slots: int = 256) -> NativeBatch | GraphBatch:
+        """Return a batch by the native step, or without a model by the graph."""
+        return GraphBatch(self.session, self.decoder, slots) if native is None else NativeBatch(native, slots)
 
-    def logits(self, native: Model | None, rows: list[int], steps: int = STEPS) -> np.ndarray:
-        """Return [B, steps + 1, V]: the logits of a prefill and of each step. Row r gets the same tokens in every batch."""
-        plan, run = self.plan(rows), self.run(native, rows)
-        logits = [run.prefill(plan.prompts, plan.head(0)).copy()]
-        tokens = np.stack([np.random.default_rng(row).integers(0, 12, steps) for row in rows])
-        for step in range(steps):
-            logits.append(run.step(plan.place(step, tokens[:, step]), plan.head(step + 1)).copy())
-        return np.stack(logits, axis=1)
+    def sequence(self, row: int, draw: Draw, tokens: int = 0, primed: bool = False, end_allowed: bool = True) -> Sequence:
+        """Return a window of a row's prompt; primed: it begins with a prefix. tokens: at least, by default those of the trained length."""
+        row, decoder = row % ROWS, self.decoder
+        context, frames = self._conditions[row], -(-tokens // 2)
+        if self.name == "semantic":
+            return semantic_sequence(decoder, tokens or 32, end_allowed, SEMANTIC[row][: 3 * primed], draw, context)
+        if self.name == "coarse":
+            prefix = COARSE[row][: row * primed]
+            return coarse_sequence(decoder, SEMANTIC[row], max(frames or 8, row), 2, end_allowed, prefix, draw, context)
+        prefix = np.random.default_rng(row).integers(0, 13, ((1, 0, 2)[row] * primed, 3))
+        return fine_sequence(decoder, np.concatenate([COARSE[row]] * (1 + frames)), 3, prefix, draw, context)
 
+    def forced(self, row: int, steps: int) -> Sequence:
+        """A sequence of `steps` tokens whose tokens are known beforehand: those of `forced_tokens`."""
+        tokens = forced_tokens(row, steps)
 
-ITEMS = [(1 << 40 | 5, 0), (5, 1), (6, 0)]  # seed and item of each row
-FIRST = [0, 4, 70]  # numbers of the rows' first tokens in their stage
+        def noise(number: int) -> np.ndarray:
+            drawn = np.zeros(self.decoder.vocabulary, np.float32)
+            drawn[tokens[number]] = 1e6  # far more than any logit
+            return drawn
 
+        sequence = self.sequence(row, Draw(0, 0, 0, Sampling(1, 0, 1), noise))
+        made = replace(sequence, steps=steps)
+        return made if self.capacity is None else _Static(**{field.name: getattr(made, field.name) for field in fields(made)})
 
-def plan_of(stage: Stage, steps: int, ends: bool) -> Plan:
-    """Plan three rows with different prompts, two of them with a prime, and with different lengths where the stage allows it."""
-    if stage.name == "semantic":
-        return plan_semantic(stage.decoder, 3, np.array([steps, steps + 3, steps - 1]), ends, [SEMANTIC[1], SEMANTIC[0][:3], SEMANTIC[1]])
-    if stage.name == "coarse":
-        primes = [COARSE[2][:0], COARSE[2][:1], COARSE[2][:2]]
-        return plan_coarse(stage.decoder, SEMANTIC, -(-steps // 2) + 1, 2, ends, primes)
-    fine = [np.random.default_rng(row).integers(0, 13, (frames, 3)) for row, frames in enumerate((1, 0, 2))]
-    return plan_fine(stage.decoder, [COARSE[0][:2], COARSE[1], COARSE[2][:3]], 3, None, fine)
+    def logits(self, native: Model | None, rows: list[int], steps: int = STEPS, together: bool = True) -> np.ndarray:
+        """Return [B, steps + 1, V]: the logits of every step. Row r gets the same tokens in every batch.
 
-
-def on_cpu(stage: Stage, plan: Plan, guided: bool, sampling: Sampling, items: list[tuple[int, int]] = ITEMS) -> list[np.ndarray]:
-    rows = np.arange(3)
-    context = {name: np.ascontiguousarray(with_null(name, array[rows], guided)) for name, array in stage.context.items()}
-    more = context["prefix_embeddings"].shape[1] if "prefix_embeddings" in context else 0
-    run, noise = DecoderRun(stage.session, stage.decoder, context, 3 * (1 + guided), plan.capacity + more), PhiloxNoise(items)
-
-    def gumbel(step: int, live: np.ndarray) -> np.ndarray:
-        return noise.rows(stage.name, live, np.array(FIRST)[live] + step, stage.decoder.vocabulary)
-
-    return decode(plan, run, guided, sampling, gumbel, lambda *_: None)
-
-
-def on_device(
-    model: DeviceModel,
-    stage: Stage,
-    plan: Plan,
-    guided: bool,
-    sampling: Sampling,
-    on_step: Any = lambda *_: None,
-    items: list[tuple[int, int]] = ITEMS,
-) -> list[np.ndarray]:
-    context = {name: np.ascontiguousarray(with_null(name, array, guided)) for name, array in stage.context.items()}
-    draws = [(*item, first) for item, first in zip(items, FIRST, strict=True)]
-    return device.decode(model, plan, context, guided, sampling, draws, on_step)
+        Each is the last one of a sequence of its own, which ends there: all of them in one batch, or each alone.
+        """
+        made = [[self.forced(row, count + 1) for count in range(steps + 1)] for row in rows]
+        everything = [sequence for row in made for sequence in row]
+        found: dict[Sequence, np.ndarray] = {}
+        for sequences in [everything] if together else [[sequence] for sequence in everything]:
+            batch = self.batch(native)
+            for sequence in sequences:
+                batch.join(sequence)
+            batch.advance(steps + 1, 1 << 20)
+            found |= {sequence: batch.logits(sequence)[(sequence.steps - 1) % self.decoder.outputs, 0] for sequence in sequences}
+            assert all(one.done for one in batch.collect())
+            batch.close()
+        return np.array([[found[sequence] for sequence in row] for row in made])
 
 
-def device_model(stage: Stage, driver: Driver, kind: str = "fp32") -> DeviceModel:
-    _, sizes, weights = open_weights(stage.folder, stage.decoder)
-    return DeviceModel(driver, stage.name, sizes, weights, kind)
+class _Static(Sequence):
+    """A sequence for a graph whose caches have CAPACITY positions, as TensorRT's."""
+
+    @property
+    def capacity(self) -> int:
+        return CAPACITY
+
+
+def forced_tokens(row: int, steps: int) -> np.ndarray:
+    return np.random.default_rng(row).integers(0, 12, steps)
+
+
+def tokens_of(batch: Batch, sequences: list[Sequence], frames: int = 1 << 20, positions: int = 1 << 20) -> list[np.ndarray]:
+    """Return the tokens of sequences that join together, all of them made in one call, or `frames` and `positions` at a time."""
+    for sequence in sequences:
+        batch.join(sequence)
+    parts: dict[Sequence, list[np.ndarray]] = {sequence: [] for sequence in sequences}
+    left = len(sequences)
+    while left:
+        batch.advance(frames, positions)
+        for made in batch.collect():
+            parts[made.sequence].append(made.tokens)
+            left -= made.done
+    batch.close()
+    return [np.concatenate(parts[sequence]) for sequence in sequences]

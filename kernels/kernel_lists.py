@@ -1,13 +1,16 @@
 """A token transformer as lists of launches: a decode step, eleven a layer, two for the logits, one for the token and what follows it; and
-before it the prompt, several positions of every sequence at once.
+before it the prompt, many positions at once.
 
-In: a transformer's sizes, sequences of the batch, the type of weights. Out: `Step`, which buffers there are and which kernels run on them,
-in order. Nothing here runs, compiles or needs Triton: `runtime/device` makes the lists where music is made, `compile.py` beside it compiles
-what they name.
+In: a transformer's sizes, the slots of sequences, the type of weights, a number of rows. Out: `LaunchList`, which buffers there are and
+which kernels run on them, in order. Nothing here runs, compiles or needs Triton: `runtime/device` makes the lists where music is made,
+`compile.py` beside it compiles what they name.
 
     self    connect + norm    product -> queries, new key and value    attend, append -> partial    merge + product -> y
     cross   connect + norm    product -> queries                       attend         -> partial    merge + product -> y
     feed    connect + norm    product + gate -> z                      norm + product -> y
+
+The bits of a row do not depend on the rows beside it: how a sum is cut into parts, columns and threads follows from the transformer's sizes
+alone. Only how many rows a program of a product takes, one after another, follows from their number.
 """
 
 from __future__ import annotations
@@ -18,61 +21,54 @@ from .attention.constants import Parts
 from .decoder_step.sizes import Sizes
 from .geglu.constants import Inner
 from .hyper_connection.constants import Mixing
-from .launch import BYTES, Launch, Step, power
-from .lists import Batch, Builder
-from .packing import beside, pitch_of, type_of
+from .launch import BYTES, Launch, LaunchList, next_power_of_two
+from .list_builder import Builder, Slots, build_begin, build_feed
+from .packing import cache_dtype, pitch_of, type_of
 
 HELD = 384  # bytes of weights and inputs that a thread of a product holds at most: 96 of its 255 registers
 PROGRAMS = 352  # of a product at most, if sixteen outputs are not enough for that: an H200 has 132 processors
 KEYS = 4096  # elements of a tile of keys: 32 a thread
-ATTENDING = 128  # programs of an attention, about, if there are keys for them: rows times heads times parts of a row's keys
-SPLITS = 8, 2  # parts of a row's keys, if not one: the product that reads them goes over all of them
-TILE_ROWS = 8  # of a product at once at most: what a list over positions of a prompt has, so that weights are read once for all of them
+SPLITS = 4  # parts of a row's keys: with fewer one row leaves processors idle, and the product after it reads all of them
+TILE_ROWS = 8  # of a product at once at most: weights are read from memory once for all rows, from the ninth on out of the nearest cache
 
 
-def build_step(sizes: Sizes, batch: Batch, weights: str, copies: int, head: int = 0, programs: int = PROGRAMS) -> Step:
-    """One token of every sequence: what `sample` or `begin` left is run through the layers and the output projection `head`.
+def step_list(sizes: Sizes, slots: Slots, weights: str, rows: int, head: int = 0, programs: int = PROGRAMS) -> LaunchList:
+    """One token of every row: what `sample` or `begin` left is run through the layers and the output projection `head`.
 
-    copies: 2 with guidance. programs: of a product, about.
+    programs: of a product, about.
     """
-    builder = _Builder(sizes, batch, weights, programs)
+    builder = _Builder(sizes, slots, weights, programs, rows, "rows")
     builder.layers()
     builder.logits(head)
-    builder.sample(copies)
-    return builder.step
+    builder.sample()
+    return builder.list
 
 
-def build_prompt(sizes: Sizes, batch: Batch, weights: str, programs: int = PROGRAMS) -> Step:
-    """The next `positions_at_once` positions of every sequence's prompt: their keys and values, no logits.
+def begin_list(sizes: Sizes, slots: Slots, weights: str, rows: int) -> LaunchList:
+    """What a step of rows with other slots begins with."""
+    return build_begin(_Builder(sizes, slots, weights, 1, rows, "rows"))
 
-    Its buffers that have a row for every position are named `prompt.`; `prompt.ids` and `prompt.coordinates` hold whole prompts.
-    """
-    builder = _Builder(sizes, batch, weights, programs, positions_at_once(batch.sequences))
-    builder.embed()
+
+def feed_list(sizes: Sizes, slots: Slots, weights: str, rows: int) -> LaunchList:
+    """Uploaded positions of prompts, a row each."""
+    return build_feed(_Builder(sizes, slots, weights, 1, rows, "prompt"))
+
+
+def prompt_list(sizes: Sizes, slots: Slots, weights: str, rows: int, programs: int = PROGRAMS) -> LaunchList:
+    """Run what `feed_list` left through the layers: keys and values, no logits."""
+    builder = _Builder(sizes, slots, weights, programs, rows, "prompt")
     builder.layers()
-    return builder.step
-
-
-def build_begin(sizes: Sizes, batch: Batch, weights: str, programs: int = PROGRAMS) -> Step:
-    """The last position of every prompt, into the buffers that a step begins with."""
-    builder = _Builder(sizes, batch, weights, programs)
-    builder.embed()
-    return builder.step
-
-
-def positions_at_once(sequences: int) -> int:
-    """How many positions of each sequence a list over a prompt has. A cache holds so many less one more than the longest sequence has: the
-    last round goes on for all of them."""
-    return 1 << max(TILE_ROWS // sequences, 1).bit_length() - 1
+    return builder.list
 
 
 class _Builder(Builder):
-    def __init__(self, sizes: Sizes, batch: Batch, weights: str, programs: int, positions: int = 0) -> None:
-        super().__init__(sizes, batch, beside(weights), positions)
+    def __init__(self, sizes: Sizes, slots: Slots, weights: str, programs: int, rows: int, owner: str) -> None:
+        super().__init__(sizes, slots, cache_dtype(weights), rows, owner)
         self.programs, self.matrices = programs, weights
-        self.tile_rows = min(power(self.rows), TILE_ROWS)
+        self.tile_rows = min(next_power_of_two(self.rows), TILE_ROWS)
         self._side = 0  # which of the two buffers of streams was written last
-        self._y = self.of_rows("no_branch", sizes.dim)  # zeros: nothing is to be added to the streams that a list begins with
+        # zeros: nothing is to be added to the streams that a list begins with, nor what the list before has left, which can be NaN
+        self._y, self._beta = self.of_rows("no_branch", sizes.dim), self.of_rows("no_beta", sizes.streams)
         self._unread = self._y  # for a parameter that a kernel has no use for
 
     def embedding(self) -> tuple[str, str, int, int]:
@@ -97,21 +93,19 @@ class _Builder(Builder):
         first = self.of_rows("projected.first", stride)
         residual = sizes.value_residual and layer > 0
         keys, values = self.caches(layer)
-        lengths = self.numbers("lengths")
         if self.in_prompt:
-            self.append(f"{name}.append", layer, self.rows, projected, first, lengths, self.positions, sizes.heads, residual)
-        fitting = ATTENDING // (power(self.rows) * sizes.heads)
-        splits = min(next((parts for parts in SPLITS if parts <= fitting), 1), -(-self.capacity // self._keys(D)))
-        buffers = (projected, first, keys, values, lengths)
-        self._attend(name, buffers, stride, self.capacity, D, splits, True, residual)
+            self.append(f"{name}.append", layer, projected, first, sizes.heads, residual)
+        buffers = (projected, first, keys, values, self.numbers("slots"), self.numbers("lengths"))
+        self._attend(name, buffers, stride, self.slots.capacity, D, SPLITS, True, residual)
 
     def _cross_attention(self, layer: int) -> None:
         sizes, name = self.sizes, f"layers.{layer}.cross_attention"
         D, wide = sizes.dim_head, sizes.heads * sizes.dim_head
         query = self._connected(f"{name}.in", f"{name}.norm", f"layers.{layer}.1.connection", wide, "query")
-        shape = (self.batch.sequences, self.batch.context, D)
-        context = [self.buffer(f"context.{layer}.{part}", *shape, kind=self.kind) for part in ("key", "value")]
-        self._attend(name, (query, query, *context, self.numbers("context_lengths")), wide, self.batch.context, D, 1, False, False)
+        keys = self.slots.context
+        context = [self.of_slots(f"context.{layer}.{part}", keys, D, kind=self.kind) for part in ("key", "value")]
+        buffers = (query, query, *context, self.numbers("slots"), self.numbers("context_lengths"))
+        self._attend(name, buffers, wide, keys, D, 1, False, False)
 
     def _feed_forward(self, layer: int) -> None:
         sizes, name = self.sizes, f"layers.{layer}.feed_forward"
@@ -119,7 +113,7 @@ class _Builder(Builder):
         gains = (self.buffer(f"{name}.inner_norm.{part}", sizes.inner) for part in ("gain", "bias"))
         columns = self._columns(sizes.inner)
         parts = -(-sizes.inner // columns)
-        source = "measure", "read_normed", Inner(sizes.inner, columns, power(parts), True)
+        source = "measure", "read_normed", Inner(sizes.inner, columns, next_power_of_two(parts), True)
         inputs = (inner, self._moments(parts), *gains)
         self._product(f"{name}.out", source, inputs, sizes.inner, sizes.dim, "y", self._columns(sizes.dim))
 
@@ -129,16 +123,15 @@ class _Builder(Builder):
         """And the product that merges its parts. own: self-attention."""
         sizes, H, entries = self.sizes, self.sizes.heads, max(self.sizes.bias_entries, 1)
         parts = self.of_rows(f"partial.{splits}.{D}", splits, H, D), self.of_rows(f"statistics.{splits}", splits, H, 2)
-        coordinates = self.buffer("key_coordinates", self.batch.sequences, self.capacity, kind="int64")
-        buffers += self.buffer("bias_table", H, entries), self.numbers("query_coordinates"), coordinates, *parts
-        parameters = ("projected", "first", "keys", "values", "lengths", "table", "query_coordinates", "key_coordinates")
+        buffers += self.buffer("bias_table", H, entries), self.numbers("query_coordinates"), self.key_coordinates(), *parts
+        parameters = ("projected", "first", "keys", "values", "slots", "lengths", "table", "query_coordinates", "key_coordinates")
         arguments: dict[str, Any] = dict(zip((*parameters, "partial", "statistics"), buffers, strict=True))
         scale = sizes.dim_head**-0.5 if own else 1.0  # the keys of a context come scaled
-        arguments |= dict(stride=stride, capacity=capacity, entries=entries, positions=self.positions, scale=scale)
-        constants = dict(H=H, D=D, WIDTH=power(D), BLOCK=self._keys(D), SPLITS=splits)
+        arguments |= dict(stride=stride, capacity=capacity, entries=entries, scale=scale)
+        constants = dict(H=H, D=D, WIDTH=next_power_of_two(D), BLOCK=self._keys(D), SPLITS=splits)
         append = own and not self.in_prompt
         constants |= dict(APPEND=append, BIASED=own and sizes.bias_entries > 0, RESIDUAL=append and residual)
-        self.step.launches.append(Launch(f"{name}.attend", "attend", (self.rows, H, splits), arguments, constants))
+        self.list.launches.append(Launch(f"{name}.attend", "attend", (self.rows, H, splits), arguments, constants))
         source = "nothing", "merge", Parts(H, D, splits)
         self._product(f"{name}.out", source, parts, H * D, sizes.dim, "y", self._columns(sizes.dim))
 
@@ -166,18 +159,18 @@ class _Builder(Builder):
             part: self.buffer(f"{connection}.{part}", *shape) if mixed else self._unread for part, shape in mixing.items()
         }
         arguments |= dict(gain=self.buffer(f"{norm}.gain", dim), shift=self.buffer(f"{norm}.bias", dim))
-        betas = [self.of_rows(f"beta.{side}", S) for side in (0, 1)]
         read, written = self._side, 1 - self._side
-        arguments |= dict(streams=self._streams(read), beta=betas[read], y=self._y)
-        arguments |= dict(streams_out=self._streams(written), beta_out=betas[written])
-        arguments |= dict(branch=self.buffer("prompt.branch" if self.in_prompt else "branch", 2, self.rows, dim), rows=self.rows)
-        known = Mixing(dim, power(dim), S, power(S), mixed, True)
+        beta = self.of_rows(f"beta.{written}", S)
+        arguments |= dict(streams=self._streams(read), beta=self._beta, y=self._y)
+        arguments |= dict(streams_out=self._streams(written), beta_out=beta)
+        arguments |= dict(branch=self.buffer(f"{self.owner}{self.rows}.branch", 2, self.rows, dim), rows=self.rows)
+        known = Mixing(dim, next_power_of_two(dim), S, next_power_of_two(S), mixed, True)
         columns_of_mixing = 1 if connection is None else 1 + S + mixed
-        self.step.launches.append(Launch(f"{name}.connect", "connect", (self.rows, columns_of_mixing), arguments, {"sizes": known}, 8))
+        self.list.launches.append(Launch(f"{name}.connect", "connect", (self.rows, columns_of_mixing), arguments, {"sizes": known}, 8))
         source = "choose", "read_branch", dim
         raw = 1 << 30 if normed is None else normed // columns
         made = self._product(name, source, (arguments["branch"], raw), dim, outputs, out, columns, gated, bias)
-        self._side, self._y = written, self.of_rows("y", dim)
+        self._side, self._y, self._beta = written, self.of_rows("y", dim), beta
         return made
 
     def _product(
@@ -201,14 +194,14 @@ class _Builder(Builder):
         moments = self._moments(-(-N // columns)) if gated else self._unread
         arguments = dict(inputs=inputs, weights=weights, scales=scales, bias=bias or self._unread, out=made, moments=moments)
         arguments |= dict(rows=self.rows, N=N)
-        block, kind = power(K), self.step.buffers[weights][0]
+        block, kind = next_power_of_two(K), self.list.buffers[weights][0]
         held = columns * (1 + gated) * BYTES["fp32" if kind == "int8" else kind]  # eight bits are spread out when they are read
-        warps = min(max(power(-(-block * (held + 4 * self.tile_rows) // (32 * HELD))), 4), 16)
+        warps = min(max(next_power_of_two(-(-block * (held + 4 * TILE_ROWS) // (32 * HELD))), 4), 16)  # and with them the order of sums
         known: dict[str, Any] = dict(zip(("prepare", "read", "sizes"), source, strict=True))
         known |= dict(K=K, PITCH=pitch, ROWS=self.tile_rows, COLUMNS=columns)
         known |= dict(BLOCK=block, GROUP=group, GATED=gated, BIASED=bias is not None)
         grid = (-(-N // columns), -(-self.rows // self.tile_rows))
-        self.step.launches.append(Launch(name, "product", grid, arguments, known, warps))
+        self.list.launches.append(Launch(name, "product", grid, arguments, known, warps))
         return made
 
     def _moments(self, programs: int) -> str:
@@ -217,7 +210,7 @@ class _Builder(Builder):
 
     def _keys(self, D: int) -> int:
         """Of the attention's tile."""
-        return min(64, max(4, KEYS // power(D)))
+        return min(64, max(4, KEYS // next_power_of_two(D)))
 
     def _columns(self, outputs: int) -> int:
         """4, 8 or 16 outputs a program, so that there are not many more than `programs` of them; head sizes are multiples of 8."""
