@@ -66,8 +66,9 @@ def options(seed: int, seconds: float | None, **others: Any) -> dict[str, Any]:
 # --- who waits for whom
 
 
-def test_a_clip_that_plays_waits_for_one_piece_and_one_frame(engine: Engine, threads: ThreadPoolExecutor) -> None:
+def test_a_clip_that_plays_waits_for_one_piece_and_one_frame(engine: Engine, threads: ThreadPoolExecutor, monkeypatch) -> None:
     """Fault: a listener who waits while the prompts of a request beside are fed, or while another stage is at work for others."""
+    monkeypatch.setattr(scheduler, "IN_HAND_S", 1e9)  # this listener takes chunks faster than they play, and has ever more in hand
     prompts = [f"prompt {index}" for index in range(24)]
     beside: list[Future[Any]] = []
     with engine.music.stream("x", **options(70, None, ahead_s=0.5)) as stream:
@@ -127,6 +128,14 @@ def test_many_prompts_beside_a_stream(engine: Engine, threads: ThreadPoolExecuto
     assert not many.done() and wave.tobytes() == engine.music.generate("x", **options(73, 2.0)).audio.tobytes()
     songs = many.result(60)
     assert songs[93].audio.tobytes() == engine.music.generate("prompt 2", **options(72, 0.3)).audio.tobytes()
+
+
+def test_who_has_enough_in_hand_waits(engine: Engine, threads: ThreadPoolExecutor, monkeypatch) -> None:
+    """Fault: a stream that may be far ahead of its listener keeps every request that is collected waiting."""
+    monkeypatch.setattr(scheduler, "IN_HAND_S", 0.5)
+    with engine.music.stream("x", **options(72, None, ahead_s=80_000.0)) as stream:
+        next(stream)
+        assert len(threads.submit(engine.music.generate, "y", **options(73, 0.5)).result(60).audio) == 8000
 
 
 def test_a_request_does_not_wait_for_those_after_it(engine: Engine, threads: ThreadPoolExecutor) -> None:
