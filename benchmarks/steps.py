@@ -118,7 +118,7 @@ def frames_of(step: Callable[[int, np.ndarray], np.ndarray], case: Case) -> Step
         first = number * case.quantizers - 1  # the first step of a frame feeds the last token of the frame before
         return np.stack([step(index, case.tokens[index]) for index in range(first, first + case.quantizers)])
 
-    for index in range(case.quantizers - 1):  # of frame 0, which is done when a form begins
+    for index in range(case.quantizers - 1):  # the tokens of frame 0: a form begins after it
         step(index, case.tokens[index])
     return frame
 

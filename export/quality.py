@@ -30,7 +30,7 @@ from .calibration import Calibration
 
 
 class Comparison:
-    """How far narrower stages are from fp32, over all tokens that they were fed."""
+    """The distance of narrower stages from fp32, over all tokens that they were fed."""
 
     def __init__(self, reference: list[np.ndarray], scale: float) -> None:
         """reference: the fp32 stage's logits of each row, float32 [steps, 1 or 2, V]; scale: of the guidance."""

@@ -200,7 +200,7 @@ def transformer_error(stage: str, model: MusicLM, collected: Collected) -> float
 
     draw = Draw(0, 0, 0, Sampling(temperature=1.0, filter_thres=0.0, cond_scale=1.0))
     frames = min(_FRAMES, decoder.max_length)
-    none = np.zeros((0, groups * (decoder.fine_quantizers or decoder.coarse_quantizers or 1)), np.int64)
+    none = np.zeros((0, groups * decoder.outputs), np.int64)
     if stage == "semantic":
         tokens = _random_tokens(decoder, decoder.max_length)
         sequences = [semantic_sequence(decoder, tokens.shape[1], True, none.ravel(), draw, context) for context in contexts]

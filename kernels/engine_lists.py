@@ -20,7 +20,7 @@ def step_list(stage: str, sizes: Sizes, slots: Slots, kind: str, rows: int, head
 
 
 def begin_list(sizes: Sizes, slots: Slots, kind: str, rows: int) -> LaunchList:
-    """What a step of rows with other slots begins with."""
+    """The residual streams, slots, lengths and coordinates of rows that are given other slots."""
     return build_begin(_Builder(sizes, slots, kind, rows, 1, "rows"))
 
 

@@ -45,7 +45,7 @@ def step_list(sizes: Sizes, slots: Slots, weights: str, rows: int, head: int = 0
 
 
 def begin_list(sizes: Sizes, slots: Slots, weights: str, rows: int) -> LaunchList:
-    """What a step of rows with other slots begins with."""
+    """The residual streams, slots, lengths and coordinates of rows that are given other slots."""
     return build_begin(_Builder(sizes, slots, weights, 1, rows, "rows"))
 
 

@@ -1,4 +1,4 @@
-"""What computes a bundle's token transformers: chosen once, here, and known to nobody else.
+"""The backend of a bundle's token transformers: chosen once, here, and known to nobody else.
 
 In: a checked bundle, what the caller asked for. Out: a `Backend`, which makes batches. A device or a form of a step that was named and
 cannot be had is an error; only "auto" chooses.

@@ -1,4 +1,4 @@
-"""What a scheduler asks of a batch of sequences of one stage, whatever computes it: the host's processors, CUDA kernels, TensorRT engines.
+"""A batch of sequences of one stage, as a scheduler sees it, whatever computes it: the host's processors, CUDA kernels, TensorRT engines.
 
 Every sequence is in a slot of its own, with its own caches, length, sampling settings and noise, and its tokens are those that it has
 alone, to the bit. All sequences are at the same quantizer of a frame, so that one output projection serves a step: they join and leave

@@ -208,6 +208,10 @@ class Manifest:
     files: dict[str, FileRecord]
     format: int = FORMAT
 
+    def columns(self, stage: str) -> int:
+        """Return the coarse or fine tokens of a frame, those of all residual groups."""
+        return getattr(self, stage).outputs * self.codec.groups
+
     def to_json(self) -> str:
         return escape_surrogates(json.dumps(asdict(self), indent=1, ensure_ascii=False)) + "\n"  # those of files' names
 

@@ -64,8 +64,7 @@ class Clip:
         self._sampling = {stage: unguided(getattr(manifest, stage), one) for stage, one in sampling.items()}
         self._seed, self._item, self._noise = seed, item, noise
         self._contexts = [(0, 0, contexts)]  # from which semantic window, and from which frame on
-        groups = manifest.codec.groups
-        self.columns = {"coarse": (manifest.coarse.coarse_quantizers or 1) * groups, "fine": (manifest.fine.fine_quantizers or 1) * groups}
+        self.columns = {stage: manifest.columns(stage) for stage in ("coarse", "fine")}
         self.semantic, self.coarse, self.fine = Tape(), Tape(), Tape()
         self.runs: dict[int, slice] = {}  # of the semantic tokens, where they carry no time: what each coarse window reads
         self._running: dict[Sequence, tuple[str, int, int]] = {}  # stage, number of the window, its first token of the stage

@@ -34,13 +34,6 @@ def longest_chunk(codec: Codec) -> int:
     return max(first_chunk_frames(codec), chunk_frames(codec))
 
 
-def chunk_lengths(codec: Codec, frames: int) -> list[int]:
-    """Return the frames of each chunk of a clip of so many frames. The last one may be shorter than the others."""
-    length = chunk_frames(codec)
-    starts = [0, *range(first_chunk_frames(codec), frames, length)]
-    return [stop - start for start, stop in zip(starts, [*starts[1:], frames], strict=True)]
-
-
 def first_state(codec: Codec, rows: int) -> dict[str, np.ndarray]:
     """Return the state of the first call of `rows` clips, by the names of the graph's inputs."""
     zeros = {f"state.{name}": np.zeros((rows, *shape), np.float32) for name, shape in codec.states.items()}
@@ -106,18 +99,18 @@ class CodecStream:
 
 def decode_codes(codec: Codec, graph: Graph, codes: np.ndarray, on_chunk: Callable[[], None]) -> np.ndarray:
     """Decode a whole clip, int64 [frames, Q], to float32 [frames * samples_per_frame]. on_chunk is called after each chunk."""
-    stream, wave, made = CodecStream(codec, graph), np.empty(len(codes) * codec.samples_per_frame, np.float32), 0
-    start, lengths = 0, chunk_lengths(codec, len(codes))
-    for index, length in enumerate(lengths):
-        parts = [stream.feed(codes[start : start + length])]
-        start += length
-        if index == len(lengths) - 1:
-            parts.append(stream.finish())
-        for part in parts:
-            wave[made : made + len(part)] = part
-            made += len(part)
+    stream, samples, start = CodecStream(codec, graph), codec.samples_per_frame, 0
+    wave = np.empty(len(codes) * samples, np.float32)
+    while True:
+        stop = min(start + stream.missing, len(codes))
+        part = stream.feed(codes[start:stop])
+        if stop == len(codes):
+            part = _joined([part, stream.finish()])
+        wave[start * samples : stop * samples] = part
+        start = stop
         on_chunk()
-    return wave
+        if start == len(codes):
+            return wave
 
 
 def _joined(waves: list[np.ndarray]) -> np.ndarray:

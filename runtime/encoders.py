@@ -115,8 +115,7 @@ class Encoders:
         semantic = self.semantic_tokens(sound)[0]
         whole = resample(sound.wave, sound.hz, codec.sample_hz)[: prime.frames * codec.samples_per_frame]
         codes = self.encode_audio(Sound(whole, codec.sample_hz))[0]
-        coarse = (manifest.coarse.coarse_quantizers or 1) * codec.groups
-        fine = (manifest.fine.fine_quantizers or 1) * codec.groups
+        coarse, fine = manifest.columns("coarse"), manifest.columns("fine")
         return Tokens(semantic, codes[:, :coarse], codes[:, coarse : coarse + fine])
 
 

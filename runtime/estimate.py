@@ -82,9 +82,9 @@ def token_steps(bundle: Bundle, request: Request) -> dict[str, int]:
     """Return how many tokens each stage makes, for all items together."""
     manifest, frames = bundle.manifest, request.frames or 0
     known = sum(prime.frames if prime else 0 for prime in request.primes) * request.num_samples
-    coarse, fine = (manifest.coarse.coarse_quantizers or 1), (manifest.fine.fine_quantizers or 1)
-    made = max(request.items * frames - known, 0) * manifest.codec.groups
-    return {"semantic": request.items * (request.windows.semantic_steps or 0), "coarse": made * coarse, "fine": made * fine}
+    made = max(request.items * frames - known, 0)
+    semantic = request.items * (request.windows.semantic_steps or 0)
+    return {"semantic": semantic, "coarse": made * manifest.columns("coarse"), "fine": made * manifest.columns("fine")}
 
 
 def _is_small(bundle: Bundle, request: Request, sequences: dict[str, Largest], steps: dict[str, int]) -> bool:

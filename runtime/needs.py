@@ -117,10 +117,10 @@ def _rehearsal(manifest: Manifest, request: Request) -> Clip:
 
 def _made_up(manifest: Manifest, prime: Prime) -> Tokens:
     """Return tokens as many as a prime has."""
-    tokenizer, groups = tokenizer_of(manifest), manifest.codec.groups
+    tokenizer = tokenizer_of(manifest)
     semantic = np.arange(prime.sound.samples_at(tokenizer.sample_hz) // tokenizer.samples_per_token) % 2
-    coarse, fine = (manifest.coarse.coarse_quantizers or 1) * groups, (manifest.fine.fine_quantizers or 1) * groups
-    return Tokens(semantic, np.zeros((prime.frames, coarse), np.int64), np.zeros((prime.frames, fine), np.int64))
+    coarse, fine = (np.zeros((prime.frames, manifest.columns(stage)), np.int64) for stage in ("coarse", "fine"))
+    return Tokens(semantic, coarse, fine)
 
 
 def _stage_bytes(manifest: Manifest, request: Request, stage: str, largest: Largest, native: bool) -> int:

@@ -77,7 +77,7 @@ class Pipeline:
     def tracks(self, prepared: Prepared, noise: CallerNoise | None = None, start: int = 0, goes_on: bool = False) -> list[Track]:
         """Return a track for each item of a request. start: the first sample that is wanted; goes_on: see `make_request`."""
         request, manifest = prepared.request, self.bundle.manifest
-        tracks = []
+        tracks, items = [], None if noise is None else noise.items()
         for item in range(request.items):
             prompt, candidate = divmod(item, request.num_samples)
             prime, known = request.primes[prompt], None
@@ -96,7 +96,7 @@ class Pipeline:
                 prepared.contexts[prompt],
                 request.end_allowed,
                 known,
-                None if noise is None else noise.items()[item],
+                None if items is None else items[item],
             )
             cut = prime.frames * manifest.codec.samples_per_frame if prime and not request.config.include_prime else 0
             graph = partial(self.backend.graphs.run, manifest.codec.stream)
@@ -240,6 +240,6 @@ class _Reports:
         if self._progress is not None:
             try:
                 self._progress(stage, done, total)
-            except Exception as error:
+            except Exception as error:  # the caller's own, passed on as it is
                 self.raised.append(error)
                 raise

@@ -70,8 +70,7 @@ def _checked(stage: str, array: Any, manifest: Manifest, may_be_empty: bool) -> 
     if stage == "semantic":
         expected, fits, limit = "[n]", array.ndim == 1, manifest.semantic.vocabulary - 1
     else:
-        quantizers = manifest.coarse.coarse_quantizers if stage == "coarse" else manifest.fine.fine_quantizers
-        columns, limit = (quantizers or 1) * manifest.codec.groups, manifest.codec.codebook_size
+        columns, limit = manifest.columns(stage), manifest.codec.codebook_size
         expected, fits = f"[n > 0, {columns}]", array.ndim == 2 and array.shape[1] == columns and (may_be_empty or len(array) > 0)
     if array.dtype.kind not in "iu" or not fits:
         raise ValueError(f"{stage} tokens must be whole numbers of shape {expected}, got {array.dtype} {list(array.shape)}.")

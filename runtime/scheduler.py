@@ -277,7 +277,7 @@ class Scheduler:
         started = time.perf_counter()
         try:
             chunk = track.decode()
-        except Exception as error:
+        except Exception as error:  # of this task alone
             self._end(task, error)
             return
         task.spend("codec", time.perf_counter() - started)

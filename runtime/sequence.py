@@ -140,7 +140,7 @@ def coarse_sequence(
     semantic: int64 [n] that it reads; -1 is embedded as zeros, as upstream does with what follows an end. counts_prefix: whether the first
     frame, on which no end is allowed, is the prefix's, or the first one sampled, as upstream has it.
     """
-    quantizers = decoder.coarse_quantizers or 1
+    quantizers = decoder.outputs
     place = Place(
         decoder.rows["coarse"],
         _codebook(decoder),

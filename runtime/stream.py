@@ -179,7 +179,7 @@ class Stream:
         def run() -> None:
             try:
                 found.set_result(function())
-            except Exception as error:
+            except Exception as error:  # raised where the answer is waited for
                 found.set_exception(error)
 
         self._scheduler.call(run)

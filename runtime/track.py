@@ -44,11 +44,6 @@ class Track:
             return False
         return self.clip.frames("fine") - self.decoded >= self._stream.missing or self.clip.done
 
-    @property
-    def position_s(self) -> float:
-        """Seconds of the clip that have been decoded."""
-        return self._position / self._codec.sample_hz
-
     def frames_until_next(self, stage: str) -> int:
         """Return after how many frames of a stage, a batch's, the next stage has something new to do; at least 1."""
         to_chunk = self.decoded + self._stream.missing - self.clip.frames("fine")

@@ -42,8 +42,7 @@ class Upstream:
         self._manifest, self._request, self._contexts, self._noise = manifest, request, contexts, noise
         self._report, self._decoding = report, decoding
         self._primes = [primes[item // request.num_samples] for item in range(request.items)]
-        groups = manifest.codec.groups
-        self._columns = {"coarse": (manifest.coarse.coarse_quantizers or 1) * groups, "fine": (manifest.fine.fine_quantizers or 1) * groups}
+        self._columns = {stage: manifest.columns(stage) for stage in ("coarse", "fine")}
 
     def run(self) -> list[Tokens]:
         given, items = self._request.tokens or [], range(self._request.items)

@@ -89,7 +89,7 @@ def test_refused_where_it_is_made(settings: dict[str, Any], message: str) -> Non
 def test_a_config_keeps_what_it_was_given() -> None:
     """Fault: a list that the caller changes later, an iterator that the first of two requests has used up, a number JSON does not know."""
     windows, seeds = {"coarse": md.Window(8)}, iter([np.uint64(3), 4])
-    made = md.GenerationConfig(seconds=np.float32(0.5), seed=seeds, windows=windows)  # type: ignore[arg-type]
+    made = md.GenerationConfig(seconds=np.float32(0.5), seed=seeds, windows=windows)  # type: ignore[arg-type]  # numpy's numbers, as callers have them
     windows["coarse"] = md.Window(9)
     assert made == md.GenerationConfig(seconds=0.5, seed=(3, 4), windows={"coarse": md.Window(8)})
     assert made.seed == (3, 4) and [type(value) for value in (made.seconds, *made.seed)] == [float, int, int]

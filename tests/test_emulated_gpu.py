@@ -23,6 +23,16 @@ from musiclm_deploy.runtime.device.driver import DeviceError
 from musiclm_deploy.runtime.device.model import DeviceModel
 from musiclm_deploy.runtime.musiclm import MusicLM
 
+REFUSED = (  # a call, the error that it returns, and what a caller then gets
+    ("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "Ask for fewer seconds, samples or prompts"),
+    ("cuModuleLoadData", "CUDA_ERROR_NO_BINARY_FOR_GPU", DeviceError, "Update the GPU's driver, or export with --kernels for this"),
+    ("cuLaunchKernelEx", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", DeviceError, "Pack its kernels again: export with --kernels"),
+    ("cuGraphInstantiate", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
+    ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
+    ("cuEventSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", DeviceError, "the GPU answers this process no more: load the bundle in a"),
+    ("cuGraphLaunch", "CUDA_ERROR_UNKNOWN", DeviceError, "Ask again. If that fails too, the GPU answers this process no more"),
+)
+
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, collector_off) -> None:
@@ -76,15 +86,7 @@ def test_a_call_that_is_refused(stages, tmp_path: Path, monkeypatch) -> None:
     emulated, driver, batch = emulated_stage(stage, tmp_path, monkeypatch)
     sequences, free = sequences_of(stage, 5, True, DRAWN), emulated.free
     expected = alone(stage, sequences)
-    for function, error, kind, message in (
-        ("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "Ask for fewer seconds, samples or prompts"),
-        ("cuModuleLoadData", "CUDA_ERROR_NO_BINARY_FOR_GPU", DeviceError, "Update the GPU's driver, or export with --kernels for this"),
-        ("cuLaunchKernelEx", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", DeviceError, "Pack its kernels again: export with --kernels"),
-        ("cuGraphInstantiate", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
-        ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
-        ("cuEventSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", DeviceError, "the GPU answers this process no more: load the bundle in a"),
-        ("cuGraphLaunch", "CUDA_ERROR_UNKNOWN", DeviceError, "Ask again. If that fails too, the GPU answers this process no more"),
-    ):
+    for function, error, kind, message in REFUSED:
         emulated.refused = {function: error}
         with pytest.raises(kind, match=f"^{function}: .*{error}.*{message}"):
             together(batch, sequences)
@@ -143,15 +145,7 @@ def test_a_gpu_that_refuses(tiny_bundle: Path, music, tmp_path: Path, monkeypatc
     emulated = with_kernels(tmp_path / "bundle", monkeypatch)
     driver, free = cuda.CudaDriver(tmp_path / "bundle"), emulated.free
     with MusicLM(on_device(Bundle.open(tmp_path / "bundle"), "cpu", 1, driver, "fp32")) as model:
-        for function, error, kind, message in (
-            ("cuMemAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "Ask for fewer seconds, samples or prompts"),
-            ("cuModuleLoadData", "CUDA_ERROR_NO_BINARY_FOR_GPU", DeviceError, "Update the GPU's driver, or export with --kernels for this"),
-            ("cuLaunchKernelEx", "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", DeviceError, "Pack its kernels again: export with --kernels"),
-            ("cuGraphInstantiate", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
-            ("cuMemHostAlloc", "CUDA_ERROR_OUT_OF_MEMORY", MemoryError, "or free what else runs on the GPU"),
-            ("cuEventSynchronize", "CUDA_ERROR_ILLEGAL_ADDRESS", DeviceError, "the GPU answers this process no more: load the bundle in a"),
-            ("cuGraphLaunch", "CUDA_ERROR_UNKNOWN", DeviceError, "Ask again. If that fails too, the GPU answers this process no more"),
-        ):
+        for function, error, kind, message in REFUSED:
             emulated.refused = {function: error}
             with pytest.raises(kind, match=f"^{function}: .*{error}.*{message}"):
                 model.generate("calm", seconds=0.04)

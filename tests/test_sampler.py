@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,36 +18,29 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 STAGE, SEED, ITEM = 2, 0xFEDCBA9876543210, 3
 
 
-def _native(
-    cond: np.ndarray,
-    null: np.ndarray | None,
-    temperature: float,
-    thres: float,
-    scale: float,
-    forbid: bool,
-    number: int,
-    noise: np.ndarray | None,
-) -> int:
-    given = interface.Sequence(seed=SEED, item=ITEM, temperature=temperature, scale=scale)
-    V = len(cond)
-    given.rules[8], given.rules[11] = STAGE, max(int((1 - thres) * V), 1)
-    at = [None if array is None else array.ctypes.data for array in (cond, null, noise)]
-    return interface.library().ds_sample(at[0], at[1], V, ctypes.byref(given), forbid, number, at[2])
+class Case(NamedTuple):
+    cond: np.ndarray
+    null: np.ndarray | None
+    temperature: float
+    thres: float
+    scale: float
+    forbid: bool
+    number: int  # of the step
+    noise: np.ndarray | None  # the caller's; None: the seed's
 
 
-def _numpy(
-    cond: np.ndarray,
-    null: np.ndarray | None,
-    temperature: float,
-    thres: float,
-    scale: float,
-    forbid: bool,
-    number: int,
-    noise: np.ndarray | None,
-) -> int:
-    scores = cond[None] if null is None else guide(cond[None], null[None], scale)
-    drawn = gumbel(STAGE, SEED, ITEM, number, 1, len(cond)) if noise is None else noise[None]
-    return int(sample(scores, drawn, temperature, thres, forbid)[0])
+def _native(case: Case) -> int:
+    given = interface.Sequence(seed=SEED, item=ITEM, temperature=case.temperature, scale=case.scale)
+    V = len(case.cond)
+    given.rules[8], given.rules[11] = STAGE, max(int((1 - case.thres) * V), 1)
+    at = [None if array is None else array.ctypes.data for array in (case.cond, case.null, case.noise)]
+    return interface.library().ds_sample(at[0], at[1], V, ctypes.byref(given), case.forbid, case.number, at[2])
+
+
+def _numpy(case: Case) -> int:
+    scores = case.cond[None] if case.null is None else guide(case.cond[None], case.null[None], case.scale)
+    drawn = gumbel(STAGE, SEED, ITEM, case.number, 1, len(case.cond)) if case.noise is None else case.noise[None]
+    return int(sample(scores, drawn, case.temperature, case.thres, case.forbid)[0])
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 14, 513, 1025])
@@ -66,6 +60,7 @@ def test_it_draws_numpys_tokens(vocabulary: int) -> None:
                     cond[:] = -np.inf
                 if kind == 5:
                     cond *= np.float32(1e-38)  # without the leading bit
-                case = (cond, null if kind % 2 else None, temperature, thres, (3.0, -0.7)[kind // 4], kind in (2, 3, 6, 7), number * 977)
                 noise = rng.gumbel(size=vocabulary).astype(np.float32) if kind == 6 else None
-                assert _native(*case, noise) == _numpy(*case, noise), (vocabulary, temperature, thres, kind)
+                guided, forbid = null if kind % 2 else None, kind in (2, 3, 6, 7)
+                case = Case(cond, guided, temperature, thres, (3.0, -0.7)[kind // 4], forbid, number * 977, noise)
+                assert _native(case) == _numpy(case), (vocabulary, temperature, thres, kind)

@@ -1,4 +1,4 @@
-"""Where the rows of a launch list stand: the residual streams that they begin with, their slots, lengths and coordinates.
+"""The rows of a launch list: the residual streams that they begin with, their slots, lengths and coordinates.
 
     x[b, s] = table[id of positions[at[b]]],    slot, length and query coordinate of row b likewise
 

@@ -1,5 +1,4 @@
-"""What the kernel knows when it is compiled, and the records of a slot that it reads, without Triton: launches are listed where there is
-none."""
+"""Constants of the kernel, and the records of a slot that it reads, without Triton: launches are listed where there is none."""
 
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ class Draw(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a stage's tokens stand, see runtime/sequence.py; index counts them from the sequence's first one."""
+    """Rows and coordinates of a stage's tokens, see runtime/sequence.py; index counts them from the sequence's first one."""
 
     first_row: int  # row of the table: first_row + index % quantizers * codebook + token
     codebook: int
@@ -32,7 +31,7 @@ class Place(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What `sample` is told of a sequence's stage."""
+    """The rules of a sequence's stage, for `sample`."""
 
     place: Place
     stage: int  # see runtime/noise.py

@@ -23,7 +23,7 @@ _BUFFER_S = 0.1  # that a player holds: it takes the next chunk when less is lef
 
 @dataclass
 class Got:
-    """What a client got."""
+    """The clip that a client got, and when it got it."""
 
     audio: np.ndarray  # float32 [t]
     tokens: Tokens

@@ -74,7 +74,7 @@ class NativeBatch:
         """Set the noise of a sequence's next frame, or end the sequence, and no other, if its noise fails."""
         try:
             return self._set_noise(sequence)
-        except Exception as error:
+        except Exception as error:  # of the caller's noise
             self.leave(sequence)
             self._failed[sequence] = error
             return None
