@@ -26,7 +26,7 @@ from musiclm_deploy.runtime.sequence import Draw as Drawing
 
 V, DIM, STREAMS, TABLE = 11, 5, 2, 80
 _STEP = Step(dim_head=8, inner=8, streams=STREAMS, value_residual=True, precision="fp32", block=0, weights={})
-DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, 3, 2, {"padding": 0, "start": 1, "semantic": 2}, Bias(9, 1), 99, _STEP)
+DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, None, None, {"padding": 0, "start": 1, "semantic": 2}, Bias(9, 1), 99, _STEP)
 ITEMS = [(2**63 + 5, 0, 0), (7, 1, 40), (2**64 - 1, 3, 9)]  # seed, item and number of the first token of each row
 
 
@@ -38,13 +38,14 @@ def sequences_of(stage: str, sampling: list[Sampling]) -> list[Sequence]:
         return [semantic_sequence(DECODER, length, True, rng.integers(0, 10, n), draw, Context()) for length, n, draw in lengths]
     rows = {"padding": 0, "semantic_start": 1, "coarse_start": 2, "fine_start": 3, "semantic": 4, "coarse": 15, "fine": 50}
     if stage == "coarse":
-        decoder = Decoder(**{**vars(DECODER), "rows": rows})
+        decoder = replace(DECODER, rows=rows, coarse_quantizers=3)
         lengths = zip((3, 1, 0), (1, 0, 1), draws, strict=True)
         return [
             coarse_sequence(decoder, rng.integers(0, 10, n), 2, 3, True, rng.integers(0, 10, (prefix, 3)), draw, Context())
             for n, prefix, draw in lengths
         ]
-    decoder = Decoder(**{**vars(DECODER), "rows": {k: v for k, v in rows.items() if "semantic" not in k}, "bias": Bias(99, 9, frames=4)})
+    rows = {kind: row for kind, row in rows.items() if "semantic" not in kind}
+    decoder = replace(DECODER, rows=rows, coarse_quantizers=3, fine_quantizers=2, bias=Bias(99, 9, frames=4))
     nothing = np.zeros((0, 2), np.int64)
     return [
         fine_sequence(decoder, rng.integers(0, 11, (n, 3)), 2, nothing, draw, Context()) for n, draw in zip((2, 1, 2), draws, strict=True)
