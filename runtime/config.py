@@ -53,7 +53,7 @@ class GenerationConfig:
     compat: str | None = None
     plan: str = "trained"  # how a clip is cut into windows: as they were trained, or with short first windows, "low_latency"
     first_window_s: float = 0.4  # with plan="low_latency": seconds of the first window of every stage
-    window_growth: float = 2.0  # and how many times as long as the one before each of the next is, until they have their full length
+    window_growth: float = 2.0  # and how many times as far as the one before each of the next goes, until they have their full length
     max_semantic_tokens: int | None = None  # over the whole clip; by default as many as `seconds` can hold
     sampling: Mapping[str, SamplingConfig] | None = None  # by stage name, where it differs from the bundle's
     windows: Mapping[str, Window] | None = None  # by stage name, for clips longer than a trained window; where they differ from it

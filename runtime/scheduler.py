@@ -5,8 +5,8 @@ the clip alone, so the order in which clips run is free:
 
 1. A task that someone listens to and that has not sounded yet, the oldest first; then the tasks whose next chunk is due. Of a clip the
    latest stage that can run: codec, fine, coarse, semantic. Where several chunks are due, the stage that most of them wait for.
-2. Tasks whose next chunk is not due yet: the earliest stage, so that chunks come evenly while later windows are prepared, and fine windows
-   that are ready run together.
+2. Tasks whose next chunk is not due yet: fine's prompts, then coarse, then semantic, so that chunks come evenly while later windows are
+   prepared.
 3. Tasks that are collected, the oldest first: the earliest stage of all its clips, so that they run together.
 
 Prompts are fed in pieces while anybody listens, so that a clip that plays waits for one piece and one frame at most. A call of a batch is
@@ -215,7 +215,12 @@ class Scheduler:
             return votes.most_common(1)[0][0]
         if any(not task.live for task in self._tasks):  # who has enough in hand waits for those that are collected
             running = [one for one in running if one[0].playback.in_hand_s < IN_HAND_S]
-        return min(running, key=lambda one: one[0].playback.due)[1][0] if running else None
+        if not running:
+            return None
+        stages = min(running, key=lambda one: one[0].playback.due)[1]
+        if len(stages) > 1 and stages[-1] == STAGES[-1] and not self._batches[STAGES[-1]].waiting():
+            stages.pop()
+        return stages[-1]
 
     def _collected(self) -> tuple[tuple[Task, Track] | None, str | None]:
         """Return what the oldest of the tasks that are collected can decode, or else the stage that it needs."""
@@ -250,8 +255,8 @@ class Scheduler:
             self._fail(stage, error)
             return
         taken = time.perf_counter() - started
-        if not waiting:
-            self._frame_s[stage] = taken / frames
+        if not waiting and (run := max((len(one.tokens) / one.sequence.rules.place.quantizers for one in made), default=0)):
+            self._frame_s[stage] = taken / run
         for task in {id(task): task for task, _, of in self._owners.values() if of == stage}.values():
             task.spend(stage, taken)
         changed: dict[int, Task] = {}

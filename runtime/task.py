@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from .bundle import STAGES
 from .track import Chunk, Track
 
-EVENLY = 0.7  # of a chunk's length: how long after one chunk the next is made, unless there is nothing else to do
+EVENLY = 0.6  # of a chunk's length: how long after one chunk the next is made, unless there is nothing else to do
 
 
 class Playback:

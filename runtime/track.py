@@ -42,7 +42,8 @@ class Track:
         """Whether the codec has frames for another chunk, or for the last one."""
         if self.done:
             return False
-        return self.clip.frames("fine") - self.decoded >= self._stream.missing or self.clip.done
+        ready = self.clip.frames("coarse") >= self.clip.plan.lead and self.clip.frames("fine") - self.decoded >= self._stream.missing
+        return ready or self.clip.done
 
     def frames_until_next(self, stage: str) -> int:
         """Return after how many frames of a stage, a batch's, the next stage has something new to do; at least 1."""

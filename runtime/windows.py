@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 from .arguments import whole_number
@@ -53,12 +53,12 @@ class Spans(Sequence[Span]):
         """overlap: how much each window but the first reads of the one before. first: where the windows at the beginning stop, in
         ascending order, by default `length`; with an overlap they all read from 0, and the last of them must be `length` long."""
         self.total, self.length, self.overlap = total, length, overlap
-        self._first = tuple(first) or (length,)
-        assert not overlap or self._first[-1] == length, (self._first, length)
+        self.first = tuple(first) or (length,)
+        assert not overlap or self.first[-1] == length, (self.first, length)
 
     def _stop(self, index: int) -> int:
-        beyond = index + 1 - len(self._first)
-        return self._first[index] if beyond <= 0 else self._first[-1] + beyond * (self.length - self.overlap)
+        beyond = index + 1 - len(self.first)
+        return self.first[index] if beyond <= 0 else self.first[-1] + beyond * (self.length - self.overlap)
 
     def __len__(self) -> int:
         if self.total is None:
@@ -73,21 +73,21 @@ class Spans(Sequence[Span]):
         new = self._stop(index - 1) if index > 0 else 0
         if index < 0 or (self.total is not None and index > 0 and new >= self.total):
             raise IndexError(index)
-        start = new if not self.overlap else 0 if index < len(self._first) else new - self.overlap
+        start = new if not self.overlap else 0 if index < len(self.first) else new - self.overlap
         stop = self._stop(index)
         return Span(start, new, stop if self.total is None else min(stop, self.total))
 
     def __repr__(self) -> str:
-        return f"Spans({self.total}, {self.length}, {self.overlap}, {self._first})"
+        return f"Spans({self.total}, {self.length}, {self.overlap}, {self.first})"
 
     def over(self, total: int) -> Spans:
         """Return the same windows over another length."""
-        return Spans(total, self.length, self.overlap, self._first)
+        return Spans(total, self.length, self.overlap, self.first)
 
     def window_of(self, position: int) -> int:
         """Return the number of the window that makes a position."""
-        index = next((index for index, stop in enumerate(self._first) if position < stop), None)
-        return len(self._first) + (position - self._first[-1]) // (self.length - self.overlap) if index is None else index
+        index = next((index for index, stop in enumerate(self.first) if position < stop), None)
+        return len(self.first) + (position - self.first[-1]) // (self.length - self.overlap) if index is None else index
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,12 @@ class WindowPlan:
     def timed(self) -> bool:
         """Whether semantic tokens carry time."""
         return self.semantic is not None
+
+    @property
+    def lead(self) -> int:
+        """Coarse frames made before a clip sounds: of windows that grow two, as the third takes longer than the first one plays."""
+        second = self.coarse.first[1] if len(self.coarse.first) > 1 else 0
+        return second if self.frames is None else min(second, self.frames)
 
     @property
     def semantic_steps(self) -> int | None:
@@ -177,13 +183,13 @@ def plan_windows(
 ) -> WindowPlan:
     """Plan the windows of a clip of `frames`, of which `samples` are heard; None: it is endless.
 
-    most_semantic: tokens over the whole clip. first_frames: of the first window of every stage, with each later one `growth` times as long
-    until the windows have their full length; by default all have it. Raises ValueError for windows that are larger than the trained ones,
+    most_semantic: tokens over the whole clip. first_frames: of the first window of every stage; each later one goes `growth` times as far
+    until windows have their full length, which all have by default. Raises ValueError for windows that are larger than the trained ones,
     or that overlap whole.
     """
     semantic, coarse, (fine_length, _) = _checked(manifest, windows)
     over_coarse = Spans(frames, *coarse, _growing(first_frames, growth, coarse[0]))
-    over_fine = Spans(frames, fine_length, 0, list(accumulate(_growing(first_frames, growth, fine_length))))
+    over_fine = Spans(frames, fine_length, 0, _growing(first_frames, growth, fine_length, reads_all=False))
     rate, overlap = tokens_per_frame(manifest), windows.get("semantic", Window()).overlap
     if not manifest.unique_consecutive:
         steps = most_semantic if frames is not None else None
@@ -207,12 +213,19 @@ def plan_windows(
     return WindowPlan(over_coarse, over_fine, None, tuple(runs), rate, semantic[0], overlap)
 
 
-def _growing(first: int | None, growth: float, length: int) -> list[int]:
-    """Return the lengths of windows that begin with `first` and grow up to `length`, or none."""
-    lengths: list[int] = []
-    while first is not None and (not lengths or lengths[-1] < length):
-        lengths.append(min(max(round(first * growth ** len(lengths)), 1), length))
-    return lengths
+def _growing(first: int | None, growth: float, length: int, reads_all: bool = True) -> list[int]:
+    """Return where windows stop that begin with `first` and grow up to `length`, or none.
+
+    reads_all: whether each reads from 0 on, or goes on where the one before has stopped; the places are the same, so that a later stage
+    waits for no more than it reads.
+    """
+    stops: list[int] = []
+    start = before = 0
+    while first is not None and (not stops or before - start < length):
+        start = 0 if reads_all else before
+        before = min(max(round(first * growth ** len(stops)), before + 1), start + length)
+        stops.append(before)
+    return stops
 
 
 def frames_covered(manifest: Manifest, semantic: list[list[slice]], windows: Mapping[str, Window]) -> int:

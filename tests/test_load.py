@@ -120,6 +120,19 @@ def test_requests_of_several_threads_share_batches(engine: Engine, threads: Thre
     assert sum(call.frames for call in engine.calls.advances) < 0.7 * frames
 
 
+def test_what_is_heard_first_is_made_first(engine: Engine) -> None:
+    """Fault: a clip that plays and prepares semantic tokens of far later windows while coarse frames that are heard next are missing."""
+    early: list[Call] = []
+
+    def look(call: Call) -> None:
+        if call.stage == "semantic" and "coarse" in {stage for rows in engine.calls.rows.values() for stage in rows.values()}:
+            early.append(call)
+
+    engine.calls.before["advance"] = look
+    assert len(list(engine.music.stream("x", **options(71, 3.0, plan="low_latency", first_window_s=0.06)))) > 3
+    assert not early and sum(call.stage == "semantic" for call in engine.calls.advances) > 3
+
+
 def test_many_prompts_beside_a_stream(engine: Engine, threads: ThreadPoolExecutor) -> None:
     """Fault: a stream that waits until the rows of a large request are free, or a large request that never ends beside it."""
     many = threads.submit(engine.music.generate, [f"prompt {index % 7}" for index in range(100)], **options(72, 0.3))
@@ -140,8 +153,8 @@ def test_who_has_enough_in_hand_waits(engine: Engine, threads: ThreadPoolExecuto
 
 def test_a_request_does_not_wait_for_those_after_it(engine: Engine, threads: ThreadPoolExecutor) -> None:
     """Fault: a clip whose tokens are all made and that is decoded only when nobody has tokens to be made any more."""
-    first = threads.submit(engine.music.generate, "x", **options(74, 0.5))
-    assert eventually(lambda: engine.calls.runs(74))
+    first = threads.submit(engine.music.generate, "x", **options(74, 2.0))
+    assert eventually(lambda: any(seed == 74 for seed, *_ in engine.calls.made))
     after = [threads.submit(engine.music.generate, ["x", "y"], **options(75, 12.0)) for _ in range(2)]
     first.result(60)
     assert not any(one.done() for one in after)

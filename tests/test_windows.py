@@ -136,16 +136,19 @@ def _semantic_sizes(plan: WindowPlan) -> list[tuple[int, int]]:
 @settings(deadline=None)
 @given(frames=st.integers(1, 300), length=st.integers(1, 60), first=st.integers(1, 80), growth=st.sampled_from([1.1, 1.5, 2.0, 4.0]))
 def test_windows_grow(manifest, frames: int, length: int, first: int, growth: float) -> None:
-    """Fault: a plan of low latency whose first window is a whole one, whose windows shrink, or never get as long as trained."""
+    """Fault: a plan of low latency whose first window is a whole one, whose windows never get as long as trained; a fine window that waits
+    for frames beyond those of a coarse window; a clip that sounds while nothing of its second window is there, or never."""
     model = replace(manifest, fine=replace(manifest.fine, max_length=length), coarse=replace(manifest.coarse, max_length=length))
     plan = plan_windows(model, frames, frames * 320, None, {}, first, growth)
-    for spans in (plan.coarse, plan.fine):
-        lengths = [span.stop - span.start for span in spans]
-        assert lengths[0] == min(first, length, frames)
-        assert lengths[:-1] == sorted(lengths[:-1]) and all(one == length or one < frames for one in lengths[:-1])
-    fine = [span.stop - span.start for span in plan.fine]
-    for window, made in enumerate(fine[:-1]):
-        assert made == min(max(round(first * growth**window), 1), length)
+    coarse, fine = ([span.stop - span.start for span in spans] for spans in (plan.coarse, plan.fine))
+    assert coarse[0] == fine[0] == min(first, length, frames)
+    assert coarse[:-1] == sorted(coarse[:-1]) and all(one == length or one < frames for one in coarse[:-1])
+    ends = {span.stop for span in plan.coarse}
+    assert all(span.stop in ends for span in plan.fine if span.stop < length)
+    whole = fine.index(length) if length in fine else len(fine)
+    assert all(one == length for one in fine[whole:-1]) and fine[-1] <= length
+    second = plan.coarse[1].stop if len(plan.coarse) > 1 else frames
+    assert plan.lead == (second if first < length else 0)
 
 
 @pytest.mark.parametrize(
