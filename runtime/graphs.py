@@ -52,8 +52,8 @@ class Graphs:
             if graph not in self._sessions:
                 with self._current():
                     path, data = self.bundle.path(graph), self.bundle.data_to_map()
-                    spins = graph != self.bundle.manifest.codec.stream  # whose calls come between the steps of the transformers
-                    self._sessions[graph] = open_session(path, self.threads, self._device, data, spins)
+                    in_chunks = graph == self.bundle.manifest.codec.stream  # between the steps of the transformers
+                    self._sessions[graph] = open_session(path, self.threads, self._device, data, in_chunks)
             return self._sessions[graph]
 
     @property

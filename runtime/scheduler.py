@@ -3,11 +3,13 @@
 In: tasks, each the clips of one request. Out: their chunks and tokens. It knows neither prompts nor files. The tokens of a clip depend on
 the clip alone, so the order in which clips run is free:
 
-1. A task that someone listens to and that has not sounded yet, the oldest first; then the tasks whose next chunk is due. Of a clip the
-   latest stage that can run: codec, fine, coarse, semantic. Where several chunks are due, the stage that most of them wait for.
+1. A task that someone listens to and that has not sounded yet, the oldest first, with those that came with it; then the tasks whose next
+   chunk is due. Of a clip the latest stage that can run: codec, fine, coarse, semantic. Where several chunks are due, the stage that most
+   of them wait for.
 2. Tasks whose next chunk is not due yet: fine's prompts, then coarse, then semantic, so that chunks come evenly while later windows are
    prepared.
-3. Tasks that are collected, the oldest first: the earliest stage of all its clips, so that they run together.
+3. Tasks that are collected, the oldest first, with those that came with it: the earliest stage of all their clips, so that they run
+   together.
 
 Prompts are fed in pieces while anybody listens, so that a clip that plays waits for one piece and one frame at most. A call of a batch is
 interrupted after a frame when a task comes, changes or goes.
@@ -37,6 +39,7 @@ from .track import Track
 _LOG = logging.getLogger(__name__)
 
 QUEUE = 1024  # tasks at most
+TOGETHER_S = 0.1  # smaller tasks that came within so much of the oldest are taken as one with it, so that their clips run together
 RESERVED = 4  # slots of a batch that only clips with a listener take
 IN_HAND_S = 10.0  # with so much in hand a clip that plays waits for those that are collected
 MOST_FRAMES = 1 << 10  # of one call
@@ -207,9 +210,8 @@ class Scheduler:
     def _awaited(self, live: list[Task]) -> str | None:
         """Return the stage to run for those who listen, if any of their windows run."""
         running = [(task, stages) for task in live if (stages := task.stages())]
-        for task, stages in running:
-            if not task.playback.sounds:
-                return stages[-1]
+        if silent := _together([one for one in running if not one[0].playback.sounds]):
+            return min((stages[-1] for _, stages in silent), key=STAGES.index)
         now = time.perf_counter()
         if votes := Counter(stages[-1] for task, stages in running if task.playback.due <= now and task.playback.in_hand_s < IN_HAND_S):
             return votes.most_common(1)[0][0]
@@ -224,12 +226,9 @@ class Scheduler:
 
     def _collected(self) -> tuple[tuple[Task, Track] | None, str | None]:
         """Return what the oldest of the tasks that are collected can decode, or else the stage that it needs."""
-        for task in self._tasks:
-            if not task.live and (stages := task.stages()):
-                return None, stages[0]
-            if not task.live and (found := self._can_decode([task])) is not None:
-                return found, None
-        return None, None
+        together = _together([(task, task.stages()) for task in self._tasks if not task.live])
+        found = self._can_decode([task for task, stages in together if not stages])
+        return found, None if found else min((stages[0] for _, stages in together if stages), key=STAGES.index, default=None)
 
     def _frames(self, stage: str, live: list[Task]) -> int:
         """Return how many frames to run before there is something else to do: a chunk, a window that can begin, or one that is due."""
@@ -243,10 +242,12 @@ class Scheduler:
 
     def _advance(self, stage: str, live: list[Task]) -> None:
         batch, started = self._batches[stage], time.perf_counter()
+        own = list({id(task): task for task, _, of in self._owners.values() if of == stage}.values())
         waiting = batch.waiting()
         frames = self._frames(stage, live)
-        if waiting:
-            frames = 1 if live else 0
+        if waiting:  # clips of which none sounds yet begin together
+            silent = [(task, []) for task in own if task.live and not task.playback.sounds]
+            frames = 0 if not live or 1 < len(own) == len(_together(silent)) else 1
         try:
             with self._backend.turn():
                 batch.advance(frames, POSITIONS_AT_ONCE if live else waiting)
@@ -257,7 +258,7 @@ class Scheduler:
         taken = time.perf_counter() - started
         if not waiting and (run := max((len(one.tokens) / one.sequence.rules.place.quantizers for one in made), default=0)):
             self._frame_s[stage] = taken / run
-        for task in {id(task): task for task, _, of in self._owners.values() if of == stage}.values():
+        for task in own:
             task.spend(stage, taken)
         changed: dict[int, Task] = {}
         for one in made:
@@ -329,3 +330,8 @@ class Scheduler:
             task.end(error)
         for batch in batches:
             batch.close()
+
+
+def _together(tasks: list[tuple[Task, list[str]]]) -> list[tuple[Task, list[str]]]:
+    """Return the oldest of tasks, each with its stages, and those that came with it and are no larger."""
+    return [one for one in tasks if one[0].came - tasks[0][0].came < TOGETHER_S and one[0].frames <= tasks[0][0].frames]

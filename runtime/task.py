@@ -5,6 +5,7 @@ In: chunks, errors and counts from the scheduler's thread. Out: the same in the 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -72,6 +73,7 @@ class Task:
         """
         self.tracks, self.live, self.ahead_s, self.reports, self.kept_s = list(tracks), live, ahead_s, reports, kept_s
         self.timings: dict[str, float] = {}  # stage -> seconds
+        self.came = time.perf_counter()
         self.playback = Playback()
         self.chunks: list[list[Chunk]] = [[] for _ in tracks]  # of clips that are collected
         self.waiters: set[Callable[[], object]] = set()  # called in the scheduler's thread when there is something to take
@@ -83,6 +85,11 @@ class Task:
         self.taken_s = 0.0  # of the clip, that the listener has taken
 
     # --- the scheduler's end
+
+    @property
+    def frames(self) -> float:
+        """Frames that are made for it at most."""
+        return sum(math.inf if (frames := track.clip.plan.frames) is None else frames for track in self.tracks)
 
     def may_begin(self, track: Track, stage: str) -> bool:
         """Return whether a clip's next window of a stage may begin now."""

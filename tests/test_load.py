@@ -151,6 +151,16 @@ def test_who_has_enough_in_hand_waits(engine: Engine, threads: ThreadPoolExecuto
         assert len(threads.submit(engine.music.generate, "y", **options(73, 0.5)).result(60).audio) == 8000
 
 
+def test_requests_that_come_together_run_together(engine: Engine, threads: ThreadPoolExecutor, monkeypatch) -> None:
+    """Fault: the first of several clients whose clip runs ahead of the others', stage after stage, alone in its batches."""
+    monkeypatch.setattr(scheduler, "TOGETHER_S", 20.0)  # however slowly their prompts are read
+    seeds = range(90, 94)
+    for one in [threads.submit(engine.music.generate, "x", **options(seed, 4.0)) for seed in seeds]:
+        one.result(60)
+    coarse = [seed for seed, stage, _ in engine.calls.made if stage == "coarse"]
+    assert {*coarse[-4:]} == {*seeds}
+
+
 def test_a_request_does_not_wait_for_those_after_it(engine: Engine, threads: ThreadPoolExecutor) -> None:
     """Fault: a clip whose tokens are all made and that is decoded only when nobody has tokens to be made any more."""
     first = threads.submit(engine.music.generate, "x", **options(74, 2.0))
