@@ -229,7 +229,7 @@ def tables(parts: Rows, generated: dict[float, Results], around: dict[str, Any])
         f"the mean over its parts of {SIZES.window_seconds:g} s. Fréchet: distance to the real test clips in the judge's features, of long",
         "clips to the whole pieces. Silent: half a second of silence; clipped: a sample at full scale. CPU: seconds of processor time per",
         f"second of music, {_BATCH} prompts at once. Guidance is {Sampling().cond_scale:g} by default. Low latency: first windows of",
-        f"{config.first_window_s:g} s unless the row names others, each {config.window_growth:g} times as long as the one before, up",
+        f"{config.first_window_s:g} s unless the row names others, each going {config.window_growth:g} times as far as the one before,",
         "to the trained length.",
         f"Commit {around['git']}, {around['machine']}: `{around['command']}`.",
     )
