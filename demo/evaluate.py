@@ -230,7 +230,7 @@ def tables(parts: Rows, generated: dict[float, Results], around: dict[str, Any])
         "clips to the whole pieces. Silent: half a second of silence; clipped: a sample at full scale. CPU: seconds of processor time per",
         f"second of music, {_BATCH} prompts at once. Guidance is {Sampling().cond_scale:g} by default. Low latency: first windows of",
         f"{config.first_window_s:g} s unless the row names others, each going {config.window_growth:g} times as far as the one before,",
-        "to the trained length.",
+        "up to the trained length.",
         f"Commit {around['git']}, {around['machine']}: `{around['command']}`.",
     )
     return "\n".join([*lines, "", *notes]) + "\n"
