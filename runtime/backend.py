@@ -75,8 +75,8 @@ def open_session(
 
     data: the files that the graph may take weights from, by the names that it has for them. By default ONNX Runtime opens what the graph
     names, in the graph's own folder only, so that most links to other folders are refused.
-    in_chunks: whether its calls, of a few shapes, come between those of something else, which its threads must not disturb by waiting for
-    the next call without sleeping, as they do by default for some milliseconds.
+    in_chunks: whether its calls come between those of something else, which its threads must not disturb by waiting for the next call
+    without sleeping, as they do by default for some milliseconds.
     Raises BundleError for a graph that does not load, MemoryError for one that does not fit, and BackendError if it would run on another
     device than was asked for.
     """
@@ -84,8 +84,8 @@ def open_session(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # At the second call of every shape a block for all of its values is laid out anew, which for MuLaN and a clip of 10 s takes as long as
-    # the call itself, and saves nothing later that the arena has not saved. The codec's chunks take a seventh less time with it.
-    options.enable_mem_pattern = in_chunks
+    # the call itself, and saves nothing later that the arena has not saved.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.force_spinning_stop", str(int(in_chunks)))
     if threads is None and available_processors() < (os.cpu_count() or 1):
         threads = available_processors()  # ONNX Runtime would count all of the machine's
