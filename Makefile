@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 REQUIREMENTS := base export upstream-needs dev
 
-.PHONY: setup demo test check bench gpu-check clean
+.PHONY: setup demo test check bench embed gpu-check clean
 
 STEP := kernels/decoder_step
 
@@ -37,6 +37,12 @@ check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
+
+# libmusiclm, which needs cmake, a compiler and nlohmann-json3-dev; `make test` builds and tests it as well, where they are.
+embed: setup
+	cmake -S embed -B build/embed -DMUSICLM_TESTS=ON
+	cmake --build build/embed -j2
+	MUSICLM_EMBED=$(CURDIR)/build/embed $(BIN)/pytest -q tests/test_embed.py
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

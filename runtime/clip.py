@@ -243,8 +243,10 @@ class Clip:
 
     @property
     def begins_at(self) -> int:
-        """The first frame whose tokens are kept."""
-        return max(getattr(self, stage).first // columns for stage, columns in self.columns.items())
+        """The first frame of which all tokens are kept."""
+        plan, window = self.plan, next(iter(self.runs), 0)  # of the first run that is kept
+        semantic = -(-self.semantic.first // plan.tokens_per_frame) if plan.timed else plan.coarse[window].new
+        return max(semantic, *(getattr(self, stage).first // columns for stage, columns in self.columns.items()))
 
     def forget(self, before: int) -> None:
         """Let go of the tokens before a frame, as far as no window that is still to come reads them: an endless clip has bounded memory."""

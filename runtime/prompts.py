@@ -83,7 +83,8 @@ def latents_of(prompts: Sequence[Prompt], embed_text: Callable[[str], np.ndarray
             continue
         embeds = [(embed_text(part) if isinstance(part, str) else embed_audio(part))[0] for part, _ in prompt.parts]
         total = np.sum([embed * np.float32(weight) for embed, (_, weight) in zip(embeds, prompt.parts, strict=True)], axis=0)
-        length = np.linalg.norm(total)
+        # one after another in double precision: BLAS, by which numpy has a norm, adds in an order that depends on the processor
+        length = np.float32(np.sqrt(np.cumsum(np.square(total.astype(np.float64)))[-1]))
         if length < 1e-3:
             raise ValueError(f"the parts of {prompt} cancel each other: give them other weights.")
         latents.append(embeds[0] if len(embeds) == 1 and prompt.parts[0][1] > 0 else total / length)

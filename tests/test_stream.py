@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from musiclm_deploy.runtime.bundle import STAGES
 from musiclm_deploy.runtime.config import config_of
 from musiclm_deploy.runtime.musiclm import MusicLM
 from musiclm_deploy.runtime.request import make_request
+from musiclm_deploy.runtime.resume import given_tokens
 from musiclm_deploy.runtime.stream import Stream
 from musiclm_deploy.runtime.track import Chunk
 
@@ -223,13 +225,19 @@ def test_cancel_frees_rows_within_a_frame(music: MusicLM, engine: Engine) -> Non
 # --- endless
 
 
-def test_an_endless_stream_has_bounded_memory(engine: Engine) -> None:
+def test_an_endless_stream_has_bounded_memory(engine: Engine, tmp_path: Path) -> None:
     """Fault: tokens, runs or contexts that are kept of all that has been played; tokens that a window still reads and that are gone."""
     request = make_request(engine.bundle.manifest, config_of(None, seed=4, sampling=DRAWN), "x", endless=True)
     stream, clip = engine.stream(request, ahead_s=1.0, kept_s=2.0)
-    chunks = []
+    chunks, kept = [], True
     for chunk in stream:
         chunks.append(chunk)
+        if kept and not len(chunks) % 2:  # what can be saved can be gone on from
+            try:
+                given_tokens(stream.save_tokens(tmp_path / "saved.npz"), engine.bundle.manifest, False, True)
+            except ValueError as error:
+                assert "is no longer kept" in str(error)
+                kept = False
         if not len(chunks) % 10:
             stream.set_prompt(f"prompt {len(chunks)}")
             tokens = stream.tokens
