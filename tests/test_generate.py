@@ -244,6 +244,6 @@ def test_unknown_devices_are_errors_by_name(tiny_bundle) -> None:
 
 def test_the_codecs_threads_sleep_between_chunks(music: md.MusicLM) -> None:
     """Fault: threads that spin after each chunk on the processors that compute the next tokens meanwhile."""
-    manifest, entry = music.bundle.manifest, "session.intra_op.allow_spinning"
+    manifest, entry = music.bundle.manifest, "session.force_spinning_stop"
     graphs = (manifest.codec.stream, manifest.mulan.text)
-    assert [music.graphs.session(graph).get_session_options().get_session_config_entry(entry) for graph in graphs] == ["0", "1"]
+    assert [music.graphs.session(graph).get_session_options().get_session_config_entry(entry) for graph in graphs] == ["1", "0"]
