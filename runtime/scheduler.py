@@ -210,8 +210,8 @@ class Scheduler:
     def _awaited(self, live: list[Task]) -> str | None:
         """Return the stage to run for those who listen, if any of their windows run."""
         running = [(task, stages) for task in live if (stages := task.stages())]
-        if silent := _together([one for one in running if not one[0].playback.sounds]):
-            return min((stages[-1] for _, stages in silent), key=STAGES.index)
+        if silent := _together([task for task, _ in running if not task.playback.sounds]):
+            return min((task.stages()[-1] for task in silent), key=STAGES.index)
         now = time.perf_counter()
         if votes := Counter(stages[-1] for task, stages in running if task.playback.due <= now and task.playback.in_hand_s < IN_HAND_S):
             return votes.most_common(1)[0][0]
@@ -226,9 +226,9 @@ class Scheduler:
 
     def _collected(self) -> tuple[tuple[Task, Track] | None, str | None]:
         """Return what the oldest of the tasks that are collected can decode, or else the stage that it needs."""
-        together = _together([(task, task.stages()) for task in self._tasks if not task.live])
-        found = self._can_decode([task for task, stages in together if not stages])
-        return found, None if found else min((stages[0] for _, stages in together if stages), key=STAGES.index, default=None)
+        running = {task: task.stages() for task in _together([task for task in self._tasks if not task.live])}
+        found = self._can_decode([task for task, stages in running.items() if not stages])
+        return found, None if found else min((stages[0] for stages in running.values() if stages), key=STAGES.index, default=None)
 
     def _frames(self, stage: str, live: list[Task]) -> int:
         """Return how many frames to run before there is something else to do: a chunk, a window that can begin, or one that is due."""
@@ -246,8 +246,8 @@ class Scheduler:
         waiting = batch.waiting()
         frames = self._frames(stage, live)
         if waiting:  # clips of which none sounds yet begin together
-            silent = [(task, []) for task in own if task.live and not task.playback.sounds]
-            frames = 0 if not live or 1 < len(own) == len(_together(silent)) else 1
+            silent = _together([task for task in own if task.live and not task.playback.sounds])
+            frames = 0 if not live or 1 < len(own) == len(silent) else 1
         try:
             with self._backend.turn():
                 batch.advance(frames, POSITIONS_AT_ONCE if live else waiting)
@@ -332,6 +332,6 @@ class Scheduler:
             batch.close()
 
 
-def _together(tasks: list[tuple[Task, list[str]]]) -> list[tuple[Task, list[str]]]:
-    """Return the oldest of tasks, each with its stages, and those that came with it and are no larger."""
-    return [one for one in tasks if one[0].came - tasks[0][0].came < TOGETHER_S and one[0].frames <= tasks[0][0].frames]
+def _together(tasks: list[Task]) -> list[Task]:
+    """Return the first of tasks, the oldest, and those that came with it and are no larger."""
+    return [task for task in tasks if task.came - tasks[0].came < TOGETHER_S and task.frames <= tasks[0].frames]

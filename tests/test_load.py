@@ -213,7 +213,7 @@ def test_a_failure_reaches_whoever_waits(tiny_bundle, threads: ThreadPoolExecuto
     with pytest.raises(Broken):
         for seed in range(1000, 1500):
             next(streams[1])
-            if method == "leave":  # of a clip that has, unless it is between two windows, a sequence to lose
+            if method == "leave":  # the clip that ends here has a sequence to lose unless it is between two windows
                 with music.stream("x", **options(seed, None)):
                     assert eventually(lambda seed=seed: engine.calls.runs(seed))
     for one in running:

@@ -232,7 +232,7 @@ def test_an_endless_stream_has_bounded_memory(engine: Engine, tmp_path: Path) ->
     chunks, kept = [], True
     for chunk in stream:
         chunks.append(chunk)
-        if kept and not len(chunks) % 2:  # what can be saved can be gone on from
+        if kept and not len(chunks) % 2:  # a file that is written can be gone on from
             try:
                 given_tokens(stream.save_tokens(tmp_path / "saved.npz"), engine.bundle.manifest, False, True)
             except ValueError as error:

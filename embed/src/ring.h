@@ -17,7 +17,6 @@ class Ring {
   }
 
   size_t size() const { return written_.load(std::memory_order_acquire) - read_.load(std::memory_order_acquire); }
-  size_t room() const { return samples_.size() - size(); }
   size_t taken() const { return read_.load(std::memory_order_acquire); }  // since the beginning
 
   size_t write(const float* from, size_t count) {

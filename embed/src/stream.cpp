@@ -28,17 +28,7 @@ size_t places(const Settings& settings, const Codec& codec) {  // of the ring: w
 }  // namespace
 
 Stream::Stream(std::shared_ptr<Model> model, const Blend& prompt, const Options& options)
-    : model_(std::move(model)),
-      options_(options),
-      settings_(settings_of(*model_, options)),
-      prompt_(prompt),
-      clip_(model_->bundle.manifest, planned(options, settings_, model_->bundle.manifest), settings_.sampling, settings_.seed,
-            contexts_of(*model_, prompt), settings_.ends),
-      codec_(model_->bundle.manifest.codec, *model_->codec),
-      resampler_(static_cast<uint32_t>(model_->bundle.manifest.codec.sample_hz), settings_.output_rate),
-      ring_(places(settings_, model_->bundle.manifest.codec)) {
-  start();
-}
+    : Stream(std::move(model), Saved{options, prompt, {}, {}, 0}) {}
 
 Stream::Stream(std::shared_ptr<Model> model, const Saved& saved)
     : model_(std::move(model)),
@@ -53,20 +43,16 @@ Stream::Stream(std::shared_ptr<Model> model, const Saved& saved)
       first_(std::llrint(saved.start * static_cast<double>(model_->bundle.manifest.codec.sample_hz))),
       changes_(saved.changes) {
   for (const Change& change : changes_) clip_.condition(change.run, change.frame, contexts_of(*model_, change.prompt));
-  start();
-}
-
-Stream::~Stream() {
-  cancel();
-  if (worker_.joinable()) worker_.join();
-}
-
-void Stream::start() {
   try {
     worker_ = std::thread(&Stream::work, this);
   } catch (const std::system_error&) {
     throw Error(ML_NO_MEMORY, "the system has no thread left for another stream.");
   }
+}
+
+Stream::~Stream() {
+  cancel();
+  if (worker_.joinable()) worker_.join();
 }
 
 size_t Stream::read(float* out, size_t frames, double timeout) {

@@ -64,7 +64,6 @@ class Stream {
     int64_t id;
   };
 
-  void start();
   void work();
   bool step();  // false: there is nothing to do until the reader has taken something
   bool may_begin(int stage) const;
