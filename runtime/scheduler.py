@@ -11,7 +11,7 @@ the clip alone, so the order in which clips run is free:
 3. Tasks that are collected, the oldest first, with those that came with it: the earliest stage of all their clips, so that they run
    together.
 
-Prompts are fed in pieces while anybody listens, so that a clip that plays waits for one piece and one frame at most. A call of a batch is
+Prompts are fed in pieces while a clip sounds, so that a clip that plays waits for one piece and one frame at most. A call of a batch is
 interrupted after a frame when a task comes, changes or goes.
 """
 
@@ -43,7 +43,7 @@ TOGETHER_S = 0.1  # smaller tasks that came within so much of the oldest are tak
 RESERVED = 4  # slots of a batch that only clips with a listener take
 IN_HAND_S = 10.0  # with so much in hand a clip that plays waits for those that are collected
 MOST_FRAMES = 1 << 10  # of one call
-TURN_S = {True: 0.05, False: 0.1}  # of one call of a batch at most, while somebody listens and otherwise; its steps share its cost
+TURN_S = {True: 0.1, False: 0.25}  # of one call of a batch at most, while somebody listens and otherwise; its steps share its cost
 CLOSED = "this MusicLM is closed."
 
 
@@ -250,7 +250,7 @@ class Scheduler:
             frames = 0 if not live or 1 < len(own) == len(silent) else 1
         try:
             with self._backend.turn():
-                batch.advance(frames, POSITIONS_AT_ONCE if live else waiting)
+                batch.advance(frames, POSITIONS_AT_ONCE if any(task.playback.sounds for task in live) else waiting)
                 made = batch.collect()
         except Exception as error:  # nothing is known of the batch any more
             self._fail(stage, error)

@@ -1,7 +1,8 @@
 // See sampler.h:  token = argmax( top_k(null + (cond - null) * scale) / temperature + gumbel )
 //
 // Equal logits must give numpy's tokens, so no multiplication is fused with an addition here, whatever the rest is compiled with.
-// Noise is drawn for the entries that top-k keeps, and for no others: logarithms would take most of the time.
+// Noise is drawn for the entries that top-k keeps, and made from its bits for those that it could make the largest: logarithms would take most
+// of the time.
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
@@ -37,6 +38,14 @@ struct Philox {
 };
 
 float gumbel(uint32_t bits) { return static_cast<float>(-std::log(-std::log(((bits >> 8) + 0.5) / 16777216.0))); }
+
+// What no noise of bits with the same upper byte exceeds: a margin beyond the noise of the largest of them, since logarithms are rounded.
+struct NoiseBounds {
+  float of[256];
+  NoiseBounds() {
+    for (uint32_t upper = 0; upper < 256; upper++) of[upper] = gumbel(upper << 24 | 0xFFFFFF) + 1e-4f;
+  }
+};
 
 // The k-th largest of n whole numbers, found bit by bit: T is int16_t, of which a vector holds twice as many, or int32_t.
 template <class T>
@@ -101,6 +110,7 @@ int64_t sample(const Draw& draw, Drawing& room) {
     }
     return best;
   }
+  static const NoiseBounds bounds;
   const float least = kth_largest(draw.k, room);
   for (int first = 0; first < V; first += 4) {
     const int last = first + 4 < V ? first + 4 : V;
@@ -110,7 +120,11 @@ int64_t sample(const Draw& draw, Drawing& room) {
     const Philox noise(first / 4, draw.token, draw.stage, draw.item, draw.seed);
     for (int v = first; v < last; v++) {
       if (!(s[v] >= least)) continue;
-      const float score = s[v] / draw.temperature + (draw.noise ? draw.noise[v] : gumbel(noise.words[v - first]));
+      const float scaled = s[v] / draw.temperature;
+      const uint32_t bits = noise.words[v - first];
+      // A sum is rounded the same way whatever is added, so that one whose bound stays below is below.
+      if (!draw.noise && scaled + bounds.of[bits >> 24] <= most) continue;
+      const float score = scaled + (draw.noise ? draw.noise[v] : gumbel(bits));
       if (score > most) most = score, best = v;
     }
   }
