@@ -14,7 +14,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-FOLDERS = ("export", "kernels", "model", "runtime")
+FOLDERS = ("export", "kernels", "model", "runtime", "serve")
 
 package_dir = {"musiclm_deploy": "musiclm_deploy", "musiclm_deploy.commands": "musiclm_deploy/commands"}
 for folder in FOLDERS:
@@ -73,6 +73,13 @@ EXTRAS = {
         "onnxscript>=0.7,<1",
         "safetensors>=0.8,<1",
         "vector-quantize-pytorch>=1.32,<2",
+    ],
+    "serve": [
+        "fastapi>=0.165,<1",
+        "prometheus-client>=0.26,<1",
+        "python-multipart>=0.0.20,<1",
+        "soxr>=1,<2",
+        "uvicorn>=0.54,<1",
     ],
     "kernels": ["triton>=3.7.1,<3.10"],  # for `export_all.py --kernels`
     # What upstream imports. Upstream itself cannot be resolved by pip, see requirements/upstream.txt.

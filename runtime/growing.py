@@ -51,7 +51,7 @@ class GrowingWav:
                 write_all(self._file, self._header(_UNKNOWN if self._fixed else 0))
             self._beyond += int(np.count_nonzero(np.abs(audio) > 1))
             self._sha256.update(np.ascontiguousarray(audio, "<f4").tobytes())
-            write_all(self._file, _sixteen_bits(audio).tobytes())
+            write_all(self._file, sixteen_bits(audio).tobytes())
             self._samples += len(audio)
             if not self._fixed:
                 self._rewrite_header()
@@ -84,7 +84,7 @@ class GrowingWav:
         return struct.pack("<4sI4s", b"RIFF", whole, b"WAVE") + parts
 
 
-def _sixteen_bits(audio: np.ndarray) -> np.ndarray:
+def sixteen_bits(audio: np.ndarray) -> np.ndarray:
     """Return the samples that libsndfile makes of float32, so that a streamed file has the samples of one written as a whole."""
     wide = np.rint(audio.astype(np.float32) * np.float32(2**31)).astype(np.float64)
     return (np.clip(wide, -(2**31), 2**31 - 1).astype(np.int64) >> 16).astype("<i2")

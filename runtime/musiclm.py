@@ -30,7 +30,7 @@ from .pipeline import Pipeline
 from .progress import Progress, progress_bars
 from .prompts import Prompt
 from .request import GivenTokens, Primes, Request, Sounds, Texts, check_callbacks, make_request
-from .scheduler import Scheduler
+from .scheduler import Activity, Scheduler
 from .sounds import SoundInput
 from .stream import Change, Stream, open_stream, saved_request
 from .words import texts_of
@@ -185,6 +185,30 @@ class MusicLM:
         request = self._request(config_of(config, **settings), text, audio, prime, tokens)
         needed = check_request(self.backend, request)
         return estimate(self.backend, self.encoders, request, needed) if self.backend.on_host else None
+
+    def check(
+        self,
+        text: Texts = None,
+        *,
+        audio: Sounds = None,
+        prime: Primes = None,
+        tokens: GivenTokens = None,
+        config: GenerationConfig | None = None,
+        **settings: Unpack[Settings],
+    ) -> int:
+        """Return the bytes that `generate` with these arguments takes at most beside the weights.
+
+        Raises what `generate` raises before it computes, and ValueError for a prompt that MuLaN cannot read.
+        """
+        request = self._request(config_of(config, **settings), text, audio, prime, tokens)
+        needed = check_request(self.backend, request)
+        self.encoders.latents(request.prompts)
+        return max(needed.values())
+
+    @property
+    def activity(self) -> Activity:
+        """What is being made, and what was made since the model was loaded."""
+        return self._scheduler.activity()
 
     def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
         """Return the words of texts that no caption of MuLaN's training had, each once. Empty if the bundle does not know them."""

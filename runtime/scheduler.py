@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import queue
 import threading
 import time
@@ -26,6 +27,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -59,6 +61,18 @@ class Backend(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What a scheduler is doing, and what it has done since it was made."""
+
+    tasks: int
+    rows: dict[str, int]  # sequences that run, by stage
+    in_hand_s: float  # of the listener who has least, seconds that were made and have not been played; inf without a listener
+    silent: int  # tasks that someone listens to and that have not sounded yet
+    busy_s: float  # seconds in which something was computed
+    audio_s: float  # seconds of audio that were made, all clips together
+
+
 class QueueFull(RuntimeError):
     """Too many requests are waiting."""
 
@@ -90,6 +104,7 @@ class Scheduler:
         self._batches: dict[str, Batch] = {}
         self._changed = True  # whether more than the tokens of sequences has changed since windows were begun
         self._frame_s: dict[str, float] = dict.fromkeys(STAGES, 0.005)  # of a batch, as measured last
+        self._busy_s = self._audio_s = 0.0
 
     def submit(self, task: Task) -> None:
         """Queue a task. Raises QueueFull, and RuntimeError after `close`."""
@@ -110,6 +125,16 @@ class Scheduler:
         """Have a command run in the scheduler's thread, between two frames."""
         with self._lock:
             self._call(command)
+
+    def activity(self) -> Activity:
+        """Return what is being done, as any thread sees it."""
+        tasks = list(self._tasks)
+        rows = Counter(stage for _, _, stage in list(self._owners.values()))
+        sounding = [task.playback.in_hand_s for task in tasks if task.live and task.playback.sounds]
+        silent = sum(task.live and not task.playback.sounds for task in tasks)
+        return Activity(
+            self._count, {stage: rows[stage] for stage in STAGES}, min(sounding, default=math.inf), silent, self._busy_s, self._audio_s
+        )
 
     def close(self) -> None:
         """End all tasks with an error that says so, wait for the thread, and free the batches."""
@@ -256,6 +281,7 @@ class Scheduler:
             self._fail(stage, error)
             return
         taken = time.perf_counter() - started
+        self._busy_s += taken
         if not waiting and (run := max((len(one.tokens) / one.sequence.rules.place.quantizers for one in made), default=0)):
             self._frame_s[stage] = taken / run
         for task in own:
@@ -286,8 +312,11 @@ class Scheduler:
         except Exception as error:  # of this task alone
             self._end(task, error)
             return
-        task.spend("codec", time.perf_counter() - started)
+        taken = time.perf_counter() - started
+        self._busy_s += taken
+        task.spend("codec", taken)
         if chunk is not None:
+            self._audio_s += len(chunk.audio) / chunk.sample_rate
             task.put(track, chunk)
         task.report_decoded()
         if task.kept_s is not None:

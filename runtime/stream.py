@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .bundle import STAGES
 from .clip import Clip, Contexts
 from .config import GenerationConfig
 from .music import Tokens, load_record, save_tokens
@@ -139,6 +140,12 @@ class Stream:
     def tokens(self) -> Tokens:
         """The tokens so far, from which `stream(tokens=...)` goes on; of an endless stream those of its last minutes."""
         return self._in_worker(lambda: self._clip.tokens)
+
+    @property
+    def progress(self) -> dict[str, tuple[int, int]]:
+        """Tokens made and tokens in all, so far as that is known, by stage."""
+        clip = self._clip
+        return {stage: clip.progress(stage) for stage in STAGES}
 
     @property
     def timings(self) -> dict[str, float]:

@@ -1,0 +1,78 @@
+"""The application: routes, who may ask, and how refusals are answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from .errors import Refusal, bad_field
+from .limits import Gate, refused
+from .routes import elevenlabs, generations, openai, status
+from .settings import Settings
+from .state import Server, request_id
+
+_SHOWN = 200  # characters of a value in a message
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the ASGI application of a server. Raises BundleError for a damaged bundle."""
+    server = Server.make(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with server.models.use(None):  # a request does not wait for the default model
+            pass
+        try:
+            yield
+        finally:
+            await server.runner.drain(0.0)
+            await server.models.close()
+
+    app = FastAPI(title="musiclm-deploy", version=__version__, description="Music from text, while it is made.", lifespan=lifespan)
+    app.state.server = server
+    for router in (generations.router, openai.router, elevenlabs.router, status.router):
+        app.include_router(router)
+    if settings.origins:
+        exposed = ["X-Request-Id", "X-Job-Id", "X-Sample-Rate", "X-Seed", "Retry-After"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
+        )
+    app.add_middleware(Gate, settings=settings)
+
+    @app.exception_handler(Refusal)
+    async def on_refusal(request: Request, error: Refusal) -> Response:
+        return refused(error, request.scope, request_id(request.scope))
+
+    @app.exception_handler(ValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def on_fields(request: Request, error: ValidationError | RequestValidationError) -> Response:
+        return await on_refusal(request, _first_fault(error, request.url.path))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> Response:
+        answer = await on_refusal(request, Refusal(error.status_code, str(error.detail)))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def on_fault(request: Request, error: Exception) -> Response:
+        return await on_refusal(request, Refusal(500, f"{type(error).__name__}: {error}"))
+
+    return app
+
+
+def _first_fault(error: ValidationError | RequestValidationError, path: str) -> Refusal:
+    """Return the refusal of a body by the first of its faults."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path")) or None
+    got = repr(fault.get("input"))
+    told = "is not a field here" if fault["type"] == "extra_forbidden" else fault["msg"]
+    shown = f"{where or 'the body'}: {told}, got {got if len(got) <= _SHOWN else f'{got[:_SHOWN]}...'}."
+    return bad_field(shown, where, path)

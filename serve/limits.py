@@ -1,0 +1,105 @@
+"""What is checked of a request before any of it is read further: its key, its size, and how fast it comes.
+
+An ASGI layer around the application, since a body must be refused while it comes, not once it is in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import Refusal
+from .keys import OPEN_PATHS, name_of
+from .settings import Settings
+
+_LOG = logging.getLogger("musiclm_deploy.serve.access")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Gate:
+    """Lets requests in."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers, started = Headers(scope=scope), time.monotonic()
+        given = headers.get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        try:
+            if scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+                name_of(headers, self._settings.keys)
+            await self._app(scope, self._bounded(headers, receive), sending)
+        except Refusal as refusal:
+            if status:
+                raise
+            await refused(refusal, scope, request_id)(scope, receive, sending)
+        finally:
+            taken = time.monotonic() - started
+            fields = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "seconds": round(taken, 4),
+            }
+            _LOG.info("%s %s %d in %.3f s (%s)", scope["method"], scope["path"], status, taken, request_id, extra={"fields": fields})
+
+    def _bounded(self, headers: Headers, receive: Receive) -> Callable[[], Any]:
+        """Return a `receive` that raises Refusal for a body that is too large or comes too slowly."""
+        limits, read, done = self._settings.limits, 0, False
+        upload = headers.get("content-type", "").startswith("multipart/form-data")
+        # sounds in base64 are a third larger than their bytes
+        most = limits.upload_bytes + limits.body_bytes if upload else max(limits.body_bytes, limits.upload_bytes * 4 // 3)
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > most:
+            raise too_large(int(length), most)
+
+        async def bounded() -> Message:
+            nonlocal read, done
+            if done:  # what follows the body is the end of the connection
+                return await receive()
+            try:
+                async with asyncio.timeout(limits.idle_s):
+                    message = await receive()
+            except TimeoutError:
+                raise Refusal(408, f"nothing of the body came for {limits.idle_s:g} s.", code="request_timeout") from None
+            read += len(message.get("body", b""))
+            done = not message.get("more_body", False)
+            if read > most:
+                raise too_large(read, most)
+            return message
+
+        return bounded
+
+
+def too_large(got: int, most: int) -> Refusal:
+    """Return the refusal of a body."""
+    return Refusal(413, f"a body may have {most} bytes here, got {got} or more.", code="body_too_large")
+
+
+def refused(refusal: Refusal, scope: Any, request_id: str) -> JSONResponse:
+    """Return the answer of a refusal."""
+    return JSONResponse(refusal.body(scope["path"], request_id), refusal.status, refusal.headers)

@@ -1,0 +1,67 @@
+"""A server that listens: sockets, signals, and an end that lets running requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from .app import create_app
+from .settings import Settings
+
+_LOG = logging.getLogger(__name__)
+_HEADER_BYTES = 1 << 14
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT: requests that run then may end within `drain_s`; a second signal ends them at once."""
+    app = create_app(settings)
+    if settings.port and not is_loopback(settings.host):
+        _LOG.warning("listening on %s: whoever has a key and reaches this machine can use it.", settings.host)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.limits.connections,
+        timeout_keep_alive=int(settings.limits.idle_s),
+        timeout_graceful_shutdown=int(settings.drain_s),
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        http="h11",
+        loop="asyncio",
+    )
+    Draining(config, app.state.server, settings.drain_s).run()
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Draining(uvicorn.Server):
+    """A server that takes nothing more once it is told to stop, and says so to whoever asks."""
+
+    def __init__(self, config: uvicorn.Config, server: Any, drain_s: float) -> None:
+        super().__init__(config)
+        self._server, self._drain_s, self._draining = server, drain_s, False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining:
+            self.force_exit = True
+            super().handle_exit(sig, frame)
+            return
+        self._draining = True
+        _LOG.info("%s: requests that run may end within %g s; a second signal ends them at once.", signal.Signals(sig).name, self._drain_s)
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._server.runner.drain(self._drain_s))
+        task.add_done_callback(lambda _: super(Draining, self).handle_exit(sig, frame))

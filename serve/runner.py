@@ -1,0 +1,286 @@
+"""Who runs when: streams at once or not at all, collected clips from a queue that is fair between keys.
+
+In: jobs that were checked. Out: chunks for a listener, or a result; the rows of a job are free within a frame of its cancel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from ..runtime.memory import OutOfMemory
+from ..runtime.music import Music
+from ..runtime.pipeline import GenerationCancelled
+from ..runtime.scheduler import QueueFull
+from ..runtime.stream import Stream
+from ..runtime.track import Chunk
+from .errors import Refusal
+from .formats import pcm_sha256
+from .jobs import Asked, Job, Jobs, Result
+from .metrics import Metrics
+from .models import Loaded, Models
+from .settings import Limits
+
+_LOG = logging.getLogger(__name__)
+
+
+class Playing:
+    """A job whose chunks somebody reads as they are made."""
+
+    def __init__(self, job: Job, stream: Stream, loaded: Loaded, metrics: Metrics) -> None:
+        self.job, self.stream, self._loaded, self._metrics = job, stream, loaded, metrics
+        self.pcm_sha256: str | None = None  # set by who sends the clip, once all of it was sent
+
+    @property
+    def sample_rate(self) -> int:
+        return self.stream.sample_rate
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        """Give the chunks as they are made. Raises what making them raised."""
+        heard = self._metrics.listener(self.job.asked.model)
+        async for chunk in self.stream:
+            if not heard.sounds:
+                if self.job.result is None:
+                    self.job.begins_s = chunk.start_s
+                self._loaded.capacity.note_first(self.stream.timings["first_audio"])
+            heard.note(len(chunk.audio) / chunk.sample_rate)
+            self.job.progress = self.stream.progress
+            yield chunk
+        heard.end()
+
+
+class Runner:
+    """Runs jobs."""
+
+    def __init__(self, models: Models, jobs: Jobs, limits: Limits, metrics: Metrics) -> None:
+        self._models, self._jobs, self._limits, self._metrics = models, jobs, limits, metrics
+        self._playing: dict[Job, Loaded] = {}
+        self._waiting: dict[str, deque[Job]] = {}  # by owner; the owner whose turn is next first
+        self._collecting: dict[Job, asyncio.Task[None]] = {}
+        self.draining = False
+        metrics.watch(self)
+
+    @property
+    def running(self) -> int:
+        return len(self._playing) + len(self._collecting)
+
+    @property
+    def waiting(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def position(self, job: Job) -> int | None:
+        """Return a job's place in the queue, from 1, if it waits."""
+        order, queues = [], [list(queue) for queue in self._waiting.values()]
+        while any(queues):
+            order += [queue.pop(0) for queue in queues if queue]
+        return order.index(job) + 1 if job in order else None
+
+    async def check(self, asked: Asked) -> None:
+        """Raise Refusal for what the model cannot make, before anything is promised."""
+        self._open_for_more()
+        async with self._models.use(asked.model) as loaded:
+            with refusing():
+                await asyncio.to_thread(loaded.model.check, **asked.arguments)
+
+    # --- streams
+
+    @asynccontextmanager
+    async def play(self, job: Job, candidate: int | None = None, start_s: float = 0.0) -> AsyncIterator[Playing]:
+        """Hold a stream of a job open, its chunks to be read as they are made; when it is let go before its end it is cancelled.
+
+        candidate: of a job that left tokens, the one to play from `start_s` of its clip on. Raises Refusal (429) if somebody's stream
+        would run dry by it.
+        """
+        self._open_for_more()
+        again, complete = job.result if candidate is not None else None, job.state == "done"
+        async with self._models.use(job.asked.model) as loaded:
+            if not complete:
+                self._admit(job, loaded)
+                job.state = "queued"
+            self._playing[job] = loaded
+            stream: Stream | None = None
+            try:
+                arguments = {**job.asked.arguments, "ahead_s": self._limits.ahead_s}
+                arguments.pop("num_samples", None)
+                if again is not None and candidate is not None:
+                    arguments |= {"tokens": again.candidates[candidate], "start_s": max(start_s, job.begins_s)}
+                    if arguments.pop("prime", None) is not None and not {"text", "audio"} & arguments.keys():
+                        arguments["text"] = job.asked.prompt  # of a clip that is complete it conditions nothing
+                with refusing():
+                    stream = await asyncio.to_thread(loaded.model.stream, **arguments)
+                if not complete:
+                    job.state, job.cancel = "running", stream.cancel
+                async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
+                    playing = Playing(job, stream, loaded, self._metrics)
+                    yield playing
+                if not complete:
+                    tokens = await asyncio.to_thread(lambda: stream.tokens)
+                    job.result = Result(
+                        [tokens], timings=stream.timings, pcm_sha256=playing.pcm_sha256 if start_s <= job.begins_s else None
+                    )
+                    job.settle("done")
+            except BaseException as error:
+                if stream is not None:
+                    stream.cancel()
+                if not complete:
+                    await self._cut(job, stream, error)
+                raise
+            finally:
+                self._playing.pop(job, None)
+                if not complete:
+                    self._metrics.count(job)
+
+    def _admit(self, job: Job, loaded: Loaded) -> None:
+        """Raise Refusal (429) unless one more stream leaves all others playing."""
+        others = [one for one, of in self._playing.items() if of is loaded]
+        own = sum(one.owner == job.owner for one in others)
+        last = len(others) + 1 >= loaded.capacity.streams and len(others) > own  # the last place is for who has none
+        if not loaded.capacity.admits(len(others), loaded.model.activity) or (last and own):
+            self._metrics.refused("capacity")
+            said = f"{len(others)} streams are playing, and this machine makes {loaded.capacity.streams:g} as fast as they play"
+            raise Refusal(429, f"{said}: ask again later.", code="rate_limit_exceeded", retry_s=self._free_in(others, loaded))
+
+    def _free_in(self, others: list[Job], loaded: Loaded) -> float:
+        """Return in how many seconds the first of the streams that are made now is done."""
+        pace = (loaded.capacity.pace(len(others)) or 1.0) / max(len(others), 1)
+        left = []
+        for one in others:
+            shares = [done / total for done, total in one.progress.values() if total]
+            left.append(one.asked.seconds * (1 - min(shares, default=0.0)) / pace)
+        return min(left, default=1.0)
+
+    async def _cut(self, job: Job, stream: Stream | None, error: BaseException) -> None:
+        """Note how a stream ended that did not come to its end, and keep its tokens, from which it can go on."""
+        if stream is None:
+            job.settle("failed", error if isinstance(error, Refusal) else None)
+            return
+        if isinstance(error, TimeoutError):
+            job.settle("cancelled", Refusal(504, "the deadline has passed.", code="deadline_exceeded"))
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit | OSError):
+            with suppress(Exception):
+                job.result = Result([await asyncio.shield(asyncio.to_thread(lambda: stream.tokens))], timings=stream.timings)
+            job.settle("cut")
+        else:
+            _LOG.error("job %s failed", job.id, exc_info=error)
+            job.settle("failed", Refusal(500, f"{type(error).__name__}: {error}"))
+
+    # --- collected clips
+
+    def queue(self, job: Job) -> None:
+        """Have a job run when its turn comes. Raises Refusal (429) when too many wait."""
+        self._open_for_more()
+        own = self._waiting.setdefault(job.owner, deque())
+        for count, most, whose in ((self.waiting, self._limits.waiting, ""), (len(own), self._limits.waiting_per_key, " of this key")):
+            if count >= most:
+                self._metrics.refused("queue")
+                raise Refusal(
+                    429, f"{count} requests{whose} are waiting already.", code="rate_limit_exceeded", retry_s=self._queue_s() / (count + 1)
+                )
+        own.append(job)
+        job.cancel = lambda: self._withdraw(job)
+        self._next()
+
+    def _queue_s(self) -> float:
+        """Return the seconds in which what is waiting now will be made, as far as is known."""
+        seconds: defaultdict[str, float] = defaultdict(float)
+        for job in (job for queue in self._waiting.values() for job in queue):
+            seconds[job.asked.model] += job.asked.seconds
+        paces = {one.name: one.capacity.pace(self._limits.together) or 1.0 for one in self._models.loaded}
+        return sum(length / paces.get(name, 1.0) for name, length in seconds.items())
+
+    def _withdraw(self, job: Job) -> None:
+        """Take a job that waits out of the queue."""
+        with suppress(KeyError, ValueError):
+            self._waiting[job.owner].remove(job)
+        job.settle("cancelled")
+
+    def _next(self) -> None:
+        """Begin the jobs whose turn it is: one of each owner after another."""
+        while len(self._collecting) < self._limits.together and (owner := next((who for who, own in self._waiting.items() if own), None)):
+            own = self._waiting.pop(owner)
+            job = own.popleft()
+            self._waiting = {who: queue for who, queue in self._waiting.items() if queue}
+            if own:
+                self._waiting[owner] = own  # behind all others
+            self._collecting[job] = asyncio.create_task(self._collect(job))
+
+    async def _collect(self, job: Job) -> None:
+        cancel = threading.Event()
+        job.state, job.cancel = "running", cancel.set
+        left = (job.asked.deadline_s or self._limits.deadline_s) - (time.time() - job.created)
+        try:
+            async with self._models.use(job.asked.model) as loaded, asyncio.timeout(left):
+                with refusing():
+                    music = await _in_thread(loaded, job, cancel)
+            job.result, job.music = _result(music), music if job.wants_music else None
+            job.settle("done")
+        except TimeoutError:
+            job.settle("cancelled", Refusal(504, "the deadline has passed.", code="deadline_exceeded"))
+        except (GenerationCancelled, asyncio.CancelledError):
+            job.settle("cancelled")
+        except Refusal as error:
+            job.settle("failed", error)
+        except Exception as error:
+            _LOG.exception("job %s failed", job.id)
+            job.settle("failed", Refusal(500, f"{type(error).__name__}: {error}"))
+        finally:
+            cancel.set()
+            del self._collecting[job]
+            self._metrics.count(job)
+            self._next()
+
+    # --- the end
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing more, and wait for what runs; after so many seconds end it."""
+        self.draining = True
+        for queue in self._waiting.values():
+            while queue:
+                queue[0].cancel()
+        stop = time.monotonic() + seconds
+        while self.running and time.monotonic() < stop:
+            await asyncio.sleep(0.05)
+        for job in [*self._playing, *self._collecting]:
+            job.cancel()
+        await asyncio.gather(*self._collecting.values(), return_exceptions=True)
+
+    def _open_for_more(self) -> None:
+        if self.draining:
+            raise Refusal(503, "this server is being stopped.", code="shutting_down", retry_s=5)
+
+
+async def _in_thread(loaded: Loaded, job: Job, cancel: threading.Event) -> Music:
+    def report(stage: str, done: int, total: int) -> None:
+        job.progress[stage] = done, total
+
+    task = asyncio.create_task(asyncio.to_thread(loaded.model.generate, **job.asked.arguments, progress=report, cancel=cancel))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:  # the thread is waited for: its rows must be free when the job has ended
+        cancel.set()
+        with suppress(Exception):
+            await task
+        raise
+
+
+def _result(music: Music) -> Result:
+    scores = [one.score for one in music.candidates]
+    return Result([one.tokens for one in music.candidates], music.best, scores, music.timings, pcm_sha256(music.audio))
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn the errors of a model about its arguments into refusals."""
+    try:
+        yield
+    except OutOfMemory as error:
+        raise Refusal(413, str(error), code="does_not_fit") from error
+    except QueueFull as error:
+        raise Refusal(429, str(error), code="rate_limit_exceeded", retry_s=10) from error
+    except (ValueError, TypeError) as error:
+        raise Refusal(400, str(error), code="invalid_value") from error

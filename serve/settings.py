@@ -1,0 +1,51 @@
+"""What a server is told when it starts: bundles, where it listens, who may ask, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one request, one key and all together may take."""
+
+    seconds: float = 600.0  # of a clip
+    characters: int = 4096  # of all texts of a prompt
+    parts: int = 16  # of a prompt
+    num_samples: int = 8
+    body_bytes: int = 1 << 20  # of a request without an upload
+    upload_bytes: int = 16 << 20  # of a request with one
+    upload_seconds: float = 60.0  # of an uploaded sound, once decoded
+    connections: int = 256
+    waiting: int = 64  # requests that wait for their turn
+    waiting_per_key: int = 16
+    together: int = 8  # clips that are collected at once
+    deadline_s: float = 600.0  # from a request to its last byte, if the request does not ask for less
+    idle_s: float = 30.0  # a client may take to send the next byte of its request, or to read the next of its answer
+    ahead_s: float = 30.0  # of a stream, made before its client has read it
+    jobs: int = 256  # whose tokens are kept
+    keep_s: float = 3600.0  # after a job has ended
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a limit that nothing could stay within."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise ValueError(f"{name.replace('_', '-')} must be above 0, got {value}.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server runs."""
+
+    bundles: Mapping[str, Path]  # by the name that clients give as `model`; the first one is the default
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "auto"
+    threads: int | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)  # key -> name of whoever has it; empty: nobody is asked for one
+    origins: Sequence[str] = ()  # from which browsers may ask (CORS)
+    memory_bytes: int | None = None  # of loaded bundles, the least recently used of which is let go beyond that
+    drain_s: float = 30.0  # that running requests have to end in when the server is told to stop
+    limits: Limits = Limits()
