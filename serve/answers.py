@@ -46,7 +46,7 @@ class SoundAnswer(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with self._play() as playing:
-                encoder = Encoder(self._form, playing.sample_rate, playing.stream.settings, self._rate, self._kbps)
+                encoder = Encoder(self._form, playing.sample_rate, playing.stream.settings, self._rate, self._kbps, playing.samples)
                 out = _Sender(send, self._limits.idle_s)
                 rates = {"X-Sample-Rate": str(encoder.rate), "X-Model-Sample-Rate": str(playing.sample_rate)}
                 await out.start(self.media_type or self._form.media_type, {**self._sent, **rates})
@@ -57,8 +57,9 @@ class SoundAnswer(Response):
     async def _send(self, playing: Playing, encoder: Encoder, out: _Sender) -> None:
         async for chunk in playing.chunks():
             await out.body(encoder.encode(chunk.audio))
-        playing.pcm_sha256 = encoder.pcm.hexdigest()
-        await out.body(encoder.finish())
+        last = encoder.finish()
+        await playing.finish(encoder.pcm.hexdigest())
+        await out.body(last)
         await out.end()
 
 
@@ -79,11 +80,13 @@ class EventAnswer(SoundAnswer):
             async for chunk in playing.chunks():
                 if data := encoder.encode(chunk.audio):
                     await event("speech.audio.delta", audio=base64.b64encode(data).decode(), start_s=chunk.start_s)
-            playing.pcm_sha256 = encoder.pcm.hexdigest()
+            await playing.finish(encoder.pcm.hexdigest())
             if data := encoder.finish():
                 await event("speech.audio.delta", audio=base64.b64encode(data).decode())
             usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0} | _tokens(playing)
-            await event("speech.audio.done", usage=usage, pcm_sha256=playing.pcm_sha256, job=playing.job.id, timings=playing.stream.timings)
+            await event(
+                "speech.audio.done", usage=usage, pcm_sha256=encoder.pcm.hexdigest(), job=playing.job.id, timings=playing.stream.timings
+            )
         except Exception as error:
             if isinstance(error, Gone):
                 raise

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..runtime.sound_files import FORMATS
 
 _PAGE_MS = 50.0  # of an Ogg page: with libsndfile's one second nothing is heard for so long
 _SET_PAGE_LATENCY = 0x1303  # libsndfile's SFC_SET_OGG_PAGE_LATENCY_MS, which soundfile has no word for
+_MP3_KBPS = 128  # by default
 _MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # layer III (ISO 11172-3)
 _MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # ISO 13818-3
 _MPEG1_HZ = (44100, 48000, 32000)
@@ -55,9 +56,17 @@ FORMATS_SERVED = {
 class Encoder:
     """One clip on its way into a format."""
 
-    def __init__(self, form: Format, sample_hz: int, record: Mapping[str, Any], rate: int | None = None, kbps: int | None = None) -> None:
+    def __init__(
+        self,
+        form: Format,
+        sample_hz: int,
+        record: Mapping[str, Any],
+        rate: int | None = None,
+        kbps: int | None = None,
+        samples: int | None = None,
+    ) -> None:
         """sample_hz: of the samples, the bundle's; record: of how the clip is made, for a wav's comment; rate: of the bytes, in Hz, by
-        default the bundle's, or the format's nearest to it; kbps: of mp3 and opus, by default libsndfile's."""
+        default the bundle's, or the format's nearest to it; kbps: of mp3, 128 by default, and opus; samples: that will come, if that is known."""
         self.form, self.rate = form, form.rate(rate or sample_hz)
         self.pcm = hashlib.sha256()  # of the samples as 16 bits, little-endian, at the bundle's rate
         self._resampler = None
@@ -65,6 +74,7 @@ class Encoder:
             import soxr
 
             self._resampler = soxr.ResampleStream(sample_hz, self.rate, 1, dtype="float32", quality="VHQ")
+        self._samples = samples if self._resampler is None else None
         self._sink = _Sink()
         self._file: Any = None
         if form.name == "wav":
@@ -90,12 +100,17 @@ class Encoder:
         if self.form.name == "wav":
             self._file.append(audio)
         elif len(audio):
-            self._file.write(np.clip(audio, -1, 1))
+            self._file.write(sixteen_bits(audio) if self.form.name == "flac" else np.clip(audio, -1, 1))
         return self._taken()
 
     def _taken(self) -> bytes:
         data = self._sink.take()
-        return _without_count(data, self._sink) if self.form.name == "mp3" else data
+        if self._sink.begun or not data:
+            return data
+        self._sink.begun = True
+        if self.form.name == "mp3":
+            return _without_count(data)
+        return _with_count(data, self._samples) if self.form.name == "flac" and self._samples else data
 
 
 def pcm_sha256(audio: np.ndarray) -> str:
@@ -103,9 +118,12 @@ def pcm_sha256(audio: np.ndarray) -> str:
     return hashlib.sha256(sixteen_bits(audio).tobytes()).hexdigest()
 
 
-def whole_file(music: Music, form: Format, rate: int | None) -> bytes:
-    """Return the best candidate as a file, at a rate in Hz, by default the bundle's, or the format's nearest to it."""
+def whole_file(music: Music, form: Format, rate: int | None, kbps: int | None = None) -> bytes:
+    """Return the best candidate as a file. rate: in Hz, by default the bundle's, or the format's nearest to it; kbps: as in `Encoder`."""
     hz = form.rate(rate or music.sample_rate)
+    if kbps is not None:
+        encoder = Encoder(form, music.sample_rate, music.settings, hz, kbps)
+        return encoder.encode(music.audio) + encoder.finish()
     if form.name != "pcm":
         return bytes(music.encode(form.suffix or ".wav", sample_rate=hz))
     wave = music.audio if hz == music.sample_rate else resample(music.audio, music.sample_rate, hz, FOR_LISTENERS)
@@ -151,18 +169,34 @@ def _open(suffix: str, sink: _Sink, hz: int, kbps: int | None) -> Any:
     import soundfile
 
     kind = FORMATS[suffix]
-    file = soundfile.SoundFile(sink, "w", samplerate=hz, channels=1, format=kind.name, subtype=kind.subtype)
+    options: dict[str, Any] = {}
+    if kind.subtype != "PCM_16" and (kbps or kind.name == "MP3"):  # mp3 of changing bitrates needs a count of its frames to be seeked
+        options["compression_level"] = _level(kind.subtype, hz, kbps or _MP3_KBPS)
+        options |= {"bitrate_mode": "CONSTANT"} if kind.name == "MP3" else {}
+    file = soundfile.SoundFile(cast(BinaryIO, sink), "w", samplerate=hz, channels=1, format=kind.name, subtype=kind.subtype, **options)
     if kind.subtype == "OPUS":
         value = soundfile._ffi.new("double*", _PAGE_MS)
         soundfile._snd.sf_command(file._file, _SET_PAGE_LATENCY, value, soundfile._ffi.sizeof("double"))
     return file
 
 
-def _without_count(data: bytes, sink: _Sink) -> bytes:
+def _level(subtype: str, hz: int, kbps: int) -> float:
+    """Return libsndfile's compression level of a bitrate: it falls evenly from the highest, at 0, to the lowest, at 1."""
+    if subtype == "OPUS":
+        least, most = 6, 256
+    else:  # of MPEG 1, 2 and 2.5
+        least, most = (32, 320) if hz >= 32000 else (8, 160) if hz >= 16000 else (8, 64)
+    return min(max((most - kbps) / (most - least), 0.0), 0.999)
+
+
+def _with_count(data: bytes, samples: int) -> bytes:
+    """Return flac that says how many samples it has: libsndfile, which would write that at the end, reads no file that does not."""
+    field = slice(18, 26)  # of STREAMINFO (RFC 9639, 8.2): rate, channels, bits, and in the last 36 bits the samples
+    return data[: field.start] + (int.from_bytes(data[field], "big") | samples).to_bytes(8, "big") + data[field.stop :]
+
+
+def _without_count(data: bytes) -> bytes:
     """Return mp3 without its first frame, in which libsndfile's LAME counts the frames, wrongly while they are still to come."""
-    if sink.begun or len(data) < 4:
-        return data
-    sink.begun = True
     length = _frame_bytes(data)
     return data[length:] if length and (b"Xing" in data[:length] or b"Info" in data[:length]) else data
 

@@ -70,9 +70,10 @@ class Gate:
     def _bounded(self, headers: Headers, receive: Receive) -> Callable[[], Any]:
         """Return a `receive` that raises Refusal for a body that is too large or comes too slowly."""
         limits, read, done = self._settings.limits, 0, False
+        end = asyncio.get_running_loop().time() + limits.body_s
         upload = headers.get("content-type", "").startswith("multipart/form-data")
         # sounds in base64 are a third larger than their bytes
-        most = limits.upload_bytes + limits.body_bytes if upload else max(limits.body_bytes, limits.upload_bytes * 4 // 3)
+        most = limits.body_bytes + (limits.upload_bytes if upload else limits.upload_bytes * 4 // 3)
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > most:
             raise too_large(int(length), most)
@@ -82,10 +83,10 @@ class Gate:
             if done:  # what follows the body is the end of the connection
                 return await receive()
             try:
-                async with asyncio.timeout(limits.idle_s):
+                async with asyncio.timeout_at(end):
                     message = await receive()
             except TimeoutError:
-                raise Refusal(408, f"nothing of the body came for {limits.idle_s:g} s.", code="request_timeout") from None
+                raise Refusal(408, f"the body has not come within {limits.body_s:g} s.", code="request_timeout") from None
             read += len(message.get("body", b""))
             done = not message.get("more_body", False)
             if read > most:

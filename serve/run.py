@@ -6,10 +6,12 @@ import asyncio
 import ipaddress
 import logging
 import signal
+import socket
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .app import create_app
 from .settings import Settings
@@ -34,10 +36,29 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=int(settings.limits.idle_s),
         timeout_graceful_shutdown=int(settings.drain_s),
         h11_max_incomplete_event_size=_HEADER_BYTES,
-        http="h11",
+        http=_protocol(settings.limits.header_s),
         loop="asyncio",
     )
     Draining(config, app.state.server, settings.drain_s).run()
+
+
+def _protocol(header_s: float) -> type[H11Protocol]:
+    """Return uvicorn's HTTP, but that a connection on which nothing is asked within `header_s` is closed: uvicorn waits for ever."""
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._waiting = self.loop.call_later(header_s, self._close_unasked)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._waiting.cancel()
+            super().connection_lost(exc)
+
+        def _close_unasked(self) -> None:
+            if self.cycle is None:
+                self.transport.close()
+
+    return Protocol
 
 
 def is_loopback(host: str) -> bool:
@@ -54,6 +75,14 @@ class Draining(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, server: Any, drain_s: float) -> None:
         super().__init__(config)
         self._server, self._drain_s, self._draining = server, drain_s, False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in self.servers:
+            for one in listening.sockets:
+                host, port = one.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                _LOG.info("listening on http://%s:%d; the interface is described at /docs", shown, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining:

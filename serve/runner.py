@@ -21,7 +21,7 @@ from ..runtime.stream import Stream
 from ..runtime.track import Chunk
 from .errors import Refusal
 from .formats import pcm_sha256
-from .jobs import Asked, Job, Jobs, Result
+from .jobs import ENDED, Asked, Job, Jobs, Result
 from .metrics import Metrics
 from .models import Loaded, Models
 from .settings import Limits
@@ -34,11 +34,16 @@ class Playing:
 
     def __init__(self, job: Job, stream: Stream, loaded: Loaded, metrics: Metrics) -> None:
         self.job, self.stream, self._loaded, self._metrics = job, stream, loaded, metrics
-        self.pcm_sha256: str | None = None  # set by who sends the clip, once all of it was sent
 
     @property
     def sample_rate(self) -> int:
         return self.stream.sample_rate
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples will come; None for a clip that may end early, or of which a part has been played."""
+        ends = self.job.asked.arguments.get("stop") == "eos" or self.job.result is not None or "prime" in self.job.asked.arguments
+        return None if ends else round(self.job.asked.seconds * self.sample_rate)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """Give the chunks as they are made. Raises what making them raised."""
@@ -53,6 +58,18 @@ class Playing:
             yield chunk
         heard.end()
 
+    async def finish(self, pcm_sha256: str) -> None:
+        """Note that the clip has come to its end. pcm_sha256: of what was sent, as 16 bits.
+
+        Called before the last byte is sent: whoever has the whole sound finds its job done.
+        """
+        if self.job.state == "running":
+            tokens = await asyncio.to_thread(lambda: self.stream.tokens)
+            whole = self.job.result is None
+            self.job.result = Result([tokens], timings=self.stream.timings, pcm_sha256=pcm_sha256 if whole else None)
+            self.job.settle("done")
+            self._metrics.count(self.job)
+
 
 class Runner:
     """Runs jobs."""
@@ -60,6 +77,7 @@ class Runner:
     def __init__(self, models: Models, jobs: Jobs, limits: Limits, metrics: Metrics) -> None:
         self._models, self._jobs, self._limits, self._metrics = models, jobs, limits, metrics
         self._playing: dict[Job, Loaded] = {}
+        self._decoding = 0  # jobs that are done and are played again
         self._waiting: dict[str, deque[Job]] = {}  # by owner; the owner whose turn is next first
         self._collecting: dict[Job, asyncio.Task[None]] = {}
         self.draining = False
@@ -67,7 +85,7 @@ class Runner:
 
     @property
     def running(self) -> int:
-        return len(self._playing) + len(self._collecting)
+        return len(self._playing) + len(self._collecting) + self._decoding
 
     @property
     def waiting(self) -> int:
@@ -96,44 +114,49 @@ class Runner:
         candidate: of a job that left tokens, the one to play from `start_s` of its clip on. Raises Refusal (429) if somebody's stream
         would run dry by it.
         """
-        self._open_for_more()
         again, complete = job.result if candidate is not None else None, job.state == "done"
-        async with self._models.use(job.asked.model) as loaded:
-            if not complete:
-                self._admit(job, loaded)
-                job.state = "queued"
-            self._playing[job] = loaded
-            stream: Stream | None = None
-            try:
+        stream: Stream | None = None
+        try:
+            self._open_for_more()
+            async with self._models.use(job.asked.model) as loaded, self._place(job, None if complete else loaded):
                 arguments = {**job.asked.arguments, "ahead_s": self._limits.ahead_s}
                 arguments.pop("num_samples", None)
                 if again is not None and candidate is not None:
                     arguments |= {"tokens": again.candidates[candidate], "start_s": max(start_s, job.begins_s)}
-                    if arguments.pop("prime", None) is not None and not {"text", "audio"} & arguments.keys():
-                        arguments["text"] = job.asked.prompt  # of a clip that is complete it conditions nothing
+                    prime = arguments.pop("prime", None)  # the tokens begin with it
+                    if prime is not None and not {"text", "audio"} & arguments.keys():
+                        arguments["audio"] = prime
                 with refusing():
                     stream = await asyncio.to_thread(loaded.model.stream, **arguments)
                 if not complete:
                     job.state, job.cancel = "running", stream.cancel
                 async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
-                    playing = Playing(job, stream, loaded, self._metrics)
-                    yield playing
-                if not complete:
-                    tokens = await asyncio.to_thread(lambda: stream.tokens)
-                    job.result = Result(
-                        [tokens], timings=stream.timings, pcm_sha256=playing.pcm_sha256 if start_s <= job.begins_s else None
-                    )
-                    job.settle("done")
-            except BaseException as error:
-                if stream is not None:
-                    stream.cancel()
-                if not complete:
+                    yield Playing(job, stream, loaded, self._metrics)
+        except BaseException as error:
+            if stream is not None:
+                stream.cancel()
+                if not complete and job.state not in ENDED:
                     await self._cut(job, stream, error)
-                raise
-            finally:
-                self._playing.pop(job, None)
-                if not complete:
                     self._metrics.count(job)
+            elif again is None:  # nothing was begun: the same request may be taken later
+                self._jobs.drop(job)
+            raise
+
+    @contextmanager
+    def _place(self, job: Job, loaded: Loaded | None) -> Iterator[None]:
+        """Count a job among those that run; loaded: its model, if it must be admitted. Raises Refusal (429)."""
+        if loaded is None:
+            self._decoding += 1
+        else:
+            self._admit(job, loaded)
+            self._playing[job] = loaded
+        try:
+            yield
+        finally:
+            if loaded is None:
+                self._decoding -= 1
+            else:
+                del self._playing[job]
 
     def _admit(self, job: Job, loaded: Loaded) -> None:
         """Raise Refusal (429) unless one more stream leaves all others playing."""
@@ -154,11 +177,8 @@ class Runner:
             left.append(one.asked.seconds * (1 - min(shares, default=0.0)) / pace)
         return min(left, default=1.0)
 
-    async def _cut(self, job: Job, stream: Stream | None, error: BaseException) -> None:
+    async def _cut(self, job: Job, stream: Stream, error: BaseException) -> None:
         """Note how a stream ended that did not come to its end, and keep its tokens, from which it can go on."""
-        if stream is None:
-            job.settle("failed", error if isinstance(error, Refusal) else None)
-            return
         if isinstance(error, TimeoutError):
             job.settle("cancelled", Refusal(504, "the deadline has passed.", code="deadline_exceeded"))
         elif isinstance(error, asyncio.CancelledError | GeneratorExit | OSError):

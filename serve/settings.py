@@ -23,7 +23,9 @@ class Limits:
     waiting_per_key: int = 16
     together: int = 8  # clips that are collected at once
     deadline_s: float = 600.0  # from a request to its last byte, if the request does not ask for less
-    idle_s: float = 30.0  # a client may take to send the next byte of its request, or to read the next of its answer
+    header_s: float = 15.0  # in which a connection must have asked something
+    body_s: float = 60.0  # in which the body of a request must have come
+    idle_s: float = 30.0  # a client may take to read the next bytes of its answer, or to ask again on its connection
     ahead_s: float = 30.0  # of a stream, made before its client has read it
     jobs: int = 256  # whose tokens are kept
     keep_s: float = 3600.0  # after a job has ended

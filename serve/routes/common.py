@@ -57,7 +57,7 @@ def replay(
     server: Server, job: Job, form: Format, rate: int | None, events: bool = False, start_s: float = 0.0, candidate: int | None = None
 ) -> Response:
     """Answer with the sound of a job that ended or was cut off, from a second on; what it lacks is made."""
-    if job.result is None:
+    if job.result is None or job.state == "running":
         told = "it has not ended" if job.error is None else job.error.message
         raise Refusal(409, f"job {job.id} has no sound yet: {told}.", "id", "job_not_ready", retry_s=2 if job.error is None else None)
     kind = EventAnswer if events else SoundAnswer
@@ -65,7 +65,7 @@ def replay(
     return kind(lambda: server.runner.play(job, index, start_s), form, headers_of(server, job), server.settings.limits, rate)
 
 
-async def collect(request: Request, body: bodies.Ours, model: str | None, prompt: Any, form: Format) -> Response:
+async def collect(request: Request, body: bodies.Ours, model: str | None, prompt: Any, form: Format, kbps: int | None = None) -> Response:
     """Answer with a whole sound."""
     server, asked = await ask(request, body, model, prompt, live=False)
     job, new = add_job(request, server, asked, body)
@@ -82,7 +82,7 @@ async def collect(request: Request, body: bodies.Ours, model: str | None, prompt
     if music is None:
         return replay(server, job, form, body.sample_rate)
     try:
-        data = whole_file(music, form, body.sample_rate)
+        data = whole_file(music, form, body.sample_rate, kbps)
     except ValueError as error:
         raise Refusal(400, str(error), "sample_rate", "invalid_value") from error
     rates = {"X-Sample-Rate": str(form.rate(body.sample_rate or music.sample_rate)), "X-Model-Sample-Rate": str(music.sample_rate)}

@@ -46,8 +46,8 @@ def _model(request: Request, body: bodies.Music) -> str | None:
 @router.post("/v1/music", responses=SOUNDS, response_class=Response)
 async def music(request: Request, body: bodies.Music, output_format: OutputFormat = "mp3_44100_128") -> Response:
     """Make music, and send it when it is whole."""
-    prompt, (form, _) = _prompt(body), _form(output_format, body)
-    return await collect(request, body, _model(request, body), prompt, form)
+    prompt, (form, kbps) = _prompt(body), _form(output_format, body)
+    return await collect(request, body, _model(request, body), prompt, form, kbps)
 
 
 @router.post("/v1/music/stream", responses=SOUNDS, response_class=Response)
