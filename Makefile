@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-REQUIREMENTS := base export upstream-needs dev
+REQUIREMENTS := base export upstream-needs serve dev
 
 .PHONY: setup demo test check bench embed gpu-check clean
 
