@@ -22,6 +22,7 @@ from .formats import Encoder, Format
 from .jobs import Job
 from .runner import Playing
 from .settings import Limits
+from .state import record_of
 
 _LOG = logging.getLogger(__name__)
 _COMMENT_S = 10.0  # proxies close what is silent for longer
@@ -44,6 +45,7 @@ class SoundAnswer(Response):
         self._play, self._form, self._sent, self._limits, self._rate, self._kbps = play, form, headers, limits, rate, kbps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        playing = reason = None
         try:
             async with self._play() as playing:
                 encoder = Encoder(self._form, playing.sample_rate, playing.stream.settings, self._rate, self._kbps, playing.samples)
@@ -53,6 +55,14 @@ class SoundAnswer(Response):
                 await _unless_gone(self._send(playing, encoder, out), receive)
         except Gone as error:
             _LOG.info("%s", error)
+            reason = "cut"  # of a job that is played again too, which stays done
+        finally:
+            if playing is not None:
+                record = record_of(scope)
+                record.note_job(playing.job)
+                record.note_stages(playing.stream.timings)
+                record.note_sound(playing.audio_s, playing.first_at)
+                record.note(reason=reason)
 
     async def _send(self, playing: Playing, encoder: Encoder, out: _Sender) -> None:
         async for chunk in playing.chunks():

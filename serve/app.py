@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from .errors import Refusal, bad_field
 from .limits import Gate, refused
+from .records import QUIET_PATHS
 from .routes import elevenlabs, generations, openai, status
 from .settings import Settings
 from .state import Server, request_id
@@ -35,7 +36,13 @@ def create_app(settings: Settings) -> FastAPI:
             await server.runner.drain(0.0)
             await server.models.close()
 
-    app = FastAPI(title="musiclm-deploy", version=__version__, description="Music from text, while it is made.", lifespan=lifespan)
+    app = FastAPI(
+        title="musiclm-deploy",
+        version=__version__,
+        description="Music from text, while it is made.",
+        lifespan=lifespan,
+        telemetry={"exclude": lambda scope: scope["path"] in QUIET_PATHS},
+    )
     app.state.server = server
     for router in (generations.router, openai.router, elevenlabs.router, status.router):
         app.include_router(router)
