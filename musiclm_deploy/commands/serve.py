@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         if name in bundles:
             options.wrong_usage(f"two bundles are named {name!r}: name one of them otherwise, as NAME=BUNDLE")
         bundles[name] = path
-    log(logging.INFO, options.log_json)
+    log(options.verbose, options.log_json)
     limits = Limits(**{name: getattr(options, f"max_{name}") for name, _, _ in _limits()})
     memory = None if options.memory_gb is None else int(options.memory_gb * 1e9)
     serve(
