@@ -66,7 +66,8 @@ class Encoder:
         samples: int | None = None,
     ) -> None:
         """sample_hz: of the samples, the bundle's; record: of how the clip is made, for a wav's comment; rate: of the bytes, in Hz, by
-        default the bundle's, or the format's nearest to it; kbps: of mp3, 128 by default, and opus; samples: that will come, if that is known."""
+        default the bundle's, or the format's nearest to it; kbps: of mp3, 128 by default, and opus; samples: that will come, if that is
+        known."""
         self.form, self.rate = form, form.rate(rate or sample_hz)
         self.pcm = hashlib.sha256()  # of the samples as 16 bits, little-endian, at the bundle's rate
         self._resampler = None

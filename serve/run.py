@@ -85,12 +85,11 @@ class Draining(uvicorn.Server):
                 _LOG.info("listening on http://%s:%d; the interface is described at /docs", shown, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take nothing more and end when nothing runs; at once when told a second time. The process ends with status 0."""
         if self._draining:
-            self.force_exit = True
-            super().handle_exit(sig, frame)
+            self.config.timeout_graceful_shutdown, self.should_exit = 0, True
             return
         self._draining = True
         _LOG.info("%s: requests that run may end within %g s; a second signal ends them at once.", signal.Signals(sig).name, self._drain_s)
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(self._server.runner.drain(self._drain_s))
-        task.add_done_callback(lambda _: super(Draining, self).handle_exit(sig, frame))
+        task = asyncio.get_running_loop().create_task(self._server.runner.drain(self._drain_s))
+        task.add_done_callback(lambda _: setattr(self, "should_exit", True))

@@ -122,20 +122,21 @@ class Runner:
         stream: Stream | None = None
         try:
             self._open_for_more()
-            async with self._models.use(job.asked.model) as loaded, self._place(job, None if complete else loaded):
-                arguments = {**job.asked.arguments, "ahead_s": self._limits.ahead_s}
-                arguments.pop("num_samples", None)
-                if again is not None and candidate is not None:
-                    arguments |= {"tokens": again.candidates[candidate], "start_s": max(start_s, job.begins_s)}
-                    prime = arguments.pop("prime", None)  # the tokens begin with it
-                    if prime is not None and not {"text", "audio"} & arguments.keys():
-                        arguments["audio"] = prime
-                with refusing():
-                    stream = await asyncio.to_thread(loaded.model.stream, **arguments)
-                if not complete:
-                    job.state, job.cancel = "running", stream.cancel
-                async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
-                    yield Playing(job, stream, loaded, self._metrics)
+            async with self._models.use(job.asked.model) as loaded:
+                with self._place(job, None if complete else loaded):
+                    arguments = {**job.asked.arguments, "ahead_s": self._limits.ahead_s}
+                    arguments.pop("num_samples", None)
+                    if again is not None and candidate is not None:
+                        arguments |= {"tokens": again.candidates[candidate], "start_s": max(start_s, job.begins_s)}
+                        prime = arguments.pop("prime", None)  # the tokens begin with it
+                        if prime is not None and not {"text", "audio"} & arguments.keys():
+                            arguments["audio"] = prime
+                    with refusing():
+                        stream = await asyncio.to_thread(loaded.model.stream, **arguments)
+                    if not complete:
+                        job.state, job.cancel = "running", stream.cancel
+                    async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
+                        yield Playing(job, stream, loaded, self._metrics)
         except BaseException as error:
             if stream is not None:
                 stream.cancel()
