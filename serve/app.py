@@ -68,10 +68,6 @@ def create_app(settings: Settings) -> FastAPI:
         answer.headers.update(error.headers or {})
         return answer
 
-    @app.exception_handler(Exception)
-    async def on_fault(request: Request, error: Exception) -> Response:
-        return await on_refusal(request, Refusal(500, f"{type(error).__name__}: {error}"))
-
     return app
 
 

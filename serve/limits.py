@@ -6,6 +6,7 @@ An ASGI layer around the application, since a body must be refused while it come
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from .records import Record
 from .settings import Settings
 from .tracing import begin_trace, end_trace
 
+_LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -58,6 +60,11 @@ class Gate:
             if status:
                 raise
             await refused(refusal, scope, request_id)(scope, receive, sending)
+        except Exception as error:
+            if status:
+                raise
+            _LOG.exception("request %s failed", request_id)
+            await refused(Refusal(500, f"{type(error).__name__}: {error}"), scope, request_id)(scope, receive, sending)
         finally:
             record.note(status=status or None, bytes=size)
             end_trace(record)
