@@ -119,7 +119,8 @@ def _all(file: soundfile.SoundFile) -> np.ndarray:
 def test_a_sound_comes_while_it_is_made(client: httpx.Client) -> None:
     """Fault: an answer that is sent when it is whole."""
     with client.stream("POST", "/v1/audio/generations", json=LONG | {"response_format": "pcm"}) as answer:
-        got = next(pieces := answer.iter_raw())
+        pieces = answer.iter_raw()  # held: a client is gone when nothing refers to it
+        got = next(pieces)
         assert answer.headers["x-accel-buffering"] == "no" and 0 < len(got) < 500 * 32000
         assert client.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()["state"] == "running"
 
