@@ -45,20 +45,23 @@ class SoundAnswer(Response):
         self._play, self._form, self._sent, self._limits, self._rate, self._kbps = play, form, headers, limits, rate, kbps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        out, record = _Sender(send, self._limits.idle_s), record_of(scope)
         playing = reason = None
         try:
             async with self._play() as playing:
                 encoder = Encoder(self._form, playing.sample_rate, playing.stream.settings, self._rate, self._kbps, playing.samples)
-                out = _Sender(send, self._limits.idle_s)
                 rates = {"X-Sample-Rate": str(encoder.rate), "X-Model-Sample-Rate": str(playing.sample_rate)}
                 await out.start(self.media_type or self._form.media_type, {**self._sent, **rates})
                 await _unless_gone(self._send(playing, encoder, out), receive)
         except Gone as error:
-            _LOG.info("%s", error)
+            _LOG.info("%s (%s)", error, record.request_id)
             reason = "cut"  # of a job that is played again too, which stays done
+        except Refusal as error:
+            if not out.started:
+                raise
+            _LOG.warning("the answer is broken off: %s (%s)", error, record.request_id)
         finally:
             if playing is not None:
-                record = record_of(scope)
                 record.note_job(playing.job)
                 record.note_stages(playing.stream.timings)
                 record.note_sound(playing.audio_s, playing.first_at)
@@ -133,13 +136,14 @@ class _Sender:
     """The messages of one answer, each of which its client must take in time."""
 
     def __init__(self, send: Send, idle_s: float) -> None:
-        self._send, self._idle_s, self.last = send, idle_s, time.monotonic()
+        self._send, self._idle_s, self.last, self.started = send, idle_s, time.monotonic(), False
 
     async def start(self, media_type: str, headers: dict[str, str]) -> None:
         raw = [
             (name.lower().encode(), value.encode("latin-1", "replace")) for name, value in {"content-type": media_type, **headers}.items()
         ]
         await self._put({"type": "http.response.start", "status": 200, "headers": raw})
+        self.started = True
         await self.body(b"")  # so that the headers go out now
 
     async def body(self, data: bytes) -> None:

@@ -106,7 +106,8 @@ class Draining(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take nothing more and end when nothing runs; at once when told a second time. The process ends with status 0."""
         if self._draining:
-            self.config.timeout_graceful_shutdown, self.should_exit = 0, True
+            self._server.runner.cancel_all()
+            self.config.timeout_graceful_shutdown, self.should_exit = 1, True
             return
         self._draining = True
         _LOG.info("%s: requests that run may end within %g s; a second signal ends them at once.", signal.Signals(sig).name, self._drain_s)

@@ -60,7 +60,15 @@ class Playing:
             self.audio_s += seconds
             self.job.progress = self.stream.progress
             yield chunk
+        if self.job.error is not None:  # it was cancelled: what was sent is not all
+            raise self.job.error
         heard.end()
+
+    def cancel(self) -> None:
+        """End the stream; whoever listens gets an error, as the clip is not whole."""
+        self.job.settle("cancelled", Refusal(503, "this request was cancelled.", code="cancelled"))
+        self._metrics.count(self.job)
+        self.stream.cancel()
 
     async def finish(self, pcm_sha256: str) -> None:
         """Note that the clip has come to its end. pcm_sha256: of what was sent, as 16 bits.
@@ -133,10 +141,11 @@ class Runner:
                             arguments["audio"] = prime
                     with refusing():
                         stream = await asyncio.to_thread(loaded.model.stream, **arguments)
+                    playing = Playing(job, stream, loaded, self._metrics)
                     if not complete:
-                        job.state, job.cancel = "running", stream.cancel
+                        job.state, job.cancel = "running", playing.cancel
                     async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
-                        yield Playing(job, stream, loaded, self._metrics)
+                        yield playing
         except BaseException as error:
             if stream is not None:
                 stream.cancel()
@@ -270,9 +279,13 @@ class Runner:
         stop = time.monotonic() + seconds
         while self.running and time.monotonic() < stop:
             await asyncio.sleep(0.05)
+        self.cancel_all()
+        await asyncio.gather(*self._collecting.values(), return_exceptions=True)
+
+    def cancel_all(self) -> None:
+        """End what runs."""
         for job in [*self._playing, *self._collecting]:
             job.cancel()
-        await asyncio.gather(*self._collecting.values(), return_exceptions=True)
 
     def _open_for_more(self) -> None:
         if self.draining:

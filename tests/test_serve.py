@@ -119,7 +119,8 @@ def _all(file: soundfile.SoundFile) -> np.ndarray:
 def test_a_sound_comes_while_it_is_made(client: httpx.Client) -> None:
     """Fault: an answer that is sent when it is whole."""
     with client.stream("POST", "/v1/audio/generations", json=LONG | {"response_format": "pcm"}) as answer:
-        got = next(answer.iter_raw())
+        pieces = answer.iter_raw()  # held: a client is gone when nothing refers to it
+        got = next(pieces)
         assert answer.headers["x-accel-buffering"] == "no" and 0 < len(got) < 500 * 32000
         assert client.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()["state"] == "running"
 
@@ -261,7 +262,8 @@ def test_a_retry_finds_the_first_ones_job(client: httpx.Client, music: md.MusicL
 def test_a_client_that_goes_away_frees_its_rows(client: httpx.Client) -> None:
     """Fault: work that goes on for nobody: of a stream, of a whole sound that is awaited, of a job that is deleted."""
     with client.stream("POST", "/v1/audio/generations", json=LONG) as answer:
-        next(answer.iter_raw())
+        pieces = answer.iter_raw()  # held: a client is gone when nothing refers to it
+        next(pieces)
         assert not idle(client)
     assert eventually(lambda: idle(client))
     with pytest.raises(httpx.ReadTimeout):
