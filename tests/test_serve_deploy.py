@@ -107,7 +107,7 @@ def test_a_sound_through_nginx(client: httpx.Client, behind: httpx.Client, acces
 
 
 def test_nginx_takes_what_its_client_reads(tmp_path: Path) -> None:
-    """Fault: nginx that reads on for a client that does not, so that a whole clip is made, and kept in a file, for who may never hear it."""
+    """Fault: nginx that reads on for a client that does not, so that a whole clip is made for who may never hear it."""
     block, most, sent = b"\0" * (1 << 16), 128, 0
 
     class Sender(http.server.BaseHTTPRequestHandler):
@@ -185,7 +185,7 @@ def test_the_dashboard(client: httpx.Client) -> None:
 
 
 def test_the_service(tmp_path: Path) -> None:
-    """Fault: options that the command does not take; a service that systemd kills while it drains; a unit that systemd does not understand."""
+    """Fault: options that the command does not take; a service that is killed while it drains; a unit that systemd refuses."""
     text = (DEPLOY / "musiclm.service").read_text(encoding="utf-8")
     unit = configparser.RawConfigParser(strict=False)
     unit.optionxform = str  # type: ignore[assignment]
