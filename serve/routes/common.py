@@ -17,7 +17,10 @@ from ..state import Server, owner_of, server_of
 SOUNDS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the sound",
-        "content": {form.media_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMATS_SERVED.values()},
+        "content": {
+            **{form.media_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMATS_SERVED.values()},
+            "text/event-stream": {"schema": {}},
+        },
     }
 }
 REPEAT = "idempotency-key"
