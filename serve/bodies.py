@@ -30,8 +30,8 @@ class Strict(BaseModel):
 class Sampling(Strict):
     """How the tokens of a stage are drawn."""
 
-    temperature: float | None = None
-    filter_thres: float | None = None
+    temperature: float | None = Field(None, ge=0)
+    filter_thres: float | None = Field(None, ge=0, lt=1)
     cond_scale: float | None = None
 
 
