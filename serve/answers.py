@@ -104,7 +104,7 @@ class EventAnswer(SoundAnswer):
             if isinstance(error, Gone):
                 raise
             refusal = error if isinstance(error, Refusal) else Refusal(500, f"{type(error).__name__}: {error}")
-            await event("error", error=refusal.body("", playing.job.id)["error"])
+            await event("error", error=refusal.answer("", playing.job.id)[1]["error"])
             raise
         finally:
             beside.cancel()

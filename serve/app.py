@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from .. import __version__
-from .errors import Refusal, bad_field
+from . import bodies
+from .errors import Refusal
 from .limits import Gate, refused
 from .records import QUIET_PATHS
 from .routes import elevenlabs, generations, openai, status
 from .settings import Settings
 from .state import Server, request_id
 
+REFUSALS = (400, 401, 404, 405, 408, 409, 413, 415, 416, 422, 429, 500, 503, 504)
 _SHOWN = 200  # characters of a value in a message
 
 
@@ -45,7 +50,15 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.server = server
     for router in (generations.router, openai.router, elevenlabs.router, status.router):
-        app.include_router(router)
+        app.include_router(router, responses=refusals(bodies.RefusedMusic if router is elevenlabs.router else bodies.Refused))
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = described()
+        schema["components"]["schemas"] |= generations.definitions()
+        return schema
+
+    app.openapi = openapi
     if settings.origins:
         exposed = ["X-Request-Id", "X-Job-Id", "X-Sample-Rate", "X-Seed", "Retry-After"]
         app.add_middleware(
@@ -60,22 +73,30 @@ def create_app(settings: Settings) -> FastAPI:
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def on_fields(request: Request, error: ValidationError | RequestValidationError) -> Response:
-        return await on_refusal(request, _first_fault(error, request.url.path))
+        return await on_refusal(request, _first_fault(error))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
         answer = await on_refusal(request, Refusal(error.status_code, str(error.detail)))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:  # of all routes of this path, not of the first alone
+            methods = [route.methods or () for route in app.routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
+            answer.headers["Allow"] = ", ".join(sorted(set().union(*methods)))
         return answer
 
     return app
 
 
-def _first_fault(error: ValidationError | RequestValidationError, path: str) -> Refusal:
+def refusals(form: type) -> dict[int | str, dict[str, Any]]:
+    """Return the refusals that every route may answer with, for the interface's description."""
+    return {status: {"model": form, "description": HTTPStatus(status).phrase} for status in REFUSALS}
+
+
+def _first_fault(error: ValidationError | RequestValidationError) -> Refusal:
     """Return the refusal of a body by the first of its faults."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path")) or None
     got = repr(fault.get("input"))
     told = "is not a field here" if fault["type"] == "extra_forbidden" else fault["msg"]
     shown = f"{where or 'the body'}: {told}, got {got if len(got) <= _SHOWN else f'{got[:_SHOWN]}...'}."
-    return bad_field(shown, where, path)
+    return Refusal(400, shown, where, "invalid_value")

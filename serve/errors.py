@@ -36,19 +36,17 @@ class Refusal(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         return headers
 
-    def body(self, path: str, request_id: str) -> dict[str, Any]:
-        """Return the JSON for a client of a path."""
-        if path.startswith("/v1/music"):  # ElevenLabs
-            return {"detail": {"status": self.kind, "message": self.message, "param": self.param, "request_id": request_id}}
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code, "request_id": request_id}}
+    def answer(self, path: str, request_id: str) -> tuple[int, dict[str, Any]]:
+        """Return the status and the JSON for a client of a path."""
+        if path.startswith("/v1/music"):  # ElevenLabs', whose clients expect 422 for a field
+            return 422 if self.status == 400 else self.status, {
+                "detail": {"status": self.kind, "message": self.message, "param": self.param, "request_id": request_id}
+            }
+        fault = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code, "request_id": request_id}
+        return self.status, {"error": fault}
 
     @property
     def kind(self) -> str:
         """The kind of error, in the words of OpenAI's interface."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-
-
-def bad_field(message: str, param: str | None, path: str = "") -> Refusal:
-    """Return the refusal of a field's value: 400, and 422 on ElevenLabs' paths, whose clients expect that."""
-    return Refusal(422 if path.startswith("/v1/music") else 400, message, param, "invalid_value")

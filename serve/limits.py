@@ -107,4 +107,5 @@ def too_large(got: int, most: int) -> Refusal:
 def refused(refusal: Refusal, scope: Any, request_id: str) -> JSONResponse:
     """Return the answer of a refusal, and note it."""
     scope["state"]["record"].note(error=refusal.code or refusal.kind)
-    return JSONResponse(refusal.body(scope["path"], request_id), refusal.status, refusal.headers)
+    status, body = refusal.answer(scope["path"], request_id)
+    return JSONResponse(body, status, refusal.headers)

@@ -154,6 +154,8 @@ class Runner:
                     self._metrics.count(job)
             elif again is None:  # nothing was begun: the same request may be taken later
                 self._jobs.drop(job)
+            if isinstance(error, TimeoutError):
+                raise _late() from error
             raise
 
     @contextmanager
@@ -194,7 +196,7 @@ class Runner:
     async def _cut(self, job: Job, stream: Stream, error: BaseException) -> None:
         """Note how a stream ended that did not come to its end, and keep its tokens, from which it can go on."""
         if isinstance(error, TimeoutError):
-            job.settle("cancelled", Refusal(504, "the deadline has passed.", code="deadline_exceeded"))
+            job.settle("cancelled", _late())
         elif isinstance(error, asyncio.CancelledError | GeneratorExit | OSError):
             with suppress(Exception):
                 job.result = Result([await asyncio.shield(asyncio.to_thread(lambda: stream.tokens))], timings=stream.timings)
@@ -254,7 +256,7 @@ class Runner:
             job.result, job.music = _result(music), music if job.wants_music else None
             job.settle("done")
         except TimeoutError:
-            job.settle("cancelled", Refusal(504, "the deadline has passed.", code="deadline_exceeded"))
+            job.settle("cancelled", _late())
         except (GenerationCancelled, asyncio.CancelledError):
             job.settle("cancelled")
         except Refusal as error:
@@ -290,6 +292,10 @@ class Runner:
     def _open_for_more(self) -> None:
         if self.draining:
             raise Refusal(503, "this server is being stopped.", code="shutting_down", retry_s=5)
+
+
+def _late() -> Refusal:
+    return Refusal(504, "the deadline has passed.", code="deadline_exceeded")
 
 
 async def _in_thread(loaded: Loaded, job: Job, cancel: threading.Event) -> Music:

@@ -12,12 +12,16 @@ from ..answers import EventAnswer, Gone, SoundAnswer, until_settled
 from ..errors import Refusal
 from ..formats import FORMATS_SERVED, Format, whole_file
 from ..jobs import Asked, Job
+from ..runner import refusing
 from ..state import Server, owner_of, record_of, server_of
 
 SOUNDS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "the sound",
-        "content": {form.media_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMATS_SERVED.values()},
+        "content": {
+            **{form.media_type: {"schema": {"type": "string", "format": "binary"}} for form in FORMATS_SERVED.values()},
+            "text/event-stream": {"schema": {}},
+        },
     }
 }
 REPEAT = "idempotency-key"
@@ -27,7 +31,8 @@ async def ask(request: Request, body: bodies.Ours, model: str | None, prompt: An
     """Return what a body asks, once the model has seen that it can be made. Raises Refusal."""
     server = server_of(request)
     bundle = server.models.bundle(model)
-    asked = asking.make_asked(body, model or server.models.default, prompt, bundle, server.settings.limits, live)
+    with refusing():
+        asked = asking.make_asked(body, model or server.models.default, prompt, bundle, server.settings.limits, live)
     await server.runner.check(asked)
     return server, asked
 

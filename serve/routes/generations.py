@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
@@ -15,13 +15,14 @@ from ..state import owner_of, record_of, server_of
 from ..tracing import end_trace
 from .common import SOUNDS, add_job, ask, collect, play, replay
 
+T = TypeVar("T", bound=bodies.JobBody)
 router = APIRouter(tags=["musiclm"])
 _JSON = "application/json"
 _FORM = "multipart/form-data"
 _UPLOADED = ("audio", "prime")
 
 
-def _described(body: type[bodies.Generation]) -> dict[str, Any]:
+def _described(body: type[bodies.JobBody]) -> dict[str, Any]:
     """Return what the interface's description says of a body that is JSON, or JSON and uploads."""
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
     schema.pop("$defs", None)
@@ -33,7 +34,12 @@ def _described(body: type[bodies.Generation]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema}, _FORM: {"schema": form}}}}
 
 
-async def _read(request: Request, body: type[bodies.Generation]) -> bodies.Generation:
+def definitions() -> dict[str, Any]:
+    """Return what the bodies described here refer to, for the components of the interface's description."""
+    return bodies.Generation.model_json_schema(ref_template="#/components/schemas/{model}")["$defs"]
+
+
+async def _read(request: Request, body: type[T]) -> T:
     """Return a body of JSON, or of a form whose field `request` is the JSON and whose files are sounds. Raises Refusal (400)."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in (_JSON, _FORM):
@@ -49,7 +55,7 @@ async def _read(request: Request, body: type[bodies.Generation]) -> bodies.Gener
                     raise Refusal(
                         400, f"unknown field {unknown[0]!r}: a form has request, {' and '.join(_UPLOADED)}.", unknown[0], "unknown_field"
                     )
-                fields = json.loads(str(form.get("request", "{}")))
+                fields = json.loads(str(form.get("request", "")))
                 for name in _UPLOADED:
                     if (upload := form.get(name)) is not None and isinstance(fields, dict):
                         data = upload.encode() if isinstance(upload, str) else await upload.read()
