@@ -89,6 +89,7 @@ class Generation(JobBody):
     response_format: FormatName = "wav"
     stream: bool = Field(True, description="send the sound while it is made")
     stream_format: StreamFormat = "audio"
+    normalize: float | None = Field(None, gt=-70, le=0, description="loudness of a whole sound in LUFS (ITU-R BS.1770)")
 
 
 class Speech(Ours):

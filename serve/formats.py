@@ -10,12 +10,13 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..runtime.audio import FOR_LISTENERS, resample
 from ..runtime.growing import GrowingWav, sixteen_bits
+from ..runtime.mastering import Mastering
 from ..runtime.music import Music
 from ..runtime.sound_files import FORMATS
 
@@ -119,16 +120,17 @@ def pcm_sha256(audio: np.ndarray) -> str:
     return hashlib.sha256(sixteen_bits(audio).tobytes()).hexdigest()
 
 
-def whole_file(music: Music, form: Format, rate: int | None, kbps: int | None = None) -> bytes:
-    """Return the best candidate as a file. rate: in Hz, by default the bundle's, or the format's nearest to it; kbps: as in `Encoder`."""
+def whole_file(music: Music, form: Format, rate: int | None, kbps: int | None = None, normalize: float | None = None) -> bytes:
+    """Return the best candidate as a file.
+
+    rate: in Hz, by default the bundle's, or the format's nearest to it; kbps: as in `Encoder`; normalize: loudness in LUFS.
+    """
     hz = form.rate(rate or music.sample_rate)
-    if kbps is not None:
-        encoder = Encoder(form, music.sample_rate, music.settings, hz, kbps)
-        return encoder.encode(music.audio) + encoder.finish()
-    if form.name != "pcm":
-        return bytes(music.encode(form.suffix or ".wav", sample_rate=hz))
-    wave = music.audio if hz == music.sample_rate else resample(music.audio, music.sample_rate, hz, FOR_LISTENERS)
-    return sixteen_bits(wave).tobytes()
+    if form.name != "pcm" and kbps is None:
+        return bytes(music.encode(form.suffix or ".wav", sample_rate=hz, normalize=normalize))
+    wave, hz = Mastering(hz, normalize).apply(Path(f"music.{form.name}"), music.audio, music.sample_rate)
+    encoder = Encoder(form, hz, music.settings, kbps=kbps)
+    return encoder.encode(wave) + encoder.finish()
 
 
 class _Sink(io.RawIOBase):

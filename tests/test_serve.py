@@ -21,6 +21,7 @@ from support.server import Server, serving
 import musiclm_deploy as md
 from musiclm_deploy.runtime.bundle import STAGES
 from musiclm_deploy.runtime.growing import sixteen_bits
+from musiclm_deploy.runtime.loudness import loudness
 
 DRAWN = {stage: {"filter_thres": 0.3} for stage in STAGES}  # by default k would be 1 at this size
 SAMPLING = {stage: md.SamplingConfig(**one) for stage, one in DRAWN.items()}
@@ -166,6 +167,14 @@ def test_candidates(client: httpx.Client, music: md.MusicLM) -> None:
     assert answer.headers["x-pcm-sha256"] == hashlib.sha256(answer.content).hexdigest()
 
 
+def test_a_loudness(client: httpx.Client, music: md.MusicLM) -> None:
+    """Fault: a loudness that is not the one asked for, or that is taken for a stream and not heard."""
+    answer = post(client, seconds=2.0, stream=False, response_format="wav", normalize=-23)
+    wave, hz = soundfile.read(io.BytesIO(answer.content))
+    assert abs(loudness(wave, hz) + 23) < 0.1
+    assert post(client, normalize=-23).status_code == 400
+
+
 # --- other people's clients
 
 
@@ -291,7 +300,7 @@ def test_a_deadline(client: httpx.Client) -> None:
         ({"seconds": "1"}, 400, "seconds: Input should be a valid number"),
         ({"seconds": 1e6}, 400, "seconds must be at most 600 here"),
         ({"seconds": 0}, 400, "seconds"),
-        ({"prompt": ""}, 400, "holds no token"),
+        ({"prompt": ""}, 400, "prompt"),
         ({"prompt": None}, 400, "say what the music should be like"),
         ({"prompt": "x" * 5000}, 400, "the characters of prompt must be at most 4096"),
         ({"prompt": [{"text": "a", "weight": 1.0}, {"text": "a", "weight": -1.0}]}, 400, "cancel each other"),

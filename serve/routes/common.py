@@ -72,7 +72,15 @@ def replay(
     return kind(lambda: server.runner.play(job, index, start_s), form, headers_of(server, job), server.settings.limits, rate)
 
 
-async def collect(request: Request, body: bodies.Ours, model: str | None, prompt: Any, form: Format, kbps: int | None = None) -> Response:
+async def collect(
+    request: Request,
+    body: bodies.Ours,
+    model: str | None,
+    prompt: Any,
+    form: Format,
+    kbps: int | None = None,
+    normalize: float | None = None,
+) -> Response:
     """Answer with a whole sound."""
     server, asked = await ask(request, body, model, prompt, live=False)
     job, new = add_job(request, server, asked, body)
@@ -91,7 +99,7 @@ async def collect(request: Request, body: bodies.Ours, model: str | None, prompt
     if music is None:
         return replay(server, job, form, body.sample_rate)
     try:
-        data = whole_file(music, form, body.sample_rate, kbps)
+        data = whole_file(music, form, body.sample_rate, kbps, normalize)
     except ValueError as error:
         raise Refusal(400, str(error), "sample_rate", "invalid_value") from error
     rates = {"X-Sample-Rate": str(form.rate(body.sample_rate or music.sample_rate)), "X-Model-Sample-Rate": str(music.sample_rate)}

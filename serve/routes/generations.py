@@ -73,7 +73,9 @@ async def generate(request: Request) -> Response:
     body = await _read(request, bodies.Generation)
     form = FORMATS_SERVED[body.response_format]
     if not body.stream:
-        return await collect(request, body, body.model, body.prompt, form)
+        return await collect(request, body, body.model, body.prompt, form, normalize=body.normalize)
+    if body.normalize is not None:
+        raise Refusal(400, "the loudness of a stream is not known before its end: leave out normalize, or say stream=false.", "normalize")
     return await play(request, body, body.model, body.prompt, form, body.stream_format == "sse")
 
 
