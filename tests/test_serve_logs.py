@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from support.server import Server, serving
 
-from musiclm_deploy.runtime.bundle import STAGES
+from musiclm_deploy.runtime.bundle import MANIFEST, STAGES, pack_tokens
+from musiclm_deploy.runtime.tokenizer import ClipTokenizer
 
 ASKED: dict[str, Any] = {
     "prompt": "heliotrope",
@@ -25,6 +27,7 @@ ASKED: dict[str, Any] = {
     "sampling": {stage: {"filter_thres": 0.3} for stage in STAGES},
 }
 LONG = {**ASKED, "seconds": 500.0}
+JOB = {name: value for name, value in ASKED.items() if name != "response_format"}
 
 
 class Collector(http.server.BaseHTTPRequestHandler):
@@ -51,7 +54,18 @@ def second(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_bundle: Path, second: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def first(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle to whose MuLaN every word is unknown."""
+    folder = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("first") / "tiny"))
+    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    tokens = ClipTokenizer.from_file(folder / "tokenizer.json").tokens
+    values["mulan"]["trained_tokens"] = pack_tokens(np.zeros(tokens, bool))
+    (folder / MANIFEST).write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(first: Path, second: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="OpenTelemetry's exporter is not installed")
     collector = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
@@ -62,7 +76,7 @@ def server(tiny_bundle: Path, second: Path, tmp_path_factory: pytest.TempPathFac
         for signal in ("METRICS", "LOGS"):
             patch.setenv(f"OTEL_{signal}_EXPORTER", "none")
         folder = tmp_path_factory.mktemp("logs")
-        with serving(folder, f"tiny={tiny_bundle}", second, "--log-json", "--max-ahead-s", "2") as running:
+        with serving(folder, first, second, "--log-json", "--max-ahead-s", "2") as running:
             yield running
     collector.shutdown()
     collector.server_close()
@@ -117,6 +131,13 @@ def test_ends_that_are_none(server: Server, client: httpx.Client) -> None:
     line = line_of(server, answer)
     assert line["reason"] == "cut" and line["audio_s"] < 100
 
+    job = client.post("/v1/jobs", json=JOB | {"seconds": 40.0}).json()["id"]
+    found(lambda: [1] if client.get(f"/v1/jobs/{job}").json()["state"] == "done" else [])
+    # more than the buffers of a connection hold, of a job that is done and stays so
+    with client.stream("GET", f"/v1/jobs/{job}/audio", params={"sample_rate": 192_000, "response_format": "pcm"}) as answer:
+        next(answer.iter_raw())
+    assert line_of(server, answer)["reason"] == "cut" and client.get(f"/v1/jobs/{job}").json()["state"] == "done"
+
     with client.stream("POST", "/v1/audio/generations", json=LONG) as answer:
         client.delete(f"/v1/jobs/{answer.headers['x-job-id']}")
         with pytest.raises(httpx.RemoteProtocolError):
@@ -133,7 +154,7 @@ def test_a_collected_clip_and_a_job(server: Server, client: httpx.Client) -> Non
     """Fault: no word of how long it waited; a job in the background, of whose end nothing is logged."""
     line = line_of(server, client.post("/v1/audio/generations", json={**ASKED, "stream": False}))
     assert line["reason"] == "done" and line["audio_s"] == 0.9 and 0 <= line["queue_s"] < line["seconds"]
-    answer = client.post("/v1/jobs", json={name: value for name, value in ASKED.items() if name != "response_format"})
+    answer = client.post("/v1/jobs", json=JOB)
     request_id, job = answer.headers["x-request-id"], answer.json()["id"]
     posted, ended = found(lambda: lines(server, request_id), 2)
     assert (posted["status"], posted["job"]) == (202, job)
@@ -198,7 +219,7 @@ def test_spans(server: Server, client: httpx.Client) -> None:
 def test_spans_of_a_job(server: Server, client: httpx.Client) -> None:
     """Fault: a job in the background that is in no trace; spans of what watchers ask."""
     client.get("/ready")
-    answer = client.post("/v1/jobs", json={name: value for name, value in ASKED.items() if name != "response_format"})
+    answer = client.post("/v1/jobs", json=JOB)
     trace_id = lines(server, answer.headers["x-request-id"])[0]["trace_id"]
     music = found(lambda: [span for span in spans(trace_id) if span.name == "music" and attributes(span).get("musiclm.reason") == "done"])
     assert attributes(music[0])["musiclm.job"] == answer.json()["id"]
