@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-REQUIREMENTS := base export upstream-needs dev
+REQUIREMENTS := base export upstream-needs serve dev
 
 .PHONY: setup demo test check bench embed gpu-check clean
 
@@ -62,5 +62,5 @@ gpu-check: setup $(if $(GPU),.venv-gpu/installed)
 	$(if $(GPU),.venv-gpu/bin,$(BIN))/python -m benchmarks.gpu --size readme --size 300m
 
 clean:
-	rm -rf build dist *.egg-info $(STEP)/*.so .hypothesis .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info $(STEP)/*.so .hypothesis .schemathesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv*/*' -exec rm -rf {} +

@@ -22,6 +22,7 @@ from .formats import Encoder, Format
 from .jobs import Job
 from .runner import Playing
 from .settings import Limits
+from .state import record_of
 
 _LOG = logging.getLogger(__name__)
 _COMMENT_S = 10.0  # proxies close what is silent for longer
@@ -44,7 +45,8 @@ class SoundAnswer(Response):
         self._play, self._form, self._sent, self._limits, self._rate, self._kbps = play, form, headers, limits, rate, kbps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        out = _Sender(send, self._limits.idle_s)
+        out, record = _Sender(send, self._limits.idle_s), record_of(scope)
+        playing = reason = None
         try:
             async with self._play() as playing:
                 encoder = Encoder(self._form, playing.sample_rate, playing.stream.settings, self._rate, self._kbps, playing.samples)
@@ -52,11 +54,18 @@ class SoundAnswer(Response):
                 await out.start(self.media_type or self._form.media_type, {**self._sent, **rates})
                 await _unless_gone(self._send(playing, encoder, out), receive)
         except Gone as error:
-            _LOG.info("%s", error)
+            _LOG.info("%s (%s)", error, record.request_id)
+            reason = "cut"  # of a job that is played again too, which stays done
         except Refusal as error:
             if not out.started:
                 raise
-            _LOG.warning("the answer is broken off: %s", error)
+            _LOG.warning("the answer is broken off: %s (%s)", error, record.request_id)
+        finally:
+            if playing is not None:
+                record.note_job(playing.job)
+                record.note_stages(playing.stream.timings)
+                record.note_sound(playing.audio_s, playing.first_at)
+                record.note(reason=reason)
 
     async def _send(self, playing: Playing, encoder: Encoder, out: _Sender) -> None:
         async for chunk in playing.chunks():

@@ -18,6 +18,7 @@ from .. import __version__
 from . import bodies
 from .errors import Refusal
 from .limits import Gate, refused
+from .records import QUIET_PATHS
 from .routes import elevenlabs, generations, openai, status
 from .settings import Settings
 from .state import Server, request_id
@@ -40,7 +41,13 @@ def create_app(settings: Settings) -> FastAPI:
             await server.runner.drain(0.0)
             await server.models.close()
 
-    app = FastAPI(title="musiclm-deploy", version=__version__, description="Music from text, while it is made.", lifespan=lifespan)
+    app = FastAPI(
+        title="musiclm-deploy",
+        version=__version__,
+        description="Music from text, while it is made.",
+        lifespan=lifespan,
+        telemetry={"exclude": lambda scope: scope["path"] in QUIET_PATHS},
+    )
     app.state.server = server
     for router in (generations.router, openai.router, elevenlabs.router, status.router):
         app.include_router(router, responses=refusals(bodies.RefusedMusic if router is elevenlabs.router else bodies.Refused))
@@ -76,10 +83,6 @@ def create_app(settings: Settings) -> FastAPI:
             methods = [route.methods or () for route in app.routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
             answer.headers["Allow"] = ", ".join(sorted(set().union(*methods)))
         return answer
-
-    @app.exception_handler(Exception)
-    async def on_fault(request: Request, error: Exception) -> Response:
-        return await on_refusal(request, Refusal(500, f"{type(error).__name__}: {error}"))
 
     return app
 

@@ -44,6 +44,7 @@ class Result:
     scores: list[float | None] = field(default_factory=lambda: [None])
     timings: dict[str, float] = field(default_factory=dict)
     pcm_sha256: str | None = None  # of the best candidate as 16 bits, if all of it was made
+    audio_s: float | None = None  # seconds of the best candidate, if it was collected
 
 
 @dataclass(eq=False)
@@ -55,6 +56,7 @@ class Job:
     asked: Asked
     state: State = "queued"
     created: float = field(default_factory=time.time)
+    begun: float | None = None  # of one that waited for its turn
     ended: float | None = None
     progress: dict[str, tuple[int, int]] = field(default_factory=dict)  # stage -> done, total
     result: Result | None = None
@@ -64,12 +66,14 @@ class Job:
     error: Refusal | None = None
     cancel: Callable[[], object] = lambda: None  # frees its rows within a frame; set by who runs it
     settled: asyncio.Event = field(default_factory=asyncio.Event)
+    on_settled: Callable[[], object] = lambda: None  # set by who wants to know when nobody waits
 
     def settle(self, state: State, error: Refusal | None = None) -> None:
         """Note how the job ended. What was noted first holds."""
         if self.state not in ENDED:
             self.state, self.error, self.ended = state, error, time.time()
             self.settled.set()
+            self.on_settled()
 
     @property
     def bytes(self) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hmac
+import logging
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import Refusal
 
+_LOG = logging.getLogger(__name__)
 ANYONE = "anyone"
 _LEAST = 16  # characters of a key
 OPEN_PATHS = ("/health", "/ready")  # which tell nothing, and are asked by what starts and stops servers
@@ -15,6 +18,8 @@ OPEN_PATHS = ("/health", "/ready")  # which tell nothing, and are asked by what 
 
 def read_keys(path: Path) -> dict[str, str]:
     """Return the keys of a file, key -> name: a line each, `name: key`, empty lines and those that begin with # left out.
+
+    Warns of a file that other users of this machine can read.
 
     Raises ValueError for a line of another form, a short key, and one that stands twice.
     """
@@ -31,6 +36,8 @@ def read_keys(path: Path) -> dict[str, str]:
         keys[key] = name
     if not keys:
         raise ValueError(f"{path} holds no key: write `name: key` a line each.")
+    if path.is_file() and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        _LOG.warning("%s can be read by other users of this machine: chmod 600 %s.", path, path)
     return keys
 
 

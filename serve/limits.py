@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 import secrets
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +18,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import Refusal
 from .keys import OPEN_PATHS, name_of
+from .records import Record
 from .settings import Settings
+from .tracing import begin_trace, end_trace
 
-_LOG = logging.getLogger("musiclm_deploy.serve.access")
+_LOG = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -35,37 +36,39 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, started = Headers(scope=scope), time.monotonic()
+        headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(8)}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = 0
+        record = Record(request_id, scope["method"], scope["path"])
+        begin_trace(record)
+        scope.setdefault("state", {}).update(request_id=request_id, record=record)
+        status = size = 0
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            size += len(message.get("body", b""))
             await send(message)
 
         try:
-            if scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
-                name_of(headers, self._settings.keys)
+            if self._settings.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+                record.note(key=name_of(headers, self._settings.keys))
             await self._app(scope, self._bounded(headers, receive), sending)
         except Refusal as refusal:
             if status:
                 raise
             await refused(refusal, scope, request_id)(scope, receive, sending)
+        except Exception as error:
+            if status:
+                raise
+            _LOG.exception("request %s failed", request_id)
+            await refused(Refusal(500, f"{type(error).__name__}: {error}"), scope, request_id)(scope, receive, sending)
         finally:
-            taken = time.monotonic() - started
-            fields = {
-                "request_id": request_id,
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "seconds": round(taken, 4),
-            }
-            _LOG.info("%s %s %d in %.3f s (%s)", scope["method"], scope["path"], status, taken, request_id, extra={"fields": fields})
+            record.note(status=status or None, bytes=size)
+            end_trace(record)
+            record.log()
 
     def _bounded(self, headers: Headers, receive: Receive) -> Callable[[], Any]:
         """Return a `receive` that raises Refusal for a body that is too large or comes too slowly."""
@@ -102,6 +105,7 @@ def too_large(got: int, most: int) -> Refusal:
 
 
 def refused(refusal: Refusal, scope: Any, request_id: str) -> JSONResponse:
-    """Return the answer of a refusal."""
+    """Return the answer of a refusal, and note it."""
+    scope["state"]["record"].note(error=refusal.code or refusal.kind)
     status, body = refusal.answer(scope["path"], request_id)
     return JSONResponse(body, status, refusal.headers)

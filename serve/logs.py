@@ -21,12 +21,18 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
-def log(level: int, as_json: bool) -> None:
-    """Log on standard error, as sentences or as JSON."""
+def log(verbose: bool, as_json: bool) -> None:
+    """Log on standard error, as sentences or as JSON.
+
+    verbose: also what is asked by those who watch, what memory is for, and which words of prompts MuLaN does not know.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its access log is off: requests are logged by us, with their ids
+    logging.getLogger("musiclm_deploy").setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("musiclm_deploy.runtime.memory").setLevel(logging.INFO if verbose else logging.WARNING)  # several lines a request
+    logging.getLogger("musiclm_deploy.runtime.musiclm").setLevel(logging.INFO if verbose else logging.ERROR)  # words of prompts

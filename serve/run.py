@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import signal
@@ -21,7 +22,11 @@ _HEADER_BYTES = 1 << 14
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT: requests that run then may end within `drain_s`; a second signal ends them at once."""
+    """Serve until SIGTERM or SIGINT: requests that run then may end within `drain_s`; a second signal ends them at once.
+
+    Raises OSError where it cannot listen, before anything is loaded, and what opening the bundles raises.
+    """
+    bound = _bind(settings.host, settings.port)
     app = create_app(settings)
     if settings.port and not is_loopback(settings.host):
         _LOG.warning("listening on %s: whoever has a key and reaches this machine can use it.", settings.host)
@@ -39,7 +44,20 @@ def serve(settings: Settings) -> None:
         http=_protocol(settings.limits.header_s),
         loop="asyncio",
     )
-    Draining(config, app.state.server, settings.drain_s).run()
+    Draining(config, app.state.server, settings.drain_s).run([bound])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket with this address. Raises OSError."""
+    try:
+        [family, *_, address] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)  # uvicorn listens on it, once all is open
+    except OSError as error:
+        other = "" if error.errno != errno.EADDRINUSE else " Give another --port, or 0 for any that is free."
+        raise OSError(f"cannot listen on {host}, port {port}: {(error.strerror or str(error)).lower()}.{other}") from error
+    return bound
 
 
 def _protocol(header_s: float) -> type[H11Protocol]:
@@ -77,7 +95,8 @@ class Draining(uvicorn.Server):
         self._server, self._drain_s, self._draining = server, drain_s, False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        async with self._server.models.use(None):  # what it raises is the command's error; from the application it would be a traceback
+            await super().startup(sockets)
         for listening in self.servers:
             for one in listening.sockets:
                 host, port = one.getsockname()[:2]

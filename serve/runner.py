@@ -34,6 +34,8 @@ class Playing:
 
     def __init__(self, job: Job, stream: Stream, loaded: Loaded, metrics: Metrics) -> None:
         self.job, self.stream, self._loaded, self._metrics = job, stream, loaded, metrics
+        self.audio_s = 0.0  # given so far
+        self.first_at: float | None = None  # when the first of it was there, by the monotonic clock
 
     @property
     def sample_rate(self) -> int:
@@ -50,10 +52,12 @@ class Playing:
         heard = self._metrics.listener(self.job.asked.model)
         async for chunk in self.stream:
             if not heard.sounds:
+                self.first_at = time.monotonic()
                 if self.job.result is None:
                     self.job.begins_s = chunk.start_s
                 self._loaded.capacity.note_first(self.stream.timings["first_audio"])
-            heard.note(len(chunk.audio) / chunk.sample_rate)
+            heard.note(seconds := len(chunk.audio) / chunk.sample_rate)
+            self.audio_s += seconds
             self.job.progress = self.stream.progress
             yield chunk
         if self.job.error is not None:  # it was cancelled: what was sent is not all
@@ -243,7 +247,7 @@ class Runner:
 
     async def _collect(self, job: Job) -> None:
         cancel = threading.Event()
-        job.state, job.cancel = "running", cancel.set
+        job.state, job.cancel, job.begun = "running", cancel.set, time.time()
         left = (job.asked.deadline_s or self._limits.deadline_s) - (time.time() - job.created)
         try:
             async with self._models.use(job.asked.model) as loaded, asyncio.timeout(left):
@@ -310,7 +314,8 @@ async def _in_thread(loaded: Loaded, job: Job, cancel: threading.Event) -> Music
 
 def _result(music: Music) -> Result:
     scores = [one.score for one in music.candidates]
-    return Result([one.tokens for one in music.candidates], music.best, scores, music.timings, pcm_sha256(music.audio))
+    seconds = len(music.audio) / music.sample_rate
+    return Result([one.tokens for one in music.candidates], music.best, scores, music.timings, pcm_sha256(music.audio), seconds)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from .jobs import Jobs
 from .keys import name_of
 from .metrics import Metrics
 from .models import Models
+from .records import Record
 from .runner import Runner
 from .settings import Settings
 
@@ -46,3 +47,8 @@ def owner_of(request: Request) -> str:
 def request_id(scope: Any) -> str:
     """Return the id of a request."""
     return scope.get("state", {}).get("request_id", "")
+
+
+def record_of(scope: Any) -> Record:
+    """Return what is known of a request so far."""
+    return scope["state"]["record"]

@@ -40,13 +40,14 @@ MAY_IMPORT = {
         "model",
         "kernels",
     ),
+    "serve": ("runtime",),
 }
 # The files that may import more than their folder: they run a new bundle through the runtime, as a user would.
 MAY_IMPORT_MORE = {f"export/{name}.py": ("runtime",) for name in ("validate", "calibration", "quality")}
 # This one compiles what the runtime launches.
 MAY_IMPORT_MORE["export/kernels.py"] = ("runtime",)
 # What must stay importable, and make music, without torch: these packages appear in no import of theirs, not even inside a function.
-TORCH_FREE = ("musiclm_deploy", "runtime")
+TORCH_FREE = ("musiclm_deploy", "runtime", "serve")
 TORCH_SIDE = {"audiolm_pytorch", "musiclm_pytorch", "onnx", "onnx_ir", "onnxscript", "torch", "torchaudio", "transformers", "triton"}
 
 MAX_LINES = 400
@@ -110,6 +111,17 @@ def test_arrows(folder: str) -> None:
         if within(name, PACKAGE) and not any(within(name, f"{PACKAGE}.{one}") for one in (*allowed, *MAY_IMPORT_MORE.get(path, ())))
     ]
     assert not wrong
+
+
+def test_only_commands_know_the_server() -> None:
+    """Fault: music that needs the packages of a server."""
+    knowing = {
+        path
+        for folder in (*MAY_IMPORT, PACKAGE)
+        for path, names in imports_of(folder).items()
+        if not path.startswith("serve/") and any(within(name, f"{PACKAGE}.serve") for name in names)
+    }
+    assert knowing and not [path for path in knowing if not path.startswith("musiclm_deploy/commands/")]
 
 
 def test_only_benchmarks_know_the_model() -> None:

@@ -24,6 +24,7 @@ FOLDERS = (
     "musiclm_deploy",
     "requirements",
     "runtime",
+    "serve",
     "tests",
     ".ci",
 )

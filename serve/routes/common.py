@@ -13,7 +13,7 @@ from ..errors import Refusal
 from ..formats import FORMATS_SERVED, Format, whole_file
 from ..jobs import Asked, Job
 from ..runner import refusing
-from ..state import Server, owner_of, server_of
+from ..state import Server, owner_of, record_of, server_of
 
 SOUNDS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -39,7 +39,9 @@ async def ask(request: Request, body: bodies.Ours, model: str | None, prompt: An
 
 def add_job(request: Request, server: Server, asked: Asked, body: bodies.Ours) -> tuple[Job, bool]:
     """Return the job of a request, and whether it is new; a repeated request finds the first one's."""
-    return server.jobs.add(owner_of(request), asked, request.headers.get(REPEAT), body.model_dump())
+    job, new = server.jobs.add(owner_of(request), asked, request.headers.get(REPEAT), body.model_dump())
+    record_of(request.scope).note(job=job.id, model=asked.model)
+    return job, new
 
 
 async def play(
@@ -88,7 +90,9 @@ async def collect(
     try:
         await until_settled(job, request.receive)
     except Gone:
+        record_of(request.scope).note(reason="cancelled")
         return Response(status_code=499)
+    record_of(request.scope).note_job(job)
     music, job.music = job.music, None
     if job.error is not None:
         raise job.error

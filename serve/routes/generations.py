@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from .. import bodies
 from ..errors import Refusal
 from ..formats import FORMATS_SERVED
-from ..state import owner_of, server_of
+from ..state import owner_of, record_of, server_of
+from ..tracing import end_trace
 from .common import SOUNDS, add_job, ask, collect, play, replay
 
 T = TypeVar("T", bound=bodies.JobBody)
@@ -85,6 +86,14 @@ async def create(request: Request) -> dict[str, Any]:
     server, asked = await ask(request, body, body.model, body.prompt, live=False)
     job, new = add_job(request, server, asked, body)
     if new:
+        record = record_of(request.scope).follow(job)
+
+        def ended() -> None:
+            record.note_job(job)
+            end_trace(record)
+            record.log()
+
+        job.on_settled = ended
         server.runner.queue(job)
     return job.record(server.runner.position(job))
 
