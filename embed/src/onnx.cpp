@@ -244,8 +244,7 @@ Tensors Session::run(const Tensors& inputs) const {
     for (const std::string& name : handle.outputs) wanted.push_back(name.c_str());
     std::vector<OrtValue*> made(wanted.size(), nullptr);
     owned.reserve(owned.size() + made.size());  // what was made is owned at once
-    handle.table.call(kRun, handle.session.get(), nullptr, given.data(), values.data(), given.size(), wanted.data(), wanted.size(),
-                      made.data());
+    handle.table.call(kRun, handle.session.get(), nullptr, given.data(), values.data(), given.size(), wanted.data(), wanted.size(), made.data());
     for (OrtValue* value : made) owned.push_back(handle.table.own(value, kReleaseValue));
     Tensors outputs;
     for (size_t i = 0; i < made.size(); i++) outputs.emplace(handle.outputs[i], handle.copy(made[i]));

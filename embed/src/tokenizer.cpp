@@ -46,8 +46,8 @@ Json read_file(const std::filesystem::path& path) {
   const uintmax_t bytes = std::filesystem::file_size(path, failure);
   if (failure) throw Error(ML_BAD_BUNDLE, path.string() + " cannot be read: " + failure.message());
   if (bytes > kMaxFileBytes) {
-    throw Error(ML_BAD_BUNDLE, path.string() + ": " + std::to_string(bytes) + " bytes, more than the " + std::to_string(kMaxFileBytes) +
-                                   " a tokenizer may have");
+    throw Error(ML_BAD_BUNDLE,
+                path.string() + ": " + std::to_string(bytes) + " bytes, more than the " + std::to_string(kMaxFileBytes) + " a tokenizer may have");
   }
   std::ifstream file(path, std::ios::binary);
   const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
