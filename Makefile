@@ -47,7 +47,7 @@ check: setup
 embed: setup
 	cmake -S embed -B build/embed -DMUSICLM_TESTS=ON
 	cmake --build build/embed -j2
-	MUSICLM_EMBED=$(CURDIR)/build/embed $(BIN)/pytest -q tests/test_embed.py
+	MUSICLM_EMBED=$(CURDIR)/build/embed $(BIN)/pytest -q tests/test_embed*.py
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

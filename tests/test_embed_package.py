@@ -1,4 +1,4 @@
-"""What `cmake --install`, CPack, CMake's find_package and pkg-config make of libmusiclm: programs that are built against it play a bundle."""
+"""libmusiclm installed, packed and found, by CMake, CPack and pkg-config; and programs that were built against it, which play a bundle."""
 
 from __future__ import annotations
 
