@@ -43,7 +43,7 @@ class Variant:
     bias: bool  # relative position bias, or none, as flash attention has it
     conditioning: str  # "cross", "prefix", "none"
     streams: int  # residual streams, of hyper-connections
-    precisions: tuple[str, str, str]
+    precisions: tuple[str, ...]  # of each stage
     unique: bool  # semantic tokens without repetitions, which carry no time
     shape: tuple[int, int, int] = (2, 8, 2)  # heads, head size, depth
     version: str = "2.4.0"  # of audiolm-pytorch that saved it: before 2.2 there is no value residual
