@@ -190,7 +190,8 @@ std::unique_ptr<Session> OnnxRuntime::session(const fs::path& graph, int threads
     const Owned<OrtSessionOptions> options = table.own(made, kReleaseSessionOptions);
     table.call(kSetSessionLogSeverityLevel, made, kOrtError);
     table.call(in_chunks ? kEnableMemPattern : kDisableMemPattern, made);
-    table.call(kAddSessionConfigEntry, made, "session.force_spinning_stop", in_chunks ? "1" : "0");
+    // Between calls its threads wait: a graph runs once for a prompt or a chunk, and the processors are the steps' then.
+    table.call(kAddSessionConfigEntry, made, "session.force_spinning_stop", "1");
     if (threads > 0) table.call(kSetIntraOpNumThreads, made, threads);
 
     OrtSession* session = nullptr;
