@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from benchmarks.bundle import ROOT
 from musiclm_deploy.runtime.backend import available_processors
 from musiclm_deploy.runtime.bench.clips import TEXT, clip_of, facts
 from musiclm_deploy.runtime.bench.record import Row, append, circumstances, ratio, say, spread
-from musiclm_deploy.runtime.bundle import Manifest
+from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.musiclm import MusicLM, load
 from musiclm_deploy.runtime.outputs import check_appendable
 
@@ -46,12 +47,27 @@ def shipped_mb(built: Path) -> float:
         return (library.stat().st_size + ONNXRUNTIME.stat().st_size) / 1e6
 
 
-def weights_mb(manifest: Manifest) -> float:
-    """Return the bytes of the weights that a clip needs, in MB: of its graphs, without those that read sounds."""
+def weights_mb(process: subprocess.Popen[str], built: Path, bundle: Bundle) -> float:
+    """Return how much of the process's memory is weights, in MB: the resident pages of mapped files, what ONNX Runtime has copied of
+    them, and what the native step has packed."""
+    resident, mapped, name = 0, dict.fromkeys(bundle.manifest.files, 0), ""
+    for line in Path(f"/proc/{process.pid}/smaps").read_text().splitlines():
+        if found := re.match(r"[0-9a-f]+-[0-9a-f]+ .{4} \S+ \S+ \d+ *(.*)", line):
+            name = found[1].removeprefix(f"{bundle.root}/")
+        elif name in mapped and (found := re.match(r"(Size|Rss): +(\d+) kB", line)):
+            mapped[name] += 1024 * int(found[2]) if found[1] == "Size" else 0
+            resident += 1024 * int(found[2]) if found[1] == "Rss" else 0
+    manifest = bundle.manifest
     stages = (manifest.semantic, manifest.coarse, manifest.fine)
-    graphs = {manifest.mulan.text, manifest.conditioner.graph, manifest.codec.stream}
-    graphs |= {graph for stage in stages for graph in (stage.graph, stage.context) if graph}
-    return sum(record.bytes for name, record in manifest.files.items() if name.removesuffix(".data") in graphs) / 1e6
+    graphs = [manifest.mulan.text, manifest.conditioner.graph, manifest.codec.stream, *(stage.context for stage in stages if stage.context)]
+    data = {f"{graph}.data": manifest.files.get(f"{graph}.data") for graph in graphs}
+    copied = sum(max(record.bytes - mapped[name], 0) for name, record in data.items() if record)
+    said = subprocess.run([built / "inspect", bundle.root], check=True, capture_output=True, text=True).stdout
+    packed = sum(map(int, re.findall(r"(\d+) bytes a step", said)))  # with one of its heads
+    for stage in stages:
+        heads = [place for name, place in stage.step.weights.items() if re.fullmatch(r"head\.\d+\.weight", name)]
+        packed += sum(4 * place[2] * place[3] for place in heads[1:])
+    return (resident + copied + packed) / 1e6
 
 
 @contextmanager
@@ -94,18 +110,19 @@ def options_of(plan: str, seconds: float, fine_window: int | None, threads: int)
     return {"seconds": seconds, "threads": threads, **windows}
 
 
-def time_start(built: Path, root: Path, options: dict[str, object], repeats: int) -> Row:
+def time_start(built: Path, bundle: Bundle, options: dict[str, object], repeats: int) -> Row:
     """Fresh processes, one after another, until their first samples; the last one goes on to a whole clip, for its memory."""
-    times, peak = [], 0.0
+    times, peak, weights = [], 0.0, 0.0
     for repeat in range(repeats):
         say(f"embed: {options.get('plan', 'trained')}, fresh process {repeat + 1} of {repeats}")
-        with opened(built, root, options) as (process, until), tempfile.TemporaryDirectory() as folder:
+        with opened(built, bundle.root, options) as (process, until), tempfile.TemporaryDirectory() as folder:
             times.append(until)
             if repeat == repeats - 1:
                 clip_by(process, Path(folder) / "clip")
-                peak = peak_mb(process)
+                peak, weights = peak_mb(process), weights_mb(process, built, bundle)
     opened_s, first_s = zip(*times, strict=True)
-    return {**spread(first_s), "opened_ms": spread(opened_s)["median_ms"], "peak_mb": round(peak, 1)}
+    memory = {"peak_mb": round(peak, 1), "weights_mb": round(weights, 1), "beyond_mb": round(peak - weights, 1)}
+    return {**spread(first_s), "opened_ms": spread(opened_s)["median_ms"], **memory}
 
 
 def time_clips(built: Path, model: MusicLM, options: dict[str, object], seconds: float, fine_window: int | None, repeats: int) -> Row:
@@ -130,12 +147,11 @@ def measure(root: Path, built: Path, seconds: float, fine_window: int | None, re
     """Return the rows of a bundle."""
     with load(root, "cpu", threads=threads) as model:
         around = facts(model, None, fine_window)
-        weights, shipped = weights_mb(model.bundle.manifest), shipped_mb(built)
+        shipped = round(shipped_mb(built), 2)
         rows: list[Row] = []
         for plan in PLANS:
-            row = time_start(built, root, options_of(plan, seconds, fine_window, threads), repeats)
-            row |= {"weights_mb": round(weights, 1), "beyond_mb": round(row["peak_mb"] - weights, 1), "shipped_mb": round(shipped, 2)}
-            rows.append({"benchmark": "embed", "form": plan, "seconds": seconds, **row, **around})
+            row = time_start(built, model.bundle, options_of(plan, seconds, fine_window, threads), repeats)
+            rows.append({"benchmark": "embed", "form": plan, "seconds": seconds, "shipped_mb": shipped, **row, **around})
         clips = time_clips(built, model, options_of("trained", seconds, fine_window, threads), seconds, fine_window, repeats)
         return [*rows, clips | around]
 

@@ -48,7 +48,7 @@ EMBED = Section(
         *MODEL,
         *(("plan", field("form")), ("clip s", field("seconds")), ("opened ms", number("opened_ms"))),
         *(("first samples ms", number("median_ms")), ("quarters ms", lambda row: f"{row['p25_ms']:.4g}–{row['p75_ms']:.4g}")),
-        *(("peak of a clip MB", number("peak_mb")), ("weights MB", number("weights_mb")), ("beyond them MB", number("beyond_mb"))),
+        *(("peak of a clip MB", number("peak_mb")), ("of it weights", number("weights_mb")), ("beyond them", number("beyond_mb"))),
         ("two libraries MB", number("shipped_mb")),
     ),
 )
