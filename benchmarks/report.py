@@ -27,6 +27,7 @@ STREAMED = {  # ratios of streams and what is aimed at
     "audio per second, 8 clients over one: streamed": "at least 3 (int8, int4)",
     "memory taken over memory stated, 8 clients": "at most 1.2",
 }
+EMBEDDED = "a clip of 10 s: libmusiclm over Python"
 PEER_CLIPS = Section(
     "A whole clip beside upstream's, on the same noise",
     "peer clip",
@@ -36,6 +37,19 @@ PEER_CLIPS = Section(
         *(("by", field("form")), ("s", field("seconds")), ("tokens", field("tokens")), ("equal", field("equal_tokens"))),
         ("real-time factor", number("real_time_factor_made")),
         *((stage, share(stage)) for stage in ("semantic", "coarse", "fine", "codec")),
+    ),
+)
+
+EMBED = Section(
+    "libmusiclm: from `ml_model_open` to a stream's first samples, and memory",
+    "embed",
+    (*SIZE, "form", "seconds"),
+    (
+        *MODEL,
+        *(("plan", field("form")), ("clip s", field("seconds")), ("opened ms", number("opened_ms"))),
+        *(("first samples ms", number("median_ms")), ("quarters ms", lambda row: f"{row['p25_ms']:.4g}–{row['p75_ms']:.4g}")),
+        *(("peak of a clip MB", number("peak_mb")), ("of it weights", number("weights_mb")), ("beyond them", number("beyond_mb"))),
+        ("two libraries MB", number("shipped_mb")),
     ),
 )
 
@@ -104,6 +118,9 @@ def targets(rows: Sequence[Row]) -> list[list[str]]:
     line("gap between chunks over their length, p99", "0.75 (int4)", "{:.2f}", lambda p: last("gap_p99", early | {"precision": p}))
     for what, aim in STREAMED.items():
         line(what, aim, "{:.2f}", lambda p, what=what: turn_about(p, what))
+    embed = {"benchmark": "embed", "form": "trained"}
+    line("libmusiclm's time for a clip of 10 s over Python's", "at most 1", "{:.2f}", lambda p: turn_about(p, EMBEDDED))
+    line("its memory beyond the weights, MB", "at most 130", "{:.0f}", lambda p: last("beyond_mb", embed | {"precision": p}))
     host = {"benchmark": "host", "form": "streamed"}
     line("host time of a step of one row, µs", "5", "{:.1f}", lambda p: last("host_us", host | {"rows": 1, "precision": p}))
     line("host time of a step of eight clips, µs", "30", "{:.1f}", lambda p: last("host_us", host | {"rows": 8, "precision": p}))
@@ -126,7 +143,7 @@ def markdown(rows: Sequence[Row], picture: str) -> str:
         model = f"dim {of_largest[0]['dim']} × {of_largest[0]['depth']}"
         parts.append(f"**Aims and measurements**, {model}\n\n{as_markdown(targets(of_largest))}")
         parts.append(f"![Step time by rows and by context, real-time factors]({picture})")
-    for section in (*SECTIONS, PEER_CLIPS, *ON_A_GPU):
+    for section in (*SECTIONS, PEER_CLIPS, EMBED, *ON_A_GPU):
         if table := cells(rows, section):
             parts.append(f"**{section.title}**\n\n{as_markdown(table)}")
             if section.kind == "gpu step":

@@ -13,11 +13,12 @@ from support import ROOT
 
 from musiclm_deploy.runtime import install
 
-TEXTS = {".py", ".md", ".toml", ".txt", ".sh", ".h", ".cpp", ""}
+TEXTS = {".py", ".md", ".toml", ".txt", ".sh", ".h", ".c", ".cpp", ""}
 FOLDERS = (
     "benchmarks",
     "demo",
     "docs",
+    "embed",
     "export",
     "kernels",
     "model",

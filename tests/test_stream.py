@@ -278,9 +278,11 @@ def test_a_prompt_before_anything_is_heard_is_the_prompt(music: MusicLM, engine:
     assert wave_of(stream).tobytes() == expected.tobytes()
 
 
-def test_a_stream_that_was_cut_off_keeps_its_prompts(music: MusicLM, tmp_path) -> None:
+@pytest.mark.parametrize("stop", ["exact", "eos"])
+def test_a_stream_that_was_cut_off_keeps_its_prompts(music: MusicLM, tmp_path, stop: str) -> None:
     """Fault: a stream that goes on with its first prompt where it had another one by then, or with the other one where it had the first."""
-    stream = music.stream("calm piano", ahead_s=0.2, **LONG)
+    asked = LONG | {"stop": stop}
+    stream = music.stream("calm piano", ahead_s=0.2, **asked)
     chunks = [next(stream)]
     heard = stream.set_prompt(md.Blend({"brass band": 0.7, "flute": 0.3}))
     while chunks[-1].start_s + len(chunks[-1].audio) / chunks[-1].sample_rate < heard:
@@ -291,7 +293,7 @@ def test_a_stream_that_was_cut_off_keeps_its_prompts(music: MusicLM, tmp_path) -
     again = music.stream(tokens=tmp_path / "saved.npz", start_s=at)
     assert again.prompts == 2
     np.testing.assert_array_equal(wave_of(again), rest)
-    plain = wave_of(music.stream("calm piano", **LONG))
+    plain = wave_of(music.stream("calm piano", **asked))
     assert not np.array_equal(plain[round(at * stream.sample_rate) :], rest)
 
 

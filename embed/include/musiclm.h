@@ -34,9 +34,9 @@ typedef enum {
   ML_BAD_BUNDLE = 2,   /* the bundle is missing, damaged, or of another format */
   ML_NO_RUNTIME = 3,   /* ONNX Runtime was not found, or is too old */
   ML_NO_MEMORY = 4,
-  ML_ENDED = 5,     /* the stream has ended, or was cancelled: nothing more comes */
-  ML_TIMEOUT = 6,   /* some of what was asked for has not been made in time */
-  ML_FAILED = 7     /* while music was made */
+  ML_ENDED = 5,   /* the stream has ended, or was cancelled: nothing more comes */
+  ML_TIMEOUT = 6, /* some of what was asked for has not been made in time */
+  ML_FAILED = 7   /* while music was made */
 } ml_status;
 
 ML_API const char *ml_status_name(ml_status); /* such as "bad bundle" */
@@ -63,10 +63,10 @@ ML_API const ml_option *ml_stream_option(size_t index);
 typedef struct ml_model ml_model;
 
 typedef struct {
-  uint32_t sample_rate;      /* Hz, of the bundle's codec */
-  uint32_t latent_size;      /* numbers of a latent */
-  double default_seconds;    /* of a clip that says no length */
-  double chunk_seconds;      /* of what is decoded at once, at most */
+  uint32_t sample_rate;   /* Hz, of the bundle's codec */
+  uint32_t latent_size;   /* numbers of a latent */
+  double default_seconds; /* of a clip that says no length */
+  double chunk_seconds;   /* of what is decoded at once, at most */
 } ml_info;
 
 /* options: NULL for all by default. Checks the manifest, and the size and SHA-256 of every file. */
@@ -94,11 +94,13 @@ ML_API void ml_stream_free(ml_stream *); /* cancels it, and waits for its thread
 
 /* A stream is read by one thread at a time, at the rate of its option `output_rate`, by default the bundle's.
  *
- * Copies the next frames of the clip, waiting for them at most `timeout` seconds, for ever if it is negative. got: how many there are. ML_OK: all, or the last ones of the clip, got > 0. ML_ENDED: the clip has ended or was cancelled, got is 0. ML_TIMEOUT: some are
- * missing. ML_FAILED and ML_NO_MEMORY: making it failed; what came before has been read. */
+ * Copies the next frames of the clip, waiting for them at most `timeout` seconds, for ever if it is negative. got: how many there are. ML_OK: all, or
+ * the last ones of the clip, got > 0. ML_ENDED: the clip has ended or was cancelled, got is 0. ML_TIMEOUT: some are missing. ML_FAILED and
+ * ML_NO_MEMORY: making it failed; what came before has been read. */
 ML_API ml_status ml_stream_read(ml_stream *, float *out, size_t frames, double timeout, size_t *got);
 
-/* For an audio thread: fills every channel with the next frames, the same in all. It never waits, allocates, locks, or calls the system. What has not been made is silence, and counts as an underrun once the stream has sounded. Returns the frames that are music. */
+/* For an audio thread: fills every channel with the next frames, the same in all. It never waits, allocates, locks, or calls the system. What has not
+ * been made is silence, and counts as an underrun once the stream has sounded. Returns the frames that are music. */
 ML_API size_t ml_stream_read_rt(ml_stream *, float *const *out, size_t channels, size_t frames);
 ML_API uint32_t ml_stream_rate(const ml_stream *);      /* Hz, of what is read */
 ML_API size_t ml_stream_buffered(const ml_stream *);    /* frames that can be read without waiting */

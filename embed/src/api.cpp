@@ -206,10 +206,12 @@ ml_status ml_generate(ml_model* model, const ml_part* parts, size_t count, const
   return guarded([&] {
     given(wave, "wave"), given(frames, "frames");
     musiclm::Options values = values_of(options);
-    if (values.count("seconds") && values["seconds"] == "endless") throw Error(ML_BAD_ARGUMENT, "ml_generate needs an end: set `seconds` to a number.");
+    if (values.count("seconds") && values["seconds"] == "endless")
+      throw Error(ML_BAD_ARGUMENT, "ml_generate needs an end: set `seconds` to a number.");
     musiclm::Stream made(given(model, "model").shared, blend_of(parts, count), values);
     std::vector<float> whole, part(made.rate());
-    while (const size_t got = made.read(part.data(), part.size(), -1)) whole.insert(whole.end(), part.begin(), part.begin() + static_cast<int64_t>(got));
+    while (const size_t got = made.read(part.data(), part.size(), -1))
+      whole.insert(whole.end(), part.begin(), part.begin() + static_cast<int64_t>(got));
     made.check();
     auto* copy = static_cast<float*>(std::malloc(std::max<size_t>(whole.size(), 1) * sizeof(float)));
     if (!copy) throw std::bad_alloc();

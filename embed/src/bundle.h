@@ -96,7 +96,7 @@ struct Identity {  // what distinguishes a file from another one of its name
 struct Bundle {
   std::filesystem::path root;  // absolute, without links: what the program's current folder is later does not matter
   Manifest manifest;
-  std::string sha256;  // of the manifest
+  std::string sha256;                                      // of the manifest
   std::map<std::string, std::optional<Identity>> checked;  // each file as it was when the bundle was opened
 
   // `~/` stands for the home folder. Throws Error(ML_BAD_BUNDLE) that lists all faults, with Python's words for each where it has some.

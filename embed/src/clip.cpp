@@ -20,8 +20,8 @@ void check_range(int stage, const std::vector<int64_t>& tokens, int64_t limit) {
   if (tokens.empty()) return;
   const auto [least, most] = std::minmax_element(tokens.begin(), tokens.end());
   if (*least < 0 || *most >= limit) {
-    throw Error(ML_BAD_ARGUMENT, std::string(kStageNames[stage]) + " tokens to go on from must lie in [0, " + std::to_string(limit) +
-                                     "), got " + std::to_string(*least) + " to " + std::to_string(*most) + ".");
+    throw Error(ML_BAD_ARGUMENT, std::string(kStageNames[stage]) + " tokens to go on from must lie in [0, " + std::to_string(limit) + "), got " +
+                                     std::to_string(*least) + " to " + std::to_string(*most) + ".");
   }
 }
 
@@ -55,12 +55,11 @@ void check_known(const Manifest& manifest, const Tokens& known) {
 
 }  // namespace
 
-Clip::Clip(const Manifest& manifest, WindowPlan plan, const std::array<Sampling, kStages>& sampling, uint64_t seed, StageContexts contexts,
-           bool ends)
+Clip::Clip(const Manifest& manifest, WindowPlan plan, const std::array<Sampling, kStages>& sampling, uint64_t seed, StageContexts contexts, bool ends)
     : Clip(manifest, std::move(plan), sampling, seed, std::move(contexts), ends, Tokens{}) {}
 
-Clip::Clip(const Manifest& manifest, WindowPlan plan, const std::array<Sampling, kStages>& sampling, uint64_t seed, StageContexts contexts,
-           bool ends, const Tokens& known)
+Clip::Clip(const Manifest& manifest, WindowPlan plan, const std::array<Sampling, kStages>& sampling, uint64_t seed, StageContexts contexts, bool ends,
+           const Tokens& known)
     : manifest_(manifest), plan_(std::move(plan)), sampling_(sampling), seed_(seed), ends_(ends) {
   conditionings_.push_back({0, 0, std::move(contexts)});
   for (int stage = 0; stage < kStages; stage++) {
@@ -101,7 +100,9 @@ std::optional<int64_t> Clip::total() const {
   return ends_ ? std::nullopt : plan_.frames();
 }
 
-bool Clip::done() const { return std::all_of(complete_.begin(), complete_.end(), [](bool complete) { return complete; }); }
+bool Clip::done() const {
+  return std::all_of(complete_.begin(), complete_.end(), [](bool complete) { return complete; });
+}
 
 // Complete semantic runs, and whole frames; without those that were forgotten.
 Tokens Clip::tokens() const {
@@ -347,9 +348,7 @@ void Clip::settle() {
 }
 
 // Whether the complete semantic tokens go on to this coarse window: a clip may end where they do.
-bool Clip::is_reached(int64_t window) const {
-  return plan_.timed() ? plan_.reached(window, tapes_[kSemantic].size()) : runs_.count(window) > 0;
-}
+bool Clip::is_reached(int64_t window) const { return plan_.timed() ? plan_.reached(window, tapes_[kSemantic].size()) : runs_.count(window) > 0; }
 
 Draw Clip::draw(int stage, int64_t first) const { return {seed_, 0, first, sampling_[stage]}; }
 

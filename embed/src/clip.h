@@ -16,8 +16,8 @@
 namespace musiclm {
 
 struct Tokens {
-  std::vector<int64_t> semantic, coarse, fine;     // coarse and fine: whole frames, one after the other
-  std::vector<std::pair<int64_t, int64_t>> runs;   // of the semantic tokens, where they carry no time
+  std::vector<int64_t> semantic, coarse, fine;    // coarse and fine: whole frames, one after the other
+  std::vector<std::pair<int64_t, int64_t>> runs;  // of the semantic tokens, where they carry no time
 };
 
 using StageContexts = std::array<Contexts, kStages>;
@@ -34,15 +34,15 @@ class Clip {
   void take(const Sequence&, const std::vector<int64_t>& tokens, bool done);
   bool runs(int stage) const;
   bool done() const;
-  int64_t frames(int stage) const;             // complete frames of coarse (1) or fine (2)
-  int64_t begins_at_frame(int stage) const;    // where the stage's next window begins to make something, in frames
+  int64_t frames(int stage) const;                                // complete frames of coarse (1) or fine (2)
+  int64_t begins_at_frame(int stage) const;                       // where the stage's next window begins to make something, in frames
   std::vector<int64_t> codes(int64_t start, int64_t stop) const;  // [frames, Q]
   Tokens tokens() const;
   int64_t change(StageContexts);  // the first frame that sounds otherwise; throws Error(ML_ENDED)
   std::pair<int64_t, int64_t> conditioned_from() const;
   void condition(int64_t run, int64_t frame, StageContexts);
-  void forget(int64_t before);    // frames: an endless clip has bounded memory
-  int64_t begins_at() const;      // the first frame of which all tokens are kept
+  void forget(int64_t before);  // frames: an endless clip has bounded memory
+  int64_t begins_at() const;    // the first frame of which all tokens are kept
   const WindowPlan& plan() const { return plan_; }
 
  private:
@@ -79,17 +79,17 @@ class Clip {
   WindowPlan plan_;
   std::array<Sampling, kStages> sampling_;
   uint64_t seed_;
-  bool ends_;                                     // whether the clip may end before its length
-  std::vector<Conditioning> conditionings_;       // the first one first
-  std::array<int64_t, kStages> columns_;          // tokens of a frame; 1 of semantic
+  bool ends_;                                // whether the clip may end before its length
+  std::vector<Conditioning> conditionings_;  // the first one first
+  std::array<int64_t, kStages> columns_;     // tokens of a frame; 1 of semantic
   std::array<Tape, kStages> tapes_;
-  std::map<int64_t, Range> runs_;                 // of semantic tokens that carry no time: what each coarse window reads
+  std::map<int64_t, Range> runs_;  // of semantic tokens that carry no time: what each coarse window reads
   std::vector<Running> running_;
-  std::array<int64_t, kStages> next_ = {};        // number of the next window of each stage
-  std::array<bool, kStages> complete_ = {};       // stages that make nothing more
-  int64_t open_ = 0;                              // number of the fine window whose tokens come next; those of later ones wait
+  std::array<int64_t, kStages> next_ = {};         // number of the next window of each stage
+  std::array<bool, kStages> complete_ = {};        // stages that make nothing more
+  int64_t open_ = 0;                               // number of the fine window whose tokens come next; those of later ones wait
   std::map<int64_t, std::vector<int64_t>> early_;  // by window
-  std::set<int64_t> whole_;                       // numbers of complete fine windows that wait
+  std::set<int64_t> whole_;                        // numbers of complete fine windows that wait
 };
 
 }  // namespace musiclm

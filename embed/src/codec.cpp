@@ -38,12 +38,9 @@ int64_t chunk_frames(const Codec& codec) {
 }
 
 // Half of the others, so that a clip is heard early, and no fewer frames than the codec looks ahead.
-int64_t first_chunk_frames(const Codec& codec) {
-  return std::max({codec.lookahead_frames, codec.min_frames, (chunk_frames(codec) + 1) / 2});
-}
+int64_t first_chunk_frames(const Codec& codec) { return std::max({codec.lookahead_frames, codec.min_frames, (chunk_frames(codec) + 1) / 2}); }
 
-CodecStream::CodecStream(const Codec& codec, const Session& session)
-    : codec_(codec), session_(session), wanted_(first_chunk_frames(codec)) {}
+CodecStream::CodecStream(const Codec& codec, const Session& session) : codec_(codec), session_(session), wanted_(first_chunk_frames(codec)) {}
 
 int64_t CodecStream::missing() const { return wanted_ - static_cast<int64_t>(waiting_.size()) / codec_.quantizers; }
 

@@ -16,7 +16,7 @@ int64_t first_chunk_frames(const Codec&);
 class CodecStream {
  public:
   CodecStream(const Codec&, const Session&);
-  int64_t missing() const;                                  // frames that complete the next chunk
+  int64_t missing() const;                                     // frames that complete the next chunk
   std::vector<float> feed(const std::vector<int64_t>& codes);  // [n, Q]; samples of every chunk that is complete now
   std::vector<float> finish();
 

@@ -19,7 +19,7 @@ using Blend = std::vector<std::pair<std::string, float>>;  // texts and weights;
 class Encoder {
  public:
   Encoder(const Bundle&, std::shared_ptr<OnnxRuntime>, int threads);
-  std::vector<float> latent(const Blend&);           // float32 [dim_latent] of length 1, Python's runtime/prompts.latents_of, to the bit
+  std::vector<float> latent(const Blend&);  // float32 [dim_latent] of length 1, Python's runtime/prompts.latents_of, to the bit
   StageContexts contexts(const std::vector<float>& latent);
 
  private:

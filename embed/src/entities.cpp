@@ -14,9 +14,9 @@ namespace musiclm {
 
 namespace {
 
-constexpr size_t kLongestName = 32;          // that html.unescape looks at
-constexpr size_t kLongestCarefulName = 24;   // that ftfy does
-constexpr size_t kMostDigits = 4300;         // of a decimal number that Python reads
+constexpr size_t kLongestName = 32;         // that html.unescape looks at
+constexpr size_t kLongestCarefulName = 24;  // that ftfy does
+constexpr size_t kMostDigits = 4300;        // of a decimal number that Python reads
 constexpr char32_t kReplacement = 0xFFFD, kFirstWindows = 0x80;
 
 bool is_digit(char32_t c) { return c >= U'0' && c <= U'9'; }

@@ -104,8 +104,7 @@ std::string fault_of(const fs::path& root, const std::string& name, const FileRe
 std::string system_message(int number) { return std::error_code(number, std::generic_category()).message(); }
 
 bool Identity::operator==(const Identity& other) const {
-  return device == other.device && inode == other.inode && bytes == other.bytes && changed_s == other.changed_s &&
-         changed_ns == other.changed_ns;
+  return device == other.device && inode == other.inode && bytes == other.bytes && changed_s == other.changed_s && changed_ns == other.changed_ns;
 }
 
 std::optional<Identity> identity_of(const fs::path& path) {

@@ -18,8 +18,7 @@ struct NotFinite {
   std::string_view written, kept;
   const char* printed;
 };
-constexpr NotFinite kNotFinite[] = {
-    {"NaN", {"\0NaN", 4}, "nan"}, {"Infinity", {"\0Infinity", 9}, "inf"}, {"-Infinity", {"\0-Infinity", 10}, "-inf"}};
+constexpr NotFinite kNotFinite[] = {{"NaN", {"\0NaN", 4}, "nan"}, {"Infinity", {"\0Infinity", 9}, "inf"}, {"-Infinity", {"\0-Infinity", 10}, "-inf"}};
 
 [[noreturn]] void refuse(const std::string& why) { throw Error(ML_BAD_BUNDLE, why); }
 
@@ -140,7 +139,8 @@ Json read_json(const std::string& text) {
     why = why.substr(why.find("] ") + 2);
     why = why.substr(0, std::min(why.find(" - "), why.find(": '")));
     why = head(why, 200);
-    std::replace_if(why.begin(), why.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+    std::replace_if(
+        why.begin(), why.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
     refuse(why);
   }
 }

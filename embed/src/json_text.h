@@ -1,9 +1,8 @@
 // JSON as Python's json module reads it, within limits of size and depth, and values in the words of Python's messages.
 #pragma once
 
-#include <string>
-
 #include <nlohmann/json.hpp>
+#include <string>
 
 namespace musiclm {
 
@@ -19,6 +18,6 @@ Json read_json(const std::string& text);
 const char* not_finite(const Json&);  // "nan", "inf" or "-inf"; NULL for any other value
 
 std::string python_repr(const std::string& text);  // in quotes, with what cannot be printed as escapes
-std::string short_repr(const Json&);                // as Python's reprlib.repr: of any value, at most some hundred characters
+std::string short_repr(const Json&);               // as Python's reprlib.repr: of any value, at most some hundred characters
 
 }  // namespace musiclm

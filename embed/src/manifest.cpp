@@ -265,8 +265,8 @@ void check_consistency(const Manifest& manifest, Faults& faults) {
   }
   const int64_t columns = manifest.columns(1) + manifest.columns(2);
   if (manifest.codec.quantizers != columns) {
-    faults.note(std::string(kManifestName) + ": codec: quantizers: expected " + std::to_string(columns) +
-                ", as coarse and fine have, got " + std::to_string(manifest.codec.quantizers));
+    faults.note(std::string(kManifestName) + ": codec: quantizers: expected " + std::to_string(columns) + ", as coarse and fine have, got " +
+                std::to_string(manifest.codec.quantizers));
   }
   for (const auto& [name, dimensions] : manifest.codec.states) {
     int64_t numbers = 1;

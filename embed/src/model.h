@@ -14,7 +14,7 @@
 
 namespace musiclm {
 
-struct Model {  // immutable but for what is opened when it is first used
+struct Model {                                                              // immutable but for what is opened when it is first used
   Model(const std::string& path, const std::string& runtime, int threads);  // threads: 0 for one per processor that this process may use
 
   Bundle bundle;

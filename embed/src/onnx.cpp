@@ -190,7 +190,8 @@ std::unique_ptr<Session> OnnxRuntime::session(const fs::path& graph, int threads
     const Owned<OrtSessionOptions> options = table.own(made, kReleaseSessionOptions);
     table.call(kSetSessionLogSeverityLevel, made, kOrtError);
     table.call(in_chunks ? kEnableMemPattern : kDisableMemPattern, made);
-    table.call(kAddSessionConfigEntry, made, "session.force_spinning_stop", in_chunks ? "1" : "0");
+    // Between calls its threads wait: a graph runs once for a prompt or a chunk, and the processors are the steps' then.
+    table.call(kAddSessionConfigEntry, made, "session.force_spinning_stop", "1");
     if (threads > 0) table.call(kSetIntraOpNumThreads, made, threads);
 
     OrtSession* session = nullptr;
@@ -244,8 +245,7 @@ Tensors Session::run(const Tensors& inputs) const {
     for (const std::string& name : handle.outputs) wanted.push_back(name.c_str());
     std::vector<OrtValue*> made(wanted.size(), nullptr);
     owned.reserve(owned.size() + made.size());  // what was made is owned at once
-    handle.table.call(kRun, handle.session.get(), nullptr, given.data(), values.data(), given.size(), wanted.data(), wanted.size(),
-                      made.data());
+    handle.table.call(kRun, handle.session.get(), nullptr, given.data(), values.data(), given.size(), wanted.data(), wanted.size(), made.data());
     for (OrtValue* value : made) owned.push_back(handle.table.own(value, kReleaseValue));
     Tensors outputs;
     for (size_t i = 0; i < made.size(); i++) outputs.emplace(handle.outputs[i], handle.copy(made[i]));

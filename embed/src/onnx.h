@@ -49,7 +49,7 @@ class OnnxRuntime : public std::enable_shared_from_this<OnnxRuntime> {
   static std::shared_ptr<OnnxRuntime> open(const std::string& library);
   ~OnnxRuntime();
 
-  // With the options of Python's runtime/backend.open_session: its bits depend on them. threads: 0 for as many as ONNX Runtime takes by
+  // With the options of Python's runtime/backend.open_session on which bits depend. threads: 0 for as many as ONNX Runtime takes by
   // itself, one per physical core. in_chunks as there. A session keeps the runtime alive. Throws Error(ML_BAD_BUNDLE), Error(ML_NO_MEMORY).
   std::unique_ptr<Session> session(const std::filesystem::path& graph, int threads, bool in_chunks);
   const std::string& version() const { return version_; }

@@ -38,8 +38,7 @@ constexpr int kGetErrorMessage = 2;
 constexpr Call<OrtLog*, void*, int, const char*, OrtEnv**> kCreateEnvWithCustomLogger{4};
 constexpr Call<const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**> kCreateSession{7};
 constexpr Call<const OrtEnv*, const void*, size_t, const OrtSessionOptions*, OrtSession**> kCreateSessionFromArray{8};
-constexpr Call<OrtSession*, const void*, const char* const*, const OrtValue* const*, size_t, const char* const*, size_t, OrtValue**> kRun{
-    9};
+constexpr Call<OrtSession*, const void*, const char* const*, const OrtValue* const*, size_t, const char* const*, size_t, OrtValue**> kRun{9};
 constexpr Call<OrtSessionOptions**> kCreateSessionOptions{10};
 constexpr Call<OrtSessionOptions*> kEnableMemPattern{16}, kDisableMemPattern{17};
 constexpr Call<OrtSessionOptions*, int> kSetSessionLogSeverityLevel{22}, kSetIntraOpNumThreads{24};

@@ -8,7 +8,7 @@ namespace musiclm {
 
 constexpr int kOrtApiVersion = 18;  // of ONNX Runtime 1.18, the first one that has all functions that onnx.cpp calls
 
-struct OrtBase {  // what the library's only function, OrtGetApiBase, returns
+struct OrtBase {                                // what the library's only function, OrtGetApiBase, returns
   const void* const* (*api)(uint32_t version);  // the table of functions
   const char* (*version)();                     // such as "1.32.0": its second number is the newest API version that it has
 };

@@ -83,9 +83,7 @@ class Record {
   }
 
  private:
-  static Found at(const Found& parent, const std::string& name, const Json& value) {
-    return {value, parent.where + ": " + name, parent.faults};
-  }
+  static Found at(const Found& parent, const std::string& name, const Json& value) { return {value, parent.where + ": " + name, parent.faults}; }
 
   const Json* take(const char* name, bool required) {
     asked_.insert(name);

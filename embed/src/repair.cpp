@@ -91,8 +91,8 @@ std::u32string repair_line(std::u32string line, bool entities) {
 
 std::u32string repair_text(const std::u32string& text) {
   if (text.size() > kMostCharacters) {
-    throw Error(ML_BAD_ARGUMENT, "a text of " + std::to_string(text.size()) + " characters is longer than the " +
-                                     std::to_string(kMostCharacters) + " that are read: shorten it");
+    throw Error(ML_BAD_ARGUMENT, "a text of " + std::to_string(text.size()) + " characters is longer than the " + std::to_string(kMostCharacters) +
+                                     " that are read: shorten it");
   }
   std::u32string out;
   bool entities = true;

@@ -20,9 +20,9 @@ class Resampler {
  private:
   std::vector<float> ready(uint64_t known);
 
-  int64_t phases_, step_, half_;     // new sample n stands at old place n * step_ / phases_; half_: old samples on each side of a new one
-  std::vector<float> taps_;          // [phases_, 2 * half_]
-  std::vector<float> kept_;          // the end of the wave so far
+  int64_t phases_, step_, half_;               // new sample n stands at old place n * step_ / phases_; half_: old samples on each side of a new one
+  std::vector<float> taps_;                    // [phases_, 2 * half_]
+  std::vector<float> kept_;                    // the end of the wave so far
   uint64_t first_ = 0, made_ = 0, given_ = 0;  // number of kept_'s first sample; new samples so far; old samples so far
 };
 

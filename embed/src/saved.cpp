@@ -28,12 +28,11 @@ Blend prompt_of(const Json& parts) {
 
 void write_saved(const Saved& saved, const std::string& bundle, const std::string& path) {
   Json changes = Json::array(), runs = Json::array();
-  for (const Change& change : saved.changes) changes.push_back({{"run", change.run}, {"frame", change.frame}, {"prompt", prompt_json(change.prompt)}});
+  for (const Change& change : saved.changes)
+    changes.push_back({{"run", change.run}, {"frame", change.frame}, {"prompt", prompt_json(change.prompt)}});
   for (const auto& [start, stop] : saved.tokens.runs) runs.push_back({start, stop});
-  const Json whole = {{"musiclm_stream", kVersion},       {"bundle", bundle},
-                      {"prompt", prompt_json(saved.prompt)}, {"options", saved.options},
-                      {"changes", changes},               {"runs", runs},
-                      {"semantic", saved.tokens.semantic}, {"coarse", saved.tokens.coarse},
+  const Json whole = {{"musiclm_stream", kVersion}, {"bundle", bundle}, {"prompt", prompt_json(saved.prompt)}, {"options", saved.options},
+                      {"changes", changes},         {"runs", runs},     {"semantic", saved.tokens.semantic},   {"coarse", saved.tokens.coarse},
                       {"fine", saved.tokens.fine}};
   const std::string aside = path + ".part";  // a file that was there stays whole until this one is
   std::ofstream file(aside, std::ios::binary);

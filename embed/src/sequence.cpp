@@ -124,8 +124,8 @@ Sequence semantic_sequence(const Decoder& decoder, int64_t length, bool end_allo
   return begun(kSemantic, std::move(prompt), rules, prefix, length, 0, draw, std::move(context));
 }
 
-Sequence coarse_sequence(const Decoder& decoder, const std::vector<int64_t>& semantic, int64_t frames, int64_t frame_tokens,
-                         bool end_allowed, const std::vector<int64_t>& prefix, const Draw& draw, Contexts context) {
+Sequence coarse_sequence(const Decoder& decoder, const std::vector<int64_t>& semantic, int64_t frames, int64_t frame_tokens, bool end_allowed,
+                         const std::vector<int64_t>& prefix, const Draw& draw, Contexts context) {
   ds_rules rules = drawing(decoder, kCoarse, end_allowed ? frame_tokens : kAlways, decoder.vocabulary - 1, draw);
   rules.first_row = row(decoder, "coarse");
   rules.codebook = codebook(decoder);

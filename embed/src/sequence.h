@@ -10,7 +10,8 @@
 
 namespace musiclm {
 
-struct Context {  // of one stage and one prompt
+// Of one stage and one prompt.
+struct Context {
   std::vector<std::vector<float>> keys, values;  // by layer: [dim_head, C], [C, dim_head]
   int64_t entries = 0;                           // C
   std::vector<float> prefix;                     // [P, dim]

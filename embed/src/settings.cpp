@@ -16,12 +16,14 @@ const ml_option kModelOptions[] = {
     {"threads", "integer", "1 to 1024", "", "of the steps and graphs; by default one per processor that this process may use"},
 };
 
+// clang-format off
 #define ML_STAGE_OPTIONS(stage)                                                                                                   \
   {stage ".temperature", "number", "0, or at least 1e-30", "the bundle's", "of the " stage " stage; 0: the most likely token"},    \
       {stage ".filter_thres", "number", "0 to below 1", "the bundle's", "share of the vocabulary that top-k drops"},               \
       {stage ".cond_scale", "number", "finite", "the bundle's", "classifier-free guidance; 1 is none"},                            \
       {stage ".window", "integer", "1 to the trained window", "the trained window", "tokens (semantic) or frames of a window"},    \
       {stage ".overlap", "integer", "0 to below the window", "half of the window", "how much of it is the window's before; fine: 0"}
+// clang-format on
 
 const ml_option kStreamOptions[] = {
     {"seconds", "text", "above 0 and at most 86400, or endless", "one window of every stage", "length of the clip"},
@@ -101,8 +103,10 @@ Sampling sampling_of(const Options& options, const Manifest& manifest, int stage
 }  // namespace
 
 bool is_option(const std::string& name) {
-  for (const ml_option& option : kModelOptions) if (name == option.name) return true;
-  for (const ml_option& option : kStreamOptions) if (name == option.name) return true;
+  for (const ml_option& option : kModelOptions)
+    if (name == option.name) return true;
+  for (const ml_option& option : kStreamOptions)
+    if (name == option.name) return true;
   return false;
 }
 

@@ -19,7 +19,8 @@ struct ModelSettings {
   int threads = 0;
 };
 
-struct Settings {  // of a clip
+// Of a clip.
+struct Settings {
   std::optional<int64_t> samples;  // at the bundle's rate; none: without end
   std::optional<int64_t> frames;
   uint64_t seed = 0;

@@ -9,9 +9,9 @@
 namespace musiclm {
 namespace {
 
-constexpr int64_t kPositionsAtOnce = 64;    // of a prompt, so that a change or an end waits for one piece
-constexpr double kTurn = 0.02;              // seconds of one call of a batch at most, so that streams of one model take turns
-constexpr double kKeptSeconds = 300;        // of tokens behind the reader of a stream without end
+constexpr int64_t kPositionsAtOnce = 64;              // of a prompt, so that a change or an end waits for one piece
+constexpr double kTurn = 0.02;                        // seconds of one call of a batch at most, so that streams of one model take turns
+constexpr double kKeptSeconds = 300;                  // of tokens behind the reader of a stream without end
 constexpr auto kLook = std::chrono::milliseconds(5);  // how often it is looked whether an audio thread, which wakes nobody, has read
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -103,7 +103,8 @@ double Stream::set_prompt(const Blend& prompt) {
 void Stream::cancel() {
   cancelled_ = true;
   std::lock_guard<std::mutex> lock(mutex_);
-  for (auto& batch : batches_) if (batch) ds_batch_interrupt(batch.get());
+  for (auto& batch : batches_)
+    if (batch) ds_batch_interrupt(batch.get());
   asked_.notify_one();
 }
 
@@ -112,7 +113,8 @@ Saved Stream::save() {
   saved.options = options_;
   saved.prompt = prompt_;
   const auto copy = [&] {
-    if (clip_.begins_at()) throw Error(ML_BAD_ARGUMENT, "the beginning of this stream is no longer kept, only the last 300 s: it cannot be gone on from.");
+    if (clip_.begins_at())
+      throw Error(ML_BAD_ARGUMENT, "the beginning of this stream is no longer kept, only the last 300 s: it cannot be gone on from.");
     saved.tokens = clip_.tokens();
     saved.changes = changes_;
   };
@@ -143,7 +145,8 @@ void Stream::call(const std::function<void()>& command) {
     done = true;
     ran.notify_one();
   });
-  for (auto& batch : batches_) if (batch) ds_batch_interrupt(batch.get());
+  for (auto& batch : batches_)
+    if (batch) ds_batch_interrupt(batch.get());
   asked_.notify_one();
   ran.wait(lock, [&] { return done; });
   if (failure) std::rethrow_exception(failure);
@@ -182,7 +185,8 @@ void Stream::work() {
 }
 
 bool Stream::step() {
-  for (int stage = kStages - 1; stage >= 0; stage--) while (may_begin(stage)) begin(stage);
+  for (int stage = kStages - 1; stage >= 0; stage--)
+    while (may_begin(stage)) begin(stage);
   if (can_decode()) {
     const double made = static_cast<double>(position_) / static_cast<double>(model_->bundle.manifest.codec.sample_hz);
     if (ring_.size() && made > taken_seconds() + settings_.ahead) return false;
@@ -240,7 +244,8 @@ void Stream::advance(int stage) {
     std::lock_guard<std::mutex> turn(model_->turn);
     const int status = ds_batch_advance(batch, frames, kPositionsAtOnce);
     if (status == DS_NO_MEMORY) throw Error(ML_NO_MEMORY, "no memory left while music was made.");
-    if (status != DS_OK) throw Error(ML_FAILED, std::string("a step of the ") + kStageNames[stage] + " stage failed with status " + std::to_string(status) + ".");
+    if (status != DS_OK)
+      throw Error(ML_FAILED, std::string("a step of the ") + kStageNames[stage] + " stage failed with status " + std::to_string(status) + ".");
   }
   const double taken = now() - started;
   std::vector<Running> still;

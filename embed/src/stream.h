@@ -42,7 +42,7 @@ class Stream {
   Stream(std::shared_ptr<Model>, const Saved&);
   ~Stream();
 
-  size_t read(float* out, size_t frames, double timeout);  // fewer than `frames`: nothing more is made, or it has not been made in time
+  size_t read(float* out, size_t frames, double timeout);              // fewer than `frames`: nothing more is made, or it has not been made in time
   size_t read_now(float* const* out, size_t channels, size_t frames);  // for an audio thread
   double set_prompt(const Blend&);
   void cancel();
@@ -93,11 +93,11 @@ class Stream {
 
   std::atomic<bool> cancelled_{false}, made_all_{false}, sounds_{false};
   std::atomic<uint64_t> underruns_{0};
-  std::mutex mutex_;                       // of what follows
-  std::condition_variable made_, asked_;   // for the reader; for the worker
+  std::mutex mutex_;                      // of what follows
+  std::condition_variable made_, asked_;  // for the reader; for the worker
   std::deque<std::function<void()>> commands_;
   std::exception_ptr failure_;
-  bool over_ = false;                      // whether the worker takes no more commands
+  bool over_ = false;  // whether the worker takes no more commands
   std::thread worker_;
 };
 

@@ -5,8 +5,8 @@
 #include <array>
 #include <fstream>
 #include <functional>
-#include <iterator>
 #include <queue>
+#include <string_view>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -15,6 +15,7 @@
 #include "error.h"
 #include "json_text.h"
 #include "repair.h"
+#include "tokenizer_file.h"
 #include "unicode.h"
 
 namespace musiclm {
@@ -28,7 +29,7 @@ constexpr char32_t kLongS = 0x17F;  // where case is ignored, as in the patterns
 constexpr uintmax_t kMaxFileBytes = 32u << 20;
 constexpr size_t kFaultsShown = 5;
 
-using Vocabulary = std::unordered_map<std::string, int64_t>;
+using Vocabulary = std::unordered_map<std::string_view, int64_t>;  // of texts that live elsewhere
 
 // A printable character for each byte, GPT-2's way: what prints in Latin-1 stands for itself, the others for U+0100 and on.
 std::array<std::string, 256> byte_alphabet() {
@@ -41,43 +42,19 @@ std::array<std::string, 256> byte_alphabet() {
   return alphabet;
 }
 
-Json read_file(const std::filesystem::path& path) {
+std::string read_file(const std::filesystem::path& path) {
   std::error_code failure;
   const uintmax_t bytes = std::filesystem::file_size(path, failure);
   if (failure) throw Error(ML_BAD_BUNDLE, path.string() + " cannot be read: " + failure.message());
   if (bytes > kMaxFileBytes) {
-    throw Error(ML_BAD_BUNDLE, path.string() + ": " + std::to_string(bytes) + " bytes, more than the " + std::to_string(kMaxFileBytes) +
-                                   " a tokenizer may have");
+    throw Error(ML_BAD_BUNDLE,
+                path.string() + ": " + std::to_string(bytes) + " bytes, more than the " + std::to_string(kMaxFileBytes) + " a tokenizer may have");
   }
+  std::string text(static_cast<size_t>(bytes), '\0');
   std::ifstream file(path, std::ios::binary);
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (!file) throw Error(ML_BAD_BUNDLE, path.string() + " cannot be read: the file could be opened and read only in part, or not at all");
-  return Json::parse(text);
-}
-
-Vocabulary read_vocabulary(const Json& entries) {
-  Vocabulary vocabulary;
-  if (!entries.is_object()) throw Error(ML_BAD_BUNDLE, "vocab must map tokens to whole numbers");
-  for (const auto& [token, id] : entries.items()) {
-    if (!id.is_number_integer()) throw Error(ML_BAD_BUNDLE, "vocab must map tokens to whole numbers");
-    // What does not fit is no id either, and is found to be none when they are counted.
-    const bool fits = !id.is_number_unsigned() || id.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX);
-    vocabulary.emplace(token, fits ? id.get<int64_t>() : -1);
-  }
-  return vocabulary;
-}
-
-// A merge as either generation of the format writes it: "a b" or ["a", "b"].
-std::pair<std::string, std::string> read_merge(const Json& merge) {
-  if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
-    return {merge[0].get<std::string>(), merge[1].get<std::string>()};
-  }
-  if (merge.is_string()) {
-    const std::string& text = merge.get_ref<const std::string&>();
-    const size_t space = text.find(' ');
-    if (space != std::string::npos && space == text.rfind(' ')) return {text.substr(0, space), text.substr(space + 1)};
-  }
-  throw Error(ML_BAD_BUNDLE, "a merge must be two tokens, got " + short_repr(merge));
+  return text;
 }
 
 // Whether a pattern that ignores case stands at `at` of a text in lower case.
@@ -115,11 +92,10 @@ struct ClipTokenizer::Table {
   };
   std::unordered_map<uint64_t, Merge> merges;  // of two ids
 
-  explicit Table(const Json& model) {
-    if (model.at("type") != "BPE" || model.at("end_of_word_suffix") != kEndOfWord) {
-      throw Error(ML_BAD_BUNDLE, std::string("the model is not a BPE with the end-of-word suffix '") + kEndOfWord + "'");
-    }
-    const Vocabulary vocabulary = read_vocabulary(model.at("vocab"));
+  explicit Table(const TokenizerModel& model) {
+    Vocabulary vocabulary;
+    vocabulary.reserve(model.vocabulary.size());
+    for (const auto& [token, id] : model.vocabulary) vocabulary[token] = id;
     std::vector<std::string> faults;
     const auto id_of = [&](const std::string& token) {
       const auto found = vocabulary.find(token);
@@ -145,7 +121,7 @@ struct ClipTokenizer::Table {
       faults.push_back("the " + std::to_string(vocabulary.size()) + " token ids are not the numbers from 0 to " +
                        std::to_string(static_cast<int64_t>(vocabulary.size()) - 1));
     }
-    read_merges(model.at("merges"), vocabulary, faults);
+    read_merges(model.merges, vocabulary, faults);
     if (faults.empty()) return;
     std::string message = "not CLIP's tokenizer: ";
     for (size_t i = 0; i < std::min(faults.size(), kFaultsShown); i++) message += (i == 0 ? "" : "; ") + faults[i];
@@ -156,12 +132,10 @@ struct ClipTokenizer::Table {
   // Ids are below 2^25, as the file has at most 32 MiB.
   static uint64_t pair_of(int64_t first, int64_t second) { return static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(second); }
 
-  void read_merges(const Json& list, const Vocabulary& vocabulary, std::vector<std::string>& faults) {
-    if (!list.is_array()) throw Error(ML_BAD_BUNDLE, std::string("merges must be a list, got ") + list.type_name());
+  void read_merges(const std::vector<std::pair<std::string, std::string>>& list, const Vocabulary& vocabulary, std::vector<std::string>& faults) {
     merges.reserve(list.size());
     int64_t rank = 0;
-    for (const Json& entry : list) {
-      const auto [first, second] = read_merge(entry);
+    for (const auto& [first, second] : list) {
       const auto a = vocabulary.find(first), b = vocabulary.find(second), whole = vocabulary.find(first + second);
       if (a == vocabulary.end() || b == vocabulary.end() || whole == vocabulary.end()) {
         const std::string pair = "(" + python_repr(first) + ", " + python_repr(second) + ")";
@@ -223,14 +197,10 @@ void ClipTokenizer::Table::append_ids(std::vector<int64_t>& ids, const std::stri
 }
 
 ClipTokenizer::ClipTokenizer(const std::filesystem::path& file) {
+  const std::string text = read_file(file);
   try {
-    const Json json = read_file(file);
-    try {
-      table_ = std::make_unique<Table>(json.at("model"));
-    } catch (const Error& error) {
-      throw Error(ML_BAD_BUNDLE, file.string() + " is not a tokenizer.json of CLIP's tokenizer: " + error.what());
-    }
-  } catch (const Json::exception& error) {
+    table_ = std::make_unique<Table>(read_tokenizer_model(text, kEndOfWord));
+  } catch (const Error& error) {
     throw Error(ML_BAD_BUNDLE, file.string() + " is not a tokenizer.json of CLIP's tokenizer: " + error.what());
   }
 }

@@ -39,8 +39,8 @@ void check_counts(const Manifest& manifest) {
 Ratio tokens_per_frame(const Manifest& manifest) {
   const double rate = manifest.semantic_tokens_per_second;
   if (!(rate >= kLeastRate && rate <= kMostRate)) {
-    throw Error(ML_BAD_BUNDLE, "the bundle has " + std::to_string(rate) + " semantic tokens a second, expected " +
-                                   std::to_string(kLeastRate) + " to " + std::to_string(kMostRate) + ": export the checkpoints again.");
+    throw Error(ML_BAD_BUNDLE, "the bundle has " + std::to_string(rate) + " semantic tokens a second, expected " + std::to_string(kLeastRate) +
+                                   " to " + std::to_string(kMostRate) + ": export the checkpoints again.");
   }
   int exponent;
   const double mantissa = std::frexp(rate, &exponent);  // from 0.5 to 1

@@ -21,7 +21,7 @@ struct Span {
 class Spans {
  public:
   Spans(std::optional<int64_t> total, int64_t length, int64_t overlap = 0, std::vector<int64_t> first = {});
-  int64_t size() const;  // of windows; only with a total
+  int64_t size() const;           // of windows; only with a total
   bool has(int64_t index) const;  // whether there is such a window
   Span operator[](int64_t index) const;
   int64_t window_of(int64_t position) const;

@@ -151,6 +151,14 @@ def bad_files(good: dict[str, Any]) -> dict[str, str]:
         "a merge of numbers": changed(merges=[*merges, [1, 2]]),
         "a merge of unknown tokens": changed(merges=[*merges, "☃ ☃"]),
         "an empty merge": changed(merges=[*merges, " "]),
+        "a merge of lists": changed(merges=[*merges, [["a"], ["b"]]]),
+        "a merge of an object": changed(merges=[*merges, {"a": "b"}]),
+        "a list as a vocabulary": changed(vocab=list(vocabulary)),
+        "a vocabulary of objects": changed(vocab=vocabulary | {"a": {}}),
+        "a model in a list": json.dumps([good]),
+        "a model within another field": json.dumps({"other": good}),
+        "a second model without fields": json.dumps(good)[:-1] + ', "model": {}}',
+        "a second type": json.dumps(good).replace('"vocab":', '"type": [], "vocab":'),
         "too long": " " * ((32 << 20) + 1),
     }
 

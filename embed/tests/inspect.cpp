@@ -24,9 +24,7 @@ namespace {
 
 using Pool = std::unique_ptr<ds_pool, void (*)(ds_pool*)>;
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 long peak_mb() {
   rusage used;

@@ -1,0 +1,20 @@
+// What CLIP's tokenizer is made of, read from a tokenizer.json without keeping the rest of the file: that would take most of the time of opening a
+// small bundle.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace musiclm {
+
+struct TokenizerModel {
+  std::vector<std::pair<std::string, int64_t>> vocabulary;  // in the file's order; of a token that is listed twice the later one counts
+  std::vector<std::pair<std::string, std::string>> merges;
+};
+
+// Throws Error(ML_BAD_BUNDLE) for a text that is no JSON, or whose `model` is not a BPE with this suffix, a vocabulary and merges of two tokens.
+TokenizerModel read_tokenizer_model(const std::string& text, const std::string& end_of_word);
+
+}  // namespace musiclm
