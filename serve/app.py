@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from .. import __version__
 from .errors import Refusal, bad_field
@@ -60,6 +61,10 @@ def create_app(settings: Settings) -> FastAPI:
         answer = await on_refusal(request, Refusal(error.status_code, str(error.detail)))
         answer.headers.update(error.headers or {})
         return answer
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # its body was cut off; nobody reads this
 
     @app.exception_handler(Exception)
     async def on_fault(request: Request, error: Exception) -> Response:
