@@ -82,6 +82,7 @@ EXTRAS = {
         "soxr>=1.1,<2",
         "uvicorn>=0.54,<1",
     ],
+    "load": ["httpx>=0.28,<1"],
     "kernels": ["triton>=3.7.1,<3.10"],  # for `export_all.py --kernels`
     # What upstream imports. Upstream itself cannot be resolved by pip, see requirements/upstream.txt.
     "train": [

@@ -1,4 +1,4 @@
-"""The command `musiclm`: generate, serve, inspect, bench, export, build, doctor, each in a file of commands/.
+"""The command `musiclm`: generate, serve, load, inspect, bench, export, build, doctor, each in a file of commands/.
 
 Exit status: 0 done, 1 refused or failed (the reason is on standard error), 2 wrong usage, 130 interrupted.
 """
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands import bench, build, doctor, export, generate, inspect, serve
+from .commands import bench, build, doctor, export, generate, inspect, load, serve
 from .commands.console import leave_output, open_console
 from .commands.output import STDOUT
 
-_COMMANDS = (generate, serve, inspect, bench, export, build, doctor)
+_COMMANDS = (generate, serve, load, inspect, bench, export, build, doctor)
 _EXAMPLES = """examples:
   musiclm generate bundle "calm piano in a ballroom" -o out.wav --seconds 10 --seed 0
   musiclm generate bundle "brass band" -o best.flac --num-samples 4 --save-tokens tokens.npz
@@ -27,6 +27,7 @@ _EXAMPLES = """examples:
   musiclm generate --again best.flac
   musiclm generate bundle --prompts prompts.txt -o clip.wav --seed random
   musiclm serve bundle --port 8000
+  musiclm load http://127.0.0.1:8000 --rate 2
   musiclm inspect bundle
   musiclm bench bundle --seconds 10
   musiclm build bundle --compute-capability 89

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from .. import __version__
@@ -83,6 +84,10 @@ def create_app(settings: Settings) -> FastAPI:
             methods = [route.methods or () for route in app.routes if isinstance(route, Route) and route.path_regex.match(request.url.path)]
             answer.headers["Allow"] = ", ".join(sorted(set().union(*methods)))
         return answer
+
+    @app.exception_handler(ClientDisconnect)
+    async def on_gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # its body was cut off; nobody reads this
 
     return app
 

@@ -213,6 +213,7 @@ class Runner:
         own = self._waiting.setdefault(job.owner, deque())
         for count, most, whose in ((self.waiting, self._limits.waiting, ""), (len(own), self._limits.waiting_per_key, " of this key")):
             if count >= most:
+                self._jobs.drop(job)
                 self._metrics.refused("queue")
                 raise Refusal(
                     429, f"{count} requests{whose} are waiting already.", code="rate_limit_exceeded", retry_s=self._queue_s() / (count + 1)

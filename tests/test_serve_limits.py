@@ -252,6 +252,7 @@ def test_requests_are_logged(server: Server, anna: httpx.Client) -> None:
     """Fault: a request without a line, a line that is no JSON, a key in the log."""
     answer = anna.get("/v1/models", headers={"X-Request-Id": "mine-1"})
     assert answer.headers["x-request-id"] == "mine-1"
+    assert eventually(lambda: '"mine-1"' in server.log.read_text(encoding="utf-8"))  # it is logged once it is answered
     lines = [json.loads(line) for line in server.log.read_text(encoding="utf-8").splitlines()]
     [line] = [one for one in lines if one.get("request_id") == "mine-1"]
     assert (line["status"], line["path"], line["method"]) == (200, "/v1/models", "GET")
