@@ -19,17 +19,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnxruntime
-
 from benchmarks.bundle import ROOT
 from musiclm_deploy.runtime.backend import available_processors
 from musiclm_deploy.runtime.bench.clips import TEXT, clip_of, facts
 from musiclm_deploy.runtime.bench.record import Row, append, circumstances, ratio, say, spread
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.musiclm import MusicLM, load
+from musiclm_deploy.runtime.ort import import_onnxruntime
 from musiclm_deploy.runtime.outputs import check_appendable
 
-ONNXRUNTIME = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+ONNXRUNTIME = next((Path(import_onnxruntime().__file__).parent / "capi").glob("libonnxruntime.so.*"))
 PLANS = ("trained", "low_latency")
 
 
