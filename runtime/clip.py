@@ -176,12 +176,21 @@ class Clip:
         self._next[stage] = window + 1
         return sequence
 
-    def begins_at_s(self, stage: str) -> float:
-        """Return the second in which the stage's next window begins to make something."""
-        plan, window, codec = self.plan, self._next[stage], self.manifest.codec
+    def needed_at_frame(self, stage: str) -> int:
+        """Return the first frame that is not made before the stage's next window has begun."""
+        plan, window = self.plan, self._next[stage]
         if stage == "semantic" and plan.semantic is not None:
-            return plan.semantic[window].new / self.manifest.semantic_tokens_per_second
-        return (plan.fine if stage == "fine" else plan.coarse)[window].new * codec.samples_per_frame / codec.sample_hz
+            window = self._reader_of(plan.semantic[window].new)
+        if stage != "fine":  # a fine window begins when all its coarse frames are made, the last of which may be another coarse window's
+            window = plan.fine.window_of(plan.coarse[window].new)
+        return plan.fine[window].new
+
+    def _reader_of(self, token: int) -> int:
+        """Return the next coarse window that reads semantic tokens from this one on; the one after the last if none does."""
+        plan, window = self.plan, self._next["coarse"]
+        while (plan.frames is None or window < len(plan.coarse)) and plan.seen(window).stop <= token:
+            window += 1
+        return window
 
     def frames_until_next(self, stage: str) -> int:
         """Return how many frames of "coarse", or semantic tokens, are missing before a window of the next stage can begin; 0: it can."""
@@ -220,9 +229,7 @@ class Clip:
         if plan.semantic is None:
             window = max(window, run)
         elif "semantic" not in self._complete and (plan.semantic.total is None or run < len(plan.semantic)):
-            new = plan.semantic[run].new
-            while (plan.frames is None or window < len(plan.coarse)) and plan.seen(window).stop <= new:
-                window += 1  # it reads no token of the new prompt
+            window = self._reader_of(plan.semantic[run].new)
         if "coarse" in self._complete or (plan.frames is not None and window >= len(plan.coarse)):
             raise ValueError("the last window of this clip has begun: a new prompt would not be heard.")
         frame = plan.coarse[window].new

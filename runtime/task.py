@@ -95,7 +95,7 @@ class Task:
         """Return whether a clip's next window of a stage may begin now."""
         if not track.clip.ready(stage):
             return False
-        return not self.live or track.clip.begins_at_s(stage) < self.taken_s + self.ahead_s or self._is_awaited(track)
+        return not self.live or track.sounds_until_s(stage) < self.taken_s + self.ahead_s or self._is_awaited(track)
 
     def _is_awaited(self, track: Track) -> bool:
         """Return whether the listener has taken all there is, and more comes only if a window begins, however little `ahead_s` is."""

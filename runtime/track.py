@@ -12,7 +12,7 @@ import numpy as np
 from .batch import Made
 from .bundle import STAGES, Codec
 from .clip import Clip
-from .codec import CodecStream, Graph
+from .codec import CodecStream, Graph, chunk_frames
 from .sequence import Sequence
 
 
@@ -50,6 +50,11 @@ class Track:
         to_chunk = self.decoded + self._stream.missing - self.clip.frames("fine")
         missing = to_chunk if stage == "fine" else self.clip.frames_until_next(stage)
         return max(missing * (1 if stage == "semantic" else self._codec.groups), 1)
+
+    def sounds_until_s(self, stage: str) -> float:
+        """Return the second to which the clip can be decoded, at least, before the stage's next window has begun."""
+        frames = self.clip.needed_at_frame(stage) - self._codec.lookahead_frames - chunk_frames(self._codec) + 1
+        return frames * self._codec.samples_per_frame / self._codec.sample_hz
 
     def begin(self, stage: str) -> Sequence:
         """Begin the stage's next window."""

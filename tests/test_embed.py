@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,19 @@ def test_an_audio_thread_reads(model: embed.Model) -> None:
         heard.append(out[0, :got].copy())
     assert np.concatenate(heard).tobytes() == whole.tobytes()
     assert stream.underruns <= sum(len(one) < 256 for one in heard)
+    stream.close()
+
+
+@pytest.mark.parametrize("ahead_s", [0.3, 1.0])
+def test_made_ahead(model: embed.Model, ahead_s: float) -> None:
+    """Fault: a window that begins when it is read, less than `ahead_s` before it is heard: it interrupts the music on a busy machine."""
+    stream = model.stream("x", seconds="endless", plan="low_latency", ahead_s=ahead_s, **DRAWN)
+    for place in range(0, 6 * 16000, 1600):
+        stream.read(1600)
+        end = time.monotonic() + 30
+        while stream.buffered < ahead_s * 16000:
+            assert time.monotonic() < end, (place, stream.buffered)
+            time.sleep(0.001)
     stream.close()
 
 

@@ -222,6 +222,18 @@ def test_cancel_frees_rows_within_a_frame(music: MusicLM, engine: Engine) -> Non
     assert eventually(lambda: not workers())
 
 
+def test_made_ahead(engine: Engine) -> None:
+    """Fault: a window that begins when it is read, less than `ahead_s` before it is heard: it interrupts the music on a busy machine."""
+    config, codec = config_of(None, seed=992, sampling=DRAWN, plan="low_latency", first_window_s=0.06), engine.bundle.manifest.codec
+    stream, clip = engine.stream(make_request(engine.bundle.manifest, config, "x", endless=True), ahead_s=0.5)
+    for chunk in stream:
+        needed = (chunk.start_s + 0.5) * codec.sample_hz / codec.samples_per_frame
+        assert eventually(lambda needed=needed: clip.frames("fine") - codec.lookahead_frames >= needed), chunk.start_s
+        if chunk.start_s > 4:
+            break
+    stream.cancel()
+
+
 # --- endless
 
 
@@ -281,7 +293,7 @@ def test_a_prompt_before_anything_is_heard_is_the_prompt(music: MusicLM, engine:
 @pytest.mark.parametrize("stop", ["exact", "eos"])
 def test_a_stream_that_was_cut_off_keeps_its_prompts(music: MusicLM, tmp_path, stop: str) -> None:
     """Fault: a stream that goes on with its first prompt where it had another one by then, or with the other one where it had the first."""
-    asked = LONG | {"stop": stop}
+    asked = LONG | {"seconds": 3.0, "stop": stop}  # so that windows have not begun when the first chunk is there
     stream = music.stream("calm piano", ahead_s=0.2, **asked)
     chunks = [next(stream)]
     heard = stream.set_prompt(md.Blend({"brass band": 0.7, "flute": 0.3}))

@@ -158,13 +158,12 @@ std::shared_ptr<Sequence> Clip::begin(int stage) {
   return sequence;
 }
 
-int64_t Clip::begins_at_frame(int stage) const {
-  const int64_t window = next_[stage];
-  if (stage == kSemantic && plan_.timed()) {
-    const Ratio& rate = plan_.tokens_per_frame;
-    return static_cast<int64_t>((*plan_.semantic)[window].fresh * rate.denominator / rate.numerator);
-  }
-  return (stage == kFine ? plan_.fine : plan_.coarse)[window].fresh;
+int64_t Clip::needed_at_frame(int stage) const {
+  int64_t window = next_[stage];
+  if (stage == kSemantic && plan_.timed()) window = reader_of((*plan_.semantic)[window].fresh);
+  // a fine window begins when all its coarse frames are made, the last of which may be another coarse window's
+  if (stage != kFine) window = plan_.fine.window_of(plan_.coarse[window].fresh);
+  return plan_.fine[window].fresh;
 }
 
 void Clip::take(const Sequence& sequence, const std::vector<int64_t>& tokens, bool done) {
@@ -194,8 +193,7 @@ int64_t Clip::change(StageContexts contexts) {
   if (!plan_.timed()) {
     window = std::max(window, run);
   } else if (!complete_[kSemantic] && plan_.semantic->has(run)) {
-    const int64_t fresh = (*plan_.semantic)[run].fresh;
-    while (!past_last_coarse(window) && plan_.seen(window).second <= fresh) window++;  // it reads no token of the new prompt
+    window = reader_of((*plan_.semantic)[run].fresh);
   }
   if (complete_[kCoarse] || past_last_coarse(window)) {
     throw Error(ML_ENDED, "the last window of this clip has begun: a new prompt would not be heard.");
@@ -242,6 +240,13 @@ void Clip::forget(int64_t before) {
 }
 
 // --- semantic
+
+// The next coarse window that reads semantic tokens from this one on; the one after the last if none does.
+int64_t Clip::reader_of(int64_t token) const {
+  int64_t window = next_[kCoarse];
+  while (!past_last_coarse(window) && plan_.seen(window).second <= token) window++;
+  return window;
+}
 
 bool Clip::past_last_coarse(int64_t window) const { return plan_.frames() && window >= plan_.coarse.size(); }
 

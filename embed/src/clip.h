@@ -35,7 +35,7 @@ class Clip {
   bool runs(int stage) const;
   bool done() const;
   int64_t frames(int stage) const;                                // complete frames of coarse (1) or fine (2)
-  int64_t begins_at_frame(int stage) const;                       // where the stage's next window begins to make something, in frames
+  int64_t needed_at_frame(int stage) const;                       // the first frame that is not made before the stage's next window has begun
   std::vector<int64_t> codes(int64_t start, int64_t stop) const;  // [frames, Q]
   Tokens tokens() const;
   int64_t change(StageContexts);  // the first frame that sounds otherwise; throws Error(ML_ENDED)
@@ -60,6 +60,7 @@ class Clip {
   };
 
   static int64_t window_at(int64_t position, const Spans&);
+  int64_t reader_of(int64_t token) const;
   void settle();
   std::optional<int64_t> total() const;
   bool past_last_coarse(int64_t window) const;

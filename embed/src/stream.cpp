@@ -208,8 +208,9 @@ double Stream::taken_seconds() const {
 bool Stream::may_begin(int stage) const {
   if (!clip_.ready(stage)) return false;
   const Codec& codec = model_->bundle.manifest.codec;
-  const double begins = static_cast<double>(clip_.begins_at_frame(stage) * codec.samples_per_frame) / codec.sample_hz;
-  if (begins < taken_seconds() + settings_.ahead) return true;
+  const int64_t frame = clip_.needed_at_frame(stage) - codec.lookahead_frames - chunk_frames(codec) + 1;  // the last that sounds without it
+  const double needed = static_cast<double>(frame * codec.samples_per_frame) / codec.sample_hz;
+  if (needed < taken_seconds() + settings_.ahead) return true;
   const bool idle = std::all_of(running_.begin(), running_.end(), [](const auto& of_stage) { return of_stage.empty(); });
   return idle && !can_decode() && ring_.size() == 0;  // the reader has taken all there is, however little may be made ahead
 }

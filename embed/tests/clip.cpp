@@ -158,7 +158,7 @@ class Scenario {
   }
 
   void begin(int stage) {
-    print("begins", {stage, clip_->begins_at_frame(stage)});
+    print("needed", {stage, clip_->needed_at_frame(stage)});
     running_.push_back({clip_->begin(stage), 0});
     const Sequence& s = *running_.back().sequence;
     std::vector<const float*> layers;

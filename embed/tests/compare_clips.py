@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import random
 import struct
 import subprocess
@@ -230,14 +229,8 @@ class Scenario:
         self.print("state", self.clip.frames("coarse"), self.clip.frames("fine"), *running)
         return True
 
-    def begins_at_frame(self, stage: str) -> int:
-        plan, window = self.plan, self.clip._next[stage]
-        if stage == "semantic" and plan.semantic is not None:
-            return math.floor(plan.semantic[window].new / plan.tokens_per_frame)
-        return (plan.fine if stage == "fine" else plan.coarse)[window].new
-
     def begin(self, stage: str) -> None:
-        self.print("begins", STAGES.index(stage), self.begins_at_frame(stage))
+        self.print("needed", STAGES.index(stage), self.clip.needed_at_frame(stage))
         s: Sequence = self.clip.begin(stage)
         self.running.append([s, 0])
         self.seen[f"{stage} windows"] += 1

@@ -114,12 +114,12 @@ def parts_of(prompt: str | dict[str, float]) -> tuple[Any, int]:
 
 
 class Model:
-    """An opened bundle."""
+    """An opened bundle. An option that is None is left to the library."""
 
     def __init__(self, library: ctypes.CDLL, root: Path, **options: Any) -> None:
         self.library, self.handle = library, c_void_p()
         options = {"onnxruntime": ONNXRUNTIME, "threads": 1} | options
-        with Options(library, options) as given:
+        with Options(library, {name: value for name, value in options.items() if value is not None}) as given:
             check(library, library.ml_model_open(str(root).encode(), given, byref(self.handle)))
 
     def info(self) -> Info:
