@@ -52,7 +52,7 @@ class Place:
         shares = [] if self.stream is None else [done / total for done, total in self.stream.progress.values() if total]
         return self.job.asked.seconds * (1 - min(shares, default=0.0))
 
-    def note(self, taken_s: float, measured: bool) -> None:
+    def reached(self, taken_s: float, measured: bool) -> None:
         """Note how many seconds of the clip have been handed over. measured: whether its time to the first of them says something."""
         self.taken_s, first, self.sounds = taken_s, not self.sounds, True
         if first and measured:

@@ -67,7 +67,7 @@ class Playing:
             heard.note(seconds := len(chunk.audio) / chunk.sample_rate)
             self.audio_s += seconds
             if self._place is not None:
-                self._place.note(chunk.start_s + seconds, measured=self.job.result is None)
+                self._place.reached(chunk.start_s + seconds, measured=self.job.result is None)
             self.job.progress = self.stream.progress
             yield chunk
         if self.job.error is not None:  # it was cancelled: what was sent is not all
@@ -153,18 +153,20 @@ class Runner:
                 playing = Playing(job, stream, place, self._metrics)
                 if not complete:
                     job.state, job.cancel = "running", playing.cancel
-                async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
-                    yield playing
-        except BaseException as error:
-            if stream is not None:
-                stream.cancel()
-                if not complete and job.state not in ENDED:
-                    await self._cut(job, stream, error)
-                    self._metrics.count(job)
-            elif again is None:  # nothing was begun: the same request may be taken later
+                try:
+                    async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
+                        yield playing
+                except BaseException as error:
+                    stream.cancel()
+                    if not complete and job.state not in ENDED:
+                        await self._cut(job, stream, error)  # before its place is free: who sees that nothing runs sees how it ended
+                        self._metrics.count(job)
+                    if isinstance(error, TimeoutError):
+                        raise _late() from error
+                    raise
+        except BaseException:
+            if stream is None and again is None:  # nothing was begun: the same request may be taken later
                 self._jobs.drop(job)
-            if isinstance(error, TimeoutError):
-                raise _late() from error
             raise
 
     @asynccontextmanager

@@ -152,7 +152,7 @@ async def overload(
                     place.stream = clip
                     machine.clips.append(clip)
                     await clip.first.wait()
-                    place.note(_FIRST_S, measured=True)
+                    place.reached(_FIRST_S, measured=True)
                     found.off_s.append(loop.time() - asked - place.promised_s)
                     found.taken += attempt > 0
                     found.clips.append(clip)
