@@ -69,7 +69,8 @@ class Activity:
     rows: dict[str, int]  # sequences that run, by stage
     in_hand_s: float  # of the listener who has least, seconds that were made and have not been played; inf without a listener
     silent: int  # tasks that someone listens to and that have not sounded yet
-    busy_s: float  # seconds in which something was computed
+    slots: float  # sequences that can run at once in a stage; inf while none has run
+    busy_s: float  # seconds in which something was done
     audio_s: float  # seconds of audio that were made, all clips together
 
 
@@ -132,9 +133,8 @@ class Scheduler:
         rows = Counter(stage for _, _, stage in list(self._owners.values()))
         sounding = [task.playback.in_hand_s for task in tasks if task.live and task.playback.sounds]
         silent = sum(task.live and not task.playback.sounds for task in tasks)
-        return Activity(
-            self._count, {stage: rows[stage] for stage in STAGES}, min(sounding, default=math.inf), silent, self._busy_s, self._audio_s
-        )
+        in_hand_s, slots = min(sounding, default=math.inf), min((one.slots for one in list(self._batches.values())), default=math.inf)
+        return Activity(self._count, {stage: rows[stage] for stage in STAGES}, in_hand_s, silent, slots, self._busy_s, self._audio_s)
 
     def close(self) -> None:
         """End all tasks with an error that says so, wait for the thread, and free the batches."""
@@ -185,6 +185,7 @@ class Scheduler:
 
     def _step(self) -> bool:
         """Do the next thing. Return whether there was one."""
+        started = time.perf_counter()
         self._begin()
         live, stage = [task for task in self._tasks if task.live], None
         if (found := self._can_decode(live)) is None and (stage := self._awaited(live)) is None:
@@ -193,7 +194,9 @@ class Scheduler:
             self._decode(*found)
         elif stage is not None:
             self._advance(stage, live)
-        return found is not None or stage is not None or self._changed
+        if did := found is not None or stage is not None:
+            self._busy_s += time.perf_counter() - started
+        return did or self._changed
 
     def _begin(self) -> None:
         """Join the windows that can begin, those of listeners first."""
@@ -281,7 +284,6 @@ class Scheduler:
             self._fail(stage, error)
             return
         taken = time.perf_counter() - started
-        self._busy_s += taken
         if not waiting and (run := max((len(one.tokens) / one.sequence.rules.place.quantizers for one in made), default=0)):
             self._frame_s[stage] = taken / run
         for task in own:
@@ -313,7 +315,6 @@ class Scheduler:
             self._end(task, error)
             return
         taken = time.perf_counter() - started
-        self._busy_s += taken
         task.spend("codec", taken)
         if chunk is not None:
             self._audio_s += len(chunk.audio) / chunk.sample_rate

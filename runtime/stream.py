@@ -142,6 +142,11 @@ class Stream:
         return self._in_worker(lambda: self._clip.tokens)
 
     @property
+    def made(self) -> bool:
+        """Whether nothing more is made: the clip is whole, or was cancelled. Something may be left to be taken."""
+        return self._task.ended
+
+    @property
     def progress(self) -> dict[str, tuple[int, int]]:
         """Tokens made and tokens in all, so far as that is known, by stage."""
         clip = self._clip

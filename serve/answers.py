@@ -51,6 +51,8 @@ class SoundAnswer(Response):
             async with self._play() as playing:
                 encoder = Encoder(self._form, playing.sample_rate, playing.stream.settings, self._rate, self._kbps, playing.samples)
                 rates = {"X-Sample-Rate": str(encoder.rate), "X-Model-Sample-Rate": str(playing.sample_rate)}
+                if playing.promised_s is not None:
+                    rates["X-First-Audio-S"] = f"{playing.promised_s:.3f}"
                 await out.start(self.media_type or self._form.media_type, {**self._sent, **rates})
                 await _unless_gone(self._send(playing, encoder, out), receive)
         except Gone as error:

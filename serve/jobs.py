@@ -54,6 +54,7 @@ class Job:
     id: str
     owner: str  # whose key it came with
     asked: Asked
+    body_sha256: str = ""  # of what the client sent
     state: State = "queued"
     created: float = field(default_factory=time.time)
     begun: float | None = None  # of one that waited for its turn
@@ -139,7 +140,7 @@ class Jobs:
             if found[0] != hashed:
                 raise Refusal(422, "this idempotency key was used for another request.", "Idempotency-Key", "idempotency_key_reused")
             return self._jobs[found[1]], False
-        job = Job(f"job_{secrets.token_hex(12)}", owner, asked)
+        job = Job(f"job_{secrets.token_hex(12)}", owner, asked, hashed)
         self._jobs[job.id] = job
         if repeat is not None:
             self._repeats[owner, repeat] = hashed, job.id

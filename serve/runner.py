@@ -19,6 +19,7 @@ from ..runtime.pipeline import GenerationCancelled
 from ..runtime.scheduler import QueueFull
 from ..runtime.stream import Stream
 from ..runtime.track import Chunk
+from .admission import Admission, Place
 from .errors import Refusal
 from .formats import pcm_sha256
 from .jobs import ENDED, Asked, Job, Jobs, Result
@@ -32,14 +33,22 @@ _LOG = logging.getLogger(__name__)
 class Playing:
     """A job whose chunks somebody reads as they are made."""
 
-    def __init__(self, job: Job, stream: Stream, loaded: Loaded, metrics: Metrics) -> None:
-        self.job, self.stream, self._loaded, self._metrics = job, stream, loaded, metrics
+    def __init__(self, job: Job, stream: Stream, place: Place | None, metrics: Metrics) -> None:
+        """place: None for a job that is done, and is decoded again."""
+        self.job, self.stream, self._place, self._metrics = job, stream, place, metrics
         self.audio_s = 0.0  # given so far
         self.first_at: float | None = None  # when the first of it was there, by the monotonic clock
+        if place is not None:
+            place.stream = stream
 
     @property
     def sample_rate(self) -> int:
         return self.stream.sample_rate
+
+    @property
+    def promised_s(self) -> float | None:
+        """Seconds from the request to the first audio, as far as was known when it was admitted."""
+        return None if self._place is None else self._place.promised_s
 
     @property
     def samples(self) -> int | None:
@@ -55,9 +64,10 @@ class Playing:
                 self.first_at = time.monotonic()
                 if self.job.result is None:
                     self.job.begins_s = chunk.start_s
-                self._loaded.capacity.note_first(self.stream.timings["first_audio"])
             heard.note(seconds := len(chunk.audio) / chunk.sample_rate)
             self.audio_s += seconds
+            if self._place is not None:
+                self._place.reached(chunk.start_s + seconds, measured=self.job.result is None)
             self.job.progress = self.stream.progress
             yield chunk
         if self.job.error is not None:  # it was cancelled: what was sent is not all
@@ -88,7 +98,7 @@ class Runner:
 
     def __init__(self, models: Models, jobs: Jobs, limits: Limits, metrics: Metrics) -> None:
         self._models, self._jobs, self._limits, self._metrics = models, jobs, limits, metrics
-        self._playing: dict[Job, Loaded] = {}
+        self._admissions: defaultdict[str, Admission] = defaultdict(lambda: Admission(limits, metrics))  # by model
         self._decoding = 0  # jobs that are done and are played again
         self._waiting: dict[str, deque[Job]] = {}  # by owner; the owner whose turn is next first
         self._collecting: dict[Job, asyncio.Task[None]] = {}
@@ -97,11 +107,11 @@ class Runner:
 
     @property
     def running(self) -> int:
-        return len(self._playing) + len(self._collecting) + self._decoding
+        return sum(len(one.places) for one in self._admissions.values()) + len(self._collecting) + self._decoding
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._waiting.values()))
+        return sum(map(len, self._waiting.values())) + sum(one.waiting for one in self._admissions.values())
 
     def position(self, job: Job) -> int | None:
         """Return a job's place in the queue, from 1, if it waits."""
@@ -129,69 +139,48 @@ class Runner:
         again, complete = job.result if candidate is not None else None, job.state == "done"
         stream: Stream | None = None
         try:
-            self._open_for_more()
-            async with self._models.use(job.asked.model) as loaded:
-                with self._place(job, None if complete else loaded):
-                    arguments = {**job.asked.arguments, "ahead_s": self._limits.ahead_s}
-                    arguments.pop("num_samples", None)
-                    if again is not None and candidate is not None:
-                        arguments |= {"tokens": again.candidates[candidate], "start_s": max(start_s, job.begins_s)}
-                        prime = arguments.pop("prime", None)  # the tokens begin with it
-                        if prime is not None and not {"text", "audio"} & arguments.keys():
-                            arguments["audio"] = prime
-                    with refusing():
-                        stream = await asyncio.to_thread(loaded.model.stream, **arguments)
-                    playing = Playing(job, stream, loaded, self._metrics)
-                    if not complete:
-                        job.state, job.cancel = "running", playing.cancel
+            async with self._models.use(job.asked.model) as loaded, self._place(job, None if complete else loaded) as place:
+                self._open_for_more()
+                arguments = {**job.asked.arguments, "ahead_s": self._limits.ahead_s}
+                arguments.pop("num_samples", None)
+                if again is not None and candidate is not None:
+                    arguments |= {"tokens": again.candidates[candidate], "start_s": max(start_s, job.begins_s)}
+                    prime = arguments.pop("prime", None)  # the tokens begin with it
+                    if prime is not None and not {"text", "audio"} & arguments.keys():
+                        arguments["audio"] = prime
+                with refusing():
+                    stream = await asyncio.to_thread(loaded.model.stream, **arguments)
+                playing = Playing(job, stream, place, self._metrics)
+                if not complete:
+                    job.state, job.cancel = "running", playing.cancel
+                try:
                     async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
                         yield playing
-        except BaseException as error:
-            if stream is not None:
-                stream.cancel()
-                if not complete and job.state not in ENDED:
-                    await self._cut(job, stream, error)
-                    self._metrics.count(job)
-            elif again is None:  # nothing was begun: the same request may be taken later
+                except BaseException as error:
+                    stream.cancel()
+                    if not complete and job.state not in ENDED:
+                        await self._cut(job, stream, error)  # before its place is free: who sees that nothing runs sees how it ended
+                        self._metrics.count(job)
+                    if isinstance(error, TimeoutError):
+                        raise _late() from error
+                    raise
+        except BaseException:
+            if stream is None and again is None:  # nothing was begun: the same request may be taken later
                 self._jobs.drop(job)
-            if isinstance(error, TimeoutError):
-                raise _late() from error
             raise
 
-    @contextmanager
-    def _place(self, job: Job, loaded: Loaded | None) -> Iterator[None]:
+    @asynccontextmanager
+    async def _place(self, job: Job, loaded: Loaded | None) -> AsyncIterator[Place | None]:
         """Count a job among those that run; loaded: its model, if it must be admitted. Raises Refusal (429)."""
-        if loaded is None:
-            self._decoding += 1
-        else:
-            self._admit(job, loaded)
-            self._playing[job] = loaded
+        if loaded is not None:
+            async with self._admissions[loaded.name].place(job, loaded) as place:
+                yield place
+            return
+        self._decoding += 1
         try:
-            yield
+            yield None
         finally:
-            if loaded is None:
-                self._decoding -= 1
-            else:
-                del self._playing[job]
-
-    def _admit(self, job: Job, loaded: Loaded) -> None:
-        """Raise Refusal (429) unless one more stream leaves all others playing."""
-        others = [one for one, of in self._playing.items() if of is loaded]
-        own = sum(one.owner == job.owner for one in others)
-        last = len(others) + 1 >= loaded.capacity.streams and len(others) > own  # the last place is for who has none
-        if not loaded.capacity.admits(len(others), loaded.model.activity) or (last and own):
-            self._metrics.refused("capacity")
-            said = f"{len(others)} streams are playing, and this machine makes {loaded.capacity.streams:g} as fast as they play"
-            raise Refusal(429, f"{said}: ask again later.", code="rate_limit_exceeded", retry_s=self._free_in(others, loaded))
-
-    def _free_in(self, others: list[Job], loaded: Loaded) -> float:
-        """Return in how many seconds the first of the streams that are made now is done."""
-        pace = (loaded.capacity.pace(len(others)) or 1.0) / max(len(others), 1)
-        left = []
-        for one in others:
-            shares = [done / total for done, total in one.progress.values() if total]
-            left.append(one.asked.seconds * (1 - min(shares, default=0.0)) / pace)
-        return min(left, default=1.0)
+            self._decoding -= 1
 
     async def _cut(self, job: Job, stream: Stream, error: BaseException) -> None:
         """Note how a stream ended that did not come to its end, and keep its tokens, from which it can go on."""
@@ -287,7 +276,8 @@ class Runner:
 
     def cancel_all(self) -> None:
         """End what runs."""
-        for job in [*self._playing, *self._collecting]:
+        playing = [place.job for one in self._admissions.values() for place in one.places]
+        for job in [*playing, *self._collecting]:
             job.cancel()
 
     def _open_for_more(self) -> None:

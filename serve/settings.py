@@ -21,6 +21,7 @@ class Limits:
     connections: int = 256
     waiting: int = 64  # requests that wait for their turn
     waiting_per_key: int = 16
+    wait_s: float = 1.0  # that a stream waits for its place; it is refused if that takes longer
     together: int = 8  # clips that are collected at once
     deadline_s: float = 600.0  # from a request to its last byte, if the request does not ask for less
     header_s: float = 15.0  # in which a connection must have asked something

@@ -21,6 +21,7 @@ _MEANING = {
     "connections": "most connections",
     "waiting": "most requests that wait",
     "waiting_per_key": "most requests of one key that wait",
+    "wait_s": "seconds that a stream waits for its place; it is refused if that takes longer",
     "together": "most clips that are collected at once",
     "deadline_s": "seconds after which a request is given up",
     "header_s": "seconds in which a connection must have asked something",
