@@ -176,6 +176,7 @@ def entities() -> list[str]:
 def entities_tables() -> str:
     lines = textwrap.wrap(" ".join(entities()), _COLUMNS - 7)
     text = "\n".join(f'    "{line} "' for line in lines)
+    # private, and so not in typeshed, but what `html.unescape` decides by
     renumbered: dict[int, str] = html._invalid_charrefs  # type: ignore[attr-defined]
     dropped: set[int] = html._invalid_codepoints  # type: ignore[attr-defined]
     numbers = sorted(renumbered)
@@ -263,6 +264,7 @@ def alternatives(items: Sequence[tuple[Any, Any]]) -> list[list[tuple[Any, Any]]
 
 def unlikely() -> list[list[tuple[Any, Any]]]:
     """Return ftfy's patterns of unlikely neighbours."""
+    # typeshed does not have re's parser
     ((_, (_, branches)),) = re._parser.parse(badness.BADNESS_RE.pattern, badness.BADNESS_RE.flags)  # type: ignore[attr-defined]
     return [sequence for branch in branches for sequence in alternatives(branch)]
 
@@ -271,6 +273,7 @@ def like_utf8() -> list[list[tuple[Any, Any]]]:
     """Return ftfy's patterns of what looks like one character of UTF-8 (`UTF8_DETECTOR_RE`), with what may stand before it."""
     clues = chardata.UTF8_CLUES
     names = "^utf8_continuation_strict", "utf8_continuation", "utf8_first_of_2", "utf8_first_of_3", "utf8_first_of_4"
+    # typeshed does not have re's parser
     sets = [re._parser.parse(f"[{'^' * (name[0] == '^')}{clues[name.strip('^')]}]").data[0] for name in names]  # type: ignore[attr-defined]
     before, more = sets[:2]
     return [[opening, first, *[more] * (i + 1)] for i, first in enumerate(sets[2:]) for opening in (before, ("AT", "AT_BEGINNING"))]

@@ -235,6 +235,11 @@ def test_bad_prompts_and_bundles(library, model: embed.Model, tiny_bundle: Path,
     (damaged / "musiclm.json").write_text(json.dumps(manifest | {"format": 5}))
     with pytest.raises(embed.Refused, match="has format 5, this version reads 6"):
         embed.Model(library, damaged)
+    (damaged / "fine.onnx.data").write_bytes((tiny_bundle / "fine.onnx.data").read_bytes())
+    wrong = manifest | {"fine": manifest["fine"] | {"coarse_quantizers": 3}, "codec": manifest["codec"] | {"sample_hz": 10**8}}
+    (damaged / "musiclm.json").write_text(json.dumps(wrong))
+    with pytest.raises(embed.Refused, match=r"(?s)coarse_quantizers: expected 2, as coarse has, got 3.*sample_hz: expected at least 1000"):
+        embed.Model(library, damaged)
     with pytest.raises(embed.Refused, match=r"nowhere\.so") as refused:
         embed.Model(library, tiny_bundle, onnxruntime="/nowhere.so")
     assert refused.value.status == embed.NO_RUNTIME
@@ -291,5 +296,5 @@ def test_each_part_equals_pythons(part: str, tiny_bundle: Path) -> None:
 def test_damaged_bundles_end_in_a_status(tmp_path: Path) -> None:
     """Fault: a manifest, a tokenizer or weights from elsewhere that end the host."""
     script, program = embed.SOURCE / "tests" / "fuzz_bundle.py", embed.built() / "inspect"
-    done = subprocess.run([sys.executable, script, "--program", program, "--count", "300"], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, script, "--program", program, "--count", "2000"], capture_output=True, text=True, cwd=tmp_path)
     assert not done.returncode, done.stdout[-3000:] + done.stderr[-3000:]

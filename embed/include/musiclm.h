@@ -108,10 +108,10 @@ ML_API size_t ml_stream_latency(const ml_stream *);     /* frames that resamplin
 ML_API uint64_t ml_stream_underruns(const ml_stream *); /* calls of `ml_stream_read_rt` that lacked music */
 ML_API int ml_stream_ended(const ml_stream *);          /* whether nothing more comes, and all has been read */
 
-/* From any thread but the audio thread. Conditions what has not begun yet on another prompt; heard_from: the second of the clip from which it can
- * be heard. ML_ENDED where nothing begins any more. */
+/* From any thread but the audio thread, which does not wait for what is being made. Conditions what has not begun yet on another prompt;
+ * heard_from: the second of the clip from which it can be heard. ML_ENDED where nothing begins any more. */
 ML_API ml_status ml_stream_set_prompt(ml_stream *, const ml_part *parts, size_t count, double *heard_from);
-ML_API void ml_stream_cancel(ml_stream *); /* from any thread; its rows are free after the frame that is being made */
+ML_API void ml_stream_cancel(ml_stream *); /* from any thread; its rows are free after at most the frame that is being made */
 
 /* Writes the tokens so far and how they are made, and goes on from them: the same samples, from `start_seconds` of the clip on. */
 ML_API ml_status ml_stream_save(ml_stream *, const char *path);

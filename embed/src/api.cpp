@@ -1,4 +1,6 @@
 // The C interface: every call ends in a status, and what was thrown in a message of the thread that called.
+#include <cfenv>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -37,8 +39,25 @@ ml_status failed(ml_status status, const char* message) {
   return status;
 }
 
+// Samples would be others where the calling thread rounds otherwise, or takes small numbers for zero as audio programs do. Threads that are
+// started meanwhile inherit this.
+class UsualFloats {
+ public:
+  UsualFloats() {
+    std::fegetenv(&before_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~UsualFloats() { std::fesetenv(&before_); }
+  UsualFloats(const UsualFloats&) = delete;
+  UsualFloats& operator=(const UsualFloats&) = delete;
+
+ private:
+  std::fenv_t before_;
+};
+
 template <typename Call>
 ml_status guarded(Call call) {
+  const UsualFloats in_this_call;
   try {
     return call();
   } catch (const Error& error) {
@@ -154,6 +173,7 @@ ml_status ml_stream_read(ml_stream* stream, float* out, size_t frames, double ti
     musiclm::Stream& made = *given(stream, "stream").made;
     given(out, "out"), given(got, "got");
     if (!frames) throw Error(ML_BAD_ARGUMENT, "frames must be at least 1.");
+    if (std::isnan(timeout)) throw Error(ML_BAD_ARGUMENT, "timeout must be a number of seconds, got NaN.");
     *got = made.read(out, frames, timeout);
     if (*got == frames || (*got && made.ended())) return ML_OK;
     if (!made.ended()) return failed(ML_TIMEOUT, "the music has not been made in time.");

@@ -40,7 +40,7 @@ int64_t chunk_frames(const Codec& codec) {
 // Half of the others, so that a clip is heard early, and no fewer frames than the codec looks ahead.
 int64_t first_chunk_frames(const Codec& codec) { return std::max({codec.lookahead_frames, codec.min_frames, (chunk_frames(codec) + 1) / 2}); }
 
-CodecStream::CodecStream(const Codec& codec, const Session& session) : codec_(codec), session_(session), wanted_(first_chunk_frames(codec)) {}
+CodecStream::CodecStream(const Codec& codec, const Session& session) : codec_(codec), runs_(session), wanted_(first_chunk_frames(codec)) {}
 
 int64_t CodecStream::missing() const { return wanted_ - static_cast<int64_t>(waiting_.size()) / codec_.quantizers; }
 
@@ -75,7 +75,7 @@ std::vector<float> CodecStream::decode(int64_t frames) {
   Tensors inputs = state_ ? std::move(*state_) : first_state(codec_);
   const auto end = waiting_.begin() + frames * codec_.quantizers;
   inputs.emplace("codes", Tensor::of({1, frames, codec_.quantizers}, std::vector<int64_t>(waiting_.begin(), end)));
-  Tensors outputs = session_.run(inputs);
+  Tensors outputs = runs_.run(inputs);
   waiting_.erase(waiting_.begin(), end);
   inputs.erase("codes");
   Tensors state;

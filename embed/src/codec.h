@@ -19,11 +19,12 @@ class CodecStream {
   int64_t missing() const;                                     // frames that complete the next chunk
   std::vector<float> feed(const std::vector<int64_t>& codes);  // [n, Q]; samples of every chunk that is complete now
   std::vector<float> finish();
+  void stop() { runs_.stop(); }  // from any thread: what is decoded fails, now and later
 
  private:
   std::vector<float> decode(int64_t frames);
   const Codec& codec_;
-  const Session& session_;
+  Runs runs_;
   std::vector<int64_t> waiting_;
   std::optional<Tensors> state_;
   int64_t wanted_;

@@ -9,14 +9,17 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <exception>
 #include <memory>
-#include <new>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <vector>
 
+#include "container.h"
 #include "json_text.h"
 #include "sha256.h"
+#include "signals.h"
 
 namespace fs = std::filesystem;
 
@@ -127,7 +130,8 @@ void check_files(const fs::path& root, const std::map<std::string, FileRecord>& 
   std::stable_sort(order.begin(), order.end(), [](const Job* a, const Job* b) { return a->record.bytes > b->record.bytes; });
 
   std::atomic<size_t> next{0};
-  std::atomic<bool> no_memory{false};
+  std::mutex failing;
+  std::exception_ptr failure;  // of any thread: out of a thread nothing may be thrown
   const auto work = [&] {
     try {
       for (size_t i; (i = next++) < order.size();) {
@@ -137,20 +141,22 @@ void check_files(const fs::path& root, const std::map<std::string, FileRecord>& 
           order[i]->fault = error.code().message();
         }
       }
-    } catch (const std::bad_alloc&) {
-      no_memory = true;
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(failing);
+      failure = std::current_exception();
     }
   };
   std::vector<std::thread> threads;
-  const size_t most = std::min<size_t>(std::max(1u, std::thread::hardware_concurrency()), order.size());
+  const size_t most = std::min<size_t>(available_processors(), order.size());
   threads.reserve(most);
   try {
+    const SignalsBlocked in_the_threads;
     while (threads.size() + 1 < most) threads.emplace_back(work);
-  } catch (const std::system_error&) {  // no more threads: those that there are do it, at least this one
+  } catch (const std::exception&) {  // no more threads, or no memory for one: those that there are do it, at least this one
   }
   work();
   for (std::thread& thread : threads) thread.join();
-  if (no_memory) throw std::bad_alloc();
+  if (failure) std::rethrow_exception(failure);
   for (const Job& job : jobs) {
     if (!job.fault.empty()) faults.note(python_repr(job.name) + ": " + job.fault);
   }

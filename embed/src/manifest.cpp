@@ -240,6 +240,7 @@ bool read_error(const Found& found) {
 }  // namespace
 
 void check_consistency(const Manifest& manifest, Faults& faults) {
+  constexpr int64_t kLeastHz = 1000, kMostHz = 384000;
   const std::vector<std::string> rows[kStages] = {{"padding", "start", "semantic"},
                                                   {"padding", "semantic_start", "coarse_start", "semantic", "coarse"},
                                                   {"padding", "coarse_start", "fine_start", "coarse", "fine"}};
@@ -262,6 +263,16 @@ void check_consistency(const Manifest& manifest, Faults& faults) {
     if (has[0] != (stage > 0) || has[1] != (stage > 1)) {
       faults.note(where + "coarse has coarse_quantizers, fine has fine_quantizers too, no stage has others: export the checkpoints again");
     }
+  }
+  const std::optional<int64_t>& read = manifest.decoders[kFine].coarse_quantizers;
+  const std::optional<int64_t>& made = manifest.decoders[kCoarse].coarse_quantizers;
+  if (read && made && *read != *made) {  // a clip would make too few fine tokens, and wait for the others for ever
+    faults.note(std::string(kManifestName) + ": fine: coarse_quantizers: expected " + std::to_string(*made) + ", as coarse has, got " +
+                std::to_string(*read));
+  }
+  if (manifest.codec.sample_hz < kLeastHz || manifest.codec.sample_hz > kMostHz) {  // a stream keeps seconds of samples
+    faults.note(std::string(kManifestName) + ": codec: sample_hz: expected at least " + std::to_string(kLeastHz) + " and at most " +
+                std::to_string(kMostHz) + ", got " + std::to_string(manifest.codec.sample_hz));
   }
   const int64_t columns = manifest.columns(1) + manifest.columns(2);
   if (manifest.codec.quantizers != columns) {

@@ -1,25 +1,23 @@
 #include "model.h"
 
-#include <sched.h>
-
+#include "container.h"
 #include "error.h"
+#include "signals.h"
 
 namespace musiclm {
 namespace {
 
 constexpr size_t kLeastBytes = 4 << 20;  // as Python's pool: a step that reads fewer is run by its caller alone
 
-int available_processors() {
-  cpu_set_t set;
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 }  // namespace
 
 Model::Model(const std::string& path, const std::string& library, int threads)
     : bundle(Bundle::open(path)), runtime(OnnxRuntime::open(library)), pool(nullptr, ds_pool_free) {
   threads = threads ? threads : available_processors();
-  pool.reset(ds_pool_create(threads, kLeastBytes));
+  {
+    const SignalsBlocked in_its_threads;
+    pool.reset(ds_pool_create(threads, kLeastBytes));
+  }
   if (!pool) throw Error(ML_NO_MEMORY, "the system has no " + std::to_string(threads) + " threads left: ask for fewer.");
   for (int stage = 0; stage < kStages; stage++) transformers[stage] = std::make_unique<Transformer>(bundle, stage, pool.get());
   encoder = std::make_unique<Encoder>(bundle, runtime, threads);

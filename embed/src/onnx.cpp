@@ -16,6 +16,7 @@
 #include "error.h"
 #include "ort_api.h"
 #include "ort_library.h"
+#include "signals.h"
 
 namespace musiclm {
 
@@ -184,6 +185,7 @@ OnnxRuntime::~OnnxRuntime() = default;
 
 std::unique_ptr<Session> OnnxRuntime::session(const fs::path& graph, int threads, bool in_chunks) {
   const OrtTable& table = api_->table;
+  const SignalsBlocked in_its_threads;
   try {
     OrtSessionOptions* made = nullptr;
     table.call(kCreateSessionOptions, &made);
@@ -231,7 +233,31 @@ Session::Session(std::unique_ptr<Handle> handle) : handle_(std::move(handle)) {}
 
 Session::~Session() = default;
 
-Tensors Session::run(const Tensors& inputs) const {
+struct Runs::Options {
+  const OrtTable table;
+  Owned<OrtRunOptions> owned;
+};
+
+Runs::Runs(const Session& session) : session_(session) {
+  const OrtTable& table = session.handle_->table;
+  OrtRunOptions* made = nullptr;
+  table.call(kCreateRunOptions, &made);
+  Owned<OrtRunOptions> owned = table.own(made, kReleaseRunOptions);
+  options_.reset(new Options{table, std::move(owned)});
+}
+
+Runs::~Runs() = default;
+
+Tensors Runs::run(const Tensors& inputs) const { return session_.run_with(options_->owned.get(), inputs); }
+
+void Runs::stop() noexcept {
+  try {
+    options_->table.call(kRunOptionsSetTerminate, options_->owned.get());
+  } catch (const std::exception&) {  // then it ends by itself
+  }
+}
+
+Tensors Session::run_with(const OrtRunOptions* options, const Tensors& inputs) const {
   const Handle& handle = *handle_;
   try {
     std::vector<const char*> given, wanted;
@@ -245,7 +271,7 @@ Tensors Session::run(const Tensors& inputs) const {
     for (const std::string& name : handle.outputs) wanted.push_back(name.c_str());
     std::vector<OrtValue*> made(wanted.size(), nullptr);
     owned.reserve(owned.size() + made.size());  // what was made is owned at once
-    handle.table.call(kRun, handle.session.get(), nullptr, given.data(), values.data(), given.size(), wanted.data(), wanted.size(), made.data());
+    handle.table.call(kRun, handle.session.get(), options, given.data(), values.data(), given.size(), wanted.data(), wanted.size(), made.data());
     for (OrtValue* value : made) owned.push_back(handle.table.own(value, kReleaseValue));
     Tensors outputs;
     for (size_t i = 0; i < made.size(); i++) outputs.emplace(handle.outputs[i], handle.copy(made[i]));

@@ -10,6 +10,8 @@
 
 namespace musiclm {
 
+struct OrtRunOptions;
+
 struct Tensor {  // of float32 or int64: one of the two vectors is used
   std::vector<int64_t> shape;
   std::vector<float> floats;
@@ -27,15 +29,32 @@ using Tensors = std::map<std::string, Tensor>;
 Tensor take(Tensors& outputs, const std::string& graph, const std::string& name, const std::vector<int64_t>& shape, bool is_float = true);
 
 class OnnxRuntime;
+class Session;
+
+// Runs of a session that another thread can end: the one that is going on fails after the node that it is at, and so do all later ones.
+class Runs {
+ public:
+  explicit Runs(const Session&);  // which must outlive it
+  ~Runs();
+  Tensors run(const Tensors& inputs) const;  // as Session::run
+  void stop() noexcept;
+
+ private:
+  struct Options;
+  const Session& session_;
+  std::unique_ptr<Options> options_;
+};
 
 class Session {
  public:
   ~Session();
   // Every output by its name; several threads may call it. Throws Error(ML_FAILED), Error(ML_NO_MEMORY).
-  Tensors run(const Tensors& inputs) const;
+  Tensors run(const Tensors& inputs) const { return run_with(nullptr, inputs); }
 
  private:
   friend class OnnxRuntime;
+  friend class Runs;
+  Tensors run_with(const OrtRunOptions*, const Tensors& inputs) const;
   struct Handle;
   explicit Session(std::unique_ptr<Handle>);
   std::unique_ptr<Handle> handle_;

@@ -16,7 +16,10 @@ class Ring {
     samples_.resize(places);
   }
 
-  size_t size() const { return written_.load(std::memory_order_acquire) - read_.load(std::memory_order_acquire); }
+  size_t size() const {  // for any thread: what was read is looked up first, since it never passes what is written later
+    const size_t read = read_.load(std::memory_order_acquire);
+    return written_.load(std::memory_order_acquire) - read;
+  }
   size_t taken() const { return read_.load(std::memory_order_acquire); }  // since the beginning
 
   size_t write(const float* from, size_t count) {

@@ -5,12 +5,15 @@
 #include <cmath>
 
 #include "error.h"
+#include "signals.h"
 
 namespace musiclm {
 namespace {
 
-constexpr int64_t kPositionsAtOnce = 64;              // of a prompt, so that a change or an end waits for one piece
+constexpr int64_t kPositionsAtOnce = 64;              // of a prompt, so that an end waits for one piece
 constexpr double kTurn = 0.02;                        // seconds of one call of a batch at most, so that streams of one model take turns
+constexpr double kLongest = 3600;                     // seconds of one wait, as clocks count no more than 292 years: who waits longer waits again
+constexpr double kMostFrames = 4096;                  // of one call of a batch
 constexpr double kKeptSeconds = 300;                  // of tokens behind the reader of a stream without end
 constexpr auto kLook = std::chrono::milliseconds(5);  // how often it is looked whether an audio thread, which wakes nobody, has read
 
@@ -37,13 +40,14 @@ Stream::Stream(std::shared_ptr<Model> model, const Saved& saved)
       prompt_(saved.prompt),
       clip_(model_->bundle.manifest, planned(saved.options, settings_, model_->bundle.manifest), settings_.sampling, settings_.seed,
             contexts_of(*model_, saved.prompt), settings_.ends, saved.tokens),
+      changes_(saved.changes),
       codec_(model_->bundle.manifest.codec, *model_->codec),
       resampler_(static_cast<uint32_t>(model_->bundle.manifest.codec.sample_hz), settings_.output_rate),
       ring_(places(settings_, model_->bundle.manifest.codec)),
-      first_(std::llrint(saved.start * static_cast<double>(model_->bundle.manifest.codec.sample_hz))),
-      changes_(saved.changes) {
+      first_(std::llrint(saved.start * static_cast<double>(model_->bundle.manifest.codec.sample_hz))) {
   for (const Change& change : changes_) clip_.condition(change.run, change.frame, contexts_of(*model_, change.prompt));
   try {
+    const SignalsBlocked in_the_worker;
     worker_ = std::thread(&Stream::work, this);
   } catch (const std::system_error&) {
     throw Error(ML_NO_MEMORY, "the system has no thread left for another stream.");
@@ -65,10 +69,9 @@ size_t Stream::read(float* out, size_t frames, double timeout) {
     std::unique_lock<std::mutex> lock(mutex_);
     asked_.notify_one();
     if (made_all_ || ring_.size()) continue;
-    if (timeout < 0) made_.wait(lock);
-    else if (made_.wait_for(lock, std::chrono::duration<double>(std::max(end - now(), 0.0))) == std::cv_status::timeout && now() >= end) {
-      if (!ring_.size() && !made_all_) return got;
-    }
+    const double left = timeout < 0 ? kLongest : std::min(end - now(), kLongest);
+    if (left <= 0) return got;
+    made_.wait_for(lock, std::chrono::duration<double>(left));
   }
 }
 
@@ -89,13 +92,13 @@ void Stream::check() {
 }
 
 double Stream::set_prompt(const Blend& prompt) {
-  const StageContexts contexts = contexts_of(*model_, prompt);
-  int64_t heard = 0;
-  call([&] {
-    heard = clip_.change(contexts);
-    const auto [run, frame] = clip_.conditioned_from();
-    changes_.push_back({run, frame, prompt});
-  });
+  StageContexts contexts = contexts_of(*model_, prompt);
+  std::lock_guard<std::mutex> lock(clip_mutex_);
+  if (made_all_) throw Error(ML_ENDED, "this stream has ended.");
+  const int64_t heard = clip_.change(std::move(contexts));
+  const auto [run, frame] = clip_.conditioned_from();
+  if (!changes_.empty() && changes_.back().run == run && changes_.back().frame == frame) changes_.pop_back();  // nothing was made of it
+  changes_.push_back({run, frame, prompt});
   const Codec& codec = model_->bundle.manifest.codec;
   return static_cast<double>(heard * codec.samples_per_frame) / static_cast<double>(codec.sample_hz);
 }
@@ -105,51 +108,15 @@ void Stream::cancel() {
   std::lock_guard<std::mutex> lock(mutex_);
   for (auto& batch : batches_)
     if (batch) ds_batch_interrupt(batch.get());
+  codec_.stop();
   asked_.notify_one();
 }
 
 Saved Stream::save() {
-  Saved saved;
-  saved.options = options_;
-  saved.prompt = prompt_;
-  const auto copy = [&] {
-    if (clip_.begins_at())
-      throw Error(ML_BAD_ARGUMENT, "the beginning of this stream is no longer kept, only the last 300 s: it cannot be gone on from.");
-    saved.tokens = clip_.tokens();
-    saved.changes = changes_;
-  };
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (over_) {  // the worker touches the clip no more
-      copy();
-      return saved;
-    }
-  }
-  call(copy);
-  return saved;
-}
-
-void Stream::call(const std::function<void()>& command) {
-  bool done = false;
-  std::exception_ptr failure;
-  std::condition_variable ran;
-  std::unique_lock<std::mutex> lock(mutex_);
-  if (over_) throw Error(ML_ENDED, "this stream has ended.");
-  commands_.push_back([&] {
-    try {
-      command();
-    } catch (...) {
-      failure = std::current_exception();
-    }
-    std::lock_guard<std::mutex> inner(mutex_);
-    done = true;
-    ran.notify_one();
-  });
-  for (auto& batch : batches_)
-    if (batch) ds_batch_interrupt(batch.get());
-  asked_.notify_one();
-  ran.wait(lock, [&] { return done; });
-  if (failure) std::rethrow_exception(failure);
+  std::lock_guard<std::mutex> lock(clip_mutex_);
+  if (clip_.begins_at())
+    throw Error(ML_BAD_ARGUMENT, "the beginning of this stream is no longer kept, only the last 300 s: it cannot be gone on from.");
+  return {options_, prompt_, changes_, clip_.tokens(), 0};
 }
 
 // --- the worker
@@ -157,31 +124,16 @@ void Stream::call(const std::function<void()>& command) {
 void Stream::work() {
   try {
     while (!cancelled_ && !codec_done_) {
-      std::function<void()> command;
-      {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (!commands_.empty()) {
-          command = std::move(commands_.front());
-          commands_.pop_front();
-        }
-      }
-      if (command) command();
-      else if (!step()) wait();
+      if (!step()) wait();
     }
   } catch (...) {
     std::lock_guard<std::mutex> lock(mutex_);
-    failure_ = std::current_exception();
+    if (!cancelled_) failure_ = std::current_exception();
   }
-  std::deque<std::function<void()>> left;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    over_ = true;
-    for (auto& batch : batches_) batch.reset();
-    left.swap(commands_);
-    made_all_.store(true, std::memory_order_release);
-    made_.notify_all();
-  }
-  for (const auto& command : left) command();  // who waits gets the clip as it is, or an error
+  std::lock_guard<std::mutex> lock(mutex_);
+  made_all_.store(true, std::memory_order_release);
+  made_.notify_all();
+  for (auto& batch : batches_) batch.reset();
 }
 
 bool Stream::step() {
@@ -198,7 +150,9 @@ bool Stream::step() {
     advance(stage);
     return true;
   }
-  return false;
+  for (int stage = 0; stage < kStages; stage++)
+    if (clip_.ready(stage)) return false;  // once the reader has taken more
+  throw Error(ML_BAD_BUNDLE, "this clip cannot go on: what its windows make does not fit together. Export the checkpoints again.");
 }
 
 double Stream::taken_seconds() const {
@@ -216,11 +170,13 @@ bool Stream::may_begin(int stage) const {
 }
 
 void Stream::begin(int stage) {
-  const std::shared_ptr<Sequence> sequence = clip_.begin(stage);
-  if (sequence->steps < 1) {  // everything is known
-    clip_.take(*sequence, {}, true);
-    return;
+  std::shared_ptr<Sequence> sequence;
+  {
+    std::lock_guard<std::mutex> lock(clip_mutex_);
+    sequence = clip_.begin(stage);
+    if (sequence->steps < 1) clip_.take(*sequence, {}, true);  // everything is known
   }
+  if (sequence->steps < 1) return;
   if (!batches_[stage]) {
     std::unique_ptr<ds_batch, Freed> batch(ds_batch_create(model_->pool.get(), model_->transformers[stage]->model()));
     if (!batch) throw Error(ML_NO_MEMORY, "no memory for another stream.");
@@ -239,10 +195,11 @@ void Stream::begin(int stage) {
 void Stream::advance(int stage) {
   ds_batch* batch = batches_[stage].get();
   const int64_t waiting = ds_batch_waiting(batch);
-  const int64_t frames = waiting ? 1 : std::max<int64_t>(static_cast<int64_t>(kTurn / frame_seconds_[stage]), 1);
+  const int64_t frames = waiting ? 1 : static_cast<int64_t>(std::clamp(kTurn / frame_seconds_[stage], 1.0, kMostFrames));
   const double started = now();
   {
     std::lock_guard<std::mutex> turn(model_->turn);
+    if (cancelled_) return;
     const int status = ds_batch_advance(batch, frames, kPositionsAtOnce);
     if (status == DS_NO_MEMORY) throw Error(ML_NO_MEMORY, "no memory left while music was made.");
     if (status != DS_OK)
@@ -256,7 +213,10 @@ void Stream::advance(int stage) {
     int done = 0;
     tokens.resize(static_cast<size_t>(std::max<int64_t>(ds_batch_collect(batch, one.id, tokens.data(), one.sequence->steps, &done), 0)));
     most = std::max(most, static_cast<double>(tokens.size()) / static_cast<double>(one.sequence->rules.quantizers));
-    clip_.take(*one.sequence, tokens, done != 0);
+    {
+      std::lock_guard<std::mutex> lock(clip_mutex_);
+      clip_.take(*one.sequence, tokens, done != 0);
+    }
     if (done) ds_batch_leave(batch, one.id);
     else still.push_back(one);
   }
@@ -285,7 +245,9 @@ void Stream::decode() {
   if (end > first) put(resampler_.feed({wave.begin() + (first - start), wave.begin() + (end - start)}));
   if (codec_done_) put(resampler_.finish());
   const auto kept = static_cast<int64_t>(kKeptSeconds * codec.sample_hz / codec.samples_per_frame);
-  if (!settings_.samples && decoded_ > kept) clip_.forget(decoded_ - kept);
+  if (settings_.samples || decoded_ <= kept) return;
+  std::lock_guard<std::mutex> lock(clip_mutex_);
+  clip_.forget(decoded_ - kept);
 }
 
 void Stream::put(const std::vector<float>& samples) {
@@ -301,7 +263,7 @@ void Stream::put(const std::vector<float>& samples) {
 
 void Stream::wait() {
   std::unique_lock<std::mutex> lock(mutex_);
-  if (commands_.empty() && !cancelled_) asked_.wait_for(lock, kLook);
+  if (!cancelled_) asked_.wait_for(lock, kLook);
 }
 
 }  // namespace musiclm

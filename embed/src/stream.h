@@ -5,10 +5,7 @@
 #include <array>
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <exception>
-#include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -74,19 +71,19 @@ class Stream {
   void put(const std::vector<float>&);
   void wait();
   double taken_seconds() const;
-  void call(const std::function<void()>&);  // runs something in the worker, between two frames, and passes on what it throws
 
   std::shared_ptr<Model> model_;
   const Options options_;
   const Settings settings_;
   const Blend prompt_;
+  std::mutex clip_mutex_;  // of `changes_`, and of what in `clip_` the worker changes or others do: never held while something is computed
   Clip clip_;
+  std::vector<Change> changes_;
   CodecStream codec_;
   Resampler resampler_;
   Ring ring_;
   int64_t decoded_ = 0, position_ = 0, first_ = 0;  // frames that the codec has been given; samples of the clip so far; the first that is wanted
   bool codec_done_ = false;
-  std::vector<Change> changes_;
   std::array<std::unique_ptr<ds_batch, Freed>, kStages> batches_;
   std::array<std::vector<Running>, kStages> running_;
   std::array<double, kStages> frame_seconds_{0.005, 0.005, 0.005};
@@ -95,9 +92,7 @@ class Stream {
   std::atomic<uint64_t> underruns_{0};
   std::mutex mutex_;                      // of what follows
   std::condition_variable made_, asked_;  // for the reader; for the worker
-  std::deque<std::function<void()>> commands_;
   std::exception_ptr failure_;
-  bool over_ = false;  // whether the worker takes no more commands
   std::thread worker_;
 };
 

@@ -54,6 +54,7 @@ std::string read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (!file) throw Error(ML_BAD_BUNDLE, path.string() + " cannot be read: the file could be opened and read only in part, or not at all");
+  if (text.find('\0') != std::string::npos) throw Error(ML_BAD_BUNDLE, "it holds zero bytes");  // the first of which nlohmann takes for the end
   return text;
 }
 

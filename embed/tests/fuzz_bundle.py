@@ -2,9 +2,9 @@
 
     python embed/tests/fuzz_bundle.py --program build/inspect [--count 2000] [--seed 0]
 
-What Python refuses (`Bundle.open`, then the native models) must be refused here. What only the library refuses must be one of its own
-checks, and where both name faults of the manifest or of files, they must be the same ones. The program is built of tests/inspect.cpp, best
-with -fsanitize=address,undefined: it must live to the end.
+What Python refuses (`Bundle.open`, then the native models and CLIP's tokenizer) must be refused here. What only the library refuses must be
+one of its own checks, and where both name faults of the manifest or of files, they must be the same ones. The program is built of
+tests/inspect.cpp, best with -fsanitize=address,undefined: it must live to the end.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from small_bundle import record_of, small_bundle
 from musiclm_deploy.kernels import decoder_step
 from musiclm_deploy.runtime.bundle import MANIFEST, STAGES, Bundle
 from musiclm_deploy.runtime.step import open_native
+from musiclm_deploy.runtime.tokenizer import ClipTokenizer
 
 SECONDS = 30  # for one answer
+TOKENIZER, TEXT = "tokenizer.json", "Calm piano, 12/8!"  # as inspect.cpp has it
 OWN = (  # how the library's own checks read, which Python makes later or not at all
     r"expected at (most|least)|expected more than 0|expected fewer than|rows: the field|namespaces: the field|conditioning: expected|"
-    r"has a context graph if|coarse has coarse_quantizers|codec: quantizers: expected|temperature must be|filter_thres must be|"
+    r"has a context graph if|coarse has coarse_quantizers|quantizers: expected|temperature must be|filter_thres must be|"
     r"(^|- ): the manifest uses|some overlap|the stage predicts|is not JSON|expected float, got (nan|-?inf)|"
-    r"'head\.\d+\.weight' must be .* got none|expected int, got -?[\d.]+e\+|expected a type, a byte offset"
+    r"'head\.\d+\.weight' must be .* got none|expected int, got -?[\d.]+e\+|expected a type, a byte offset|"
+    r"merges must be a list|a merge must be two tokens"
 )
 VALUES: list[Any] = [
     *(None, True, False, 0, 1, -1, 2, 7, 64, 255, 257, 2**24, 2**31 - 1, 2**31, 2**53, 2**63 - 1, 2**63, 2**64 - 4, 2**64, 10**40),
@@ -54,6 +57,13 @@ class Mutant:
         self.files: dict[str, bytes | Callable[[Path], None] | None] = dict(files)
         self.text: bytes | None = None
         self.values, self.dice, self.what = json.loads(files[MANIFEST]), dice, []
+
+    def content(self, name: str) -> bytes:
+        """Return a file's bytes. Raises TypeError where another change has made it something else."""
+        content = self.files[name]
+        if not isinstance(content, bytes):
+            raise TypeError(name)
+        return content
 
     def manifest(self) -> bytes:
         return json.dumps(self.values).encode() if self.text is None else self.text
@@ -125,32 +135,64 @@ def move_weights(m: Mutant) -> None:
             place[2:] = [m.dice.choice([size, 0, 1, size * 2, 2**62]) for size in place[2:]]
 
 
-def spoil_text(m: Mutant) -> None:
-    text = bytearray(m.manifest())
-    how = m.dice.randrange(6)
-    at = m.dice.randrange(len(text))
+def spoilt(original: bytes, dice: random.Random) -> bytes:
+    """Return a JSON text with something done to its bytes."""
+    text = bytearray(original)
+    how = dice.randrange(6)
+    at = dice.randrange(len(text))
     if how == 0:
-        for _ in range(m.dice.randint(1, 4)):
-            text[m.dice.randrange(len(text))] = m.dice.choice([m.dice.randrange(256), *b'"\\{}[],:0-e'])
+        for _ in range(dice.randint(1, 4)):
+            text[dice.randrange(len(text))] = dice.choice([dice.randrange(256), *b'"\\{}[],:0-e'])
     elif how == 1:
         del text[at:]
     elif how == 2:
         pieces = [b"[" * 50_000, b'{"a":' * 500, b"\\ud800", b"\\", b'"', b"\0", b"1" * 5000, b"NaN", b"/*", b"-", b"1e999"]
-        text[at:at] = m.dice.choice(pieces)
+        text[at:at] = dice.choice(pieces)
     elif how == 3:
-        other = m.dice.randrange(len(text))
+        other = dice.randrange(len(text))
         del text[min(at, other) : max(at, other)]
     elif how == 4:
-        text = bytearray(m.dice.choice([b"", b"\xef\xbb\xbf" + text, b"[]", b"null", b"6", bytes(100), m.dice.randbytes(500), b"\xef\xbb"]))
+        text = bytearray(dice.choice([b"", b"\xef\xbb\xbf" + text, b"[]", b"null", b"6", bytes(100), dice.randbytes(500), b"\xef\xbb"]))
     else:
-        text += m.dice.choice([b"x", b"{}", b"\0", b" \n"])
-    m.text = bytes(text)
+        text += dice.choice([b"x", b"{}", b"\0", b" \n"])
+    return bytes(text)
+
+
+def spoil_text(m: Mutant) -> None:
+    m.text = spoilt(m.manifest(), m.dice)
+
+
+def spoil_tokenizer(m: Mutant) -> None:
+    """Tokens, ids, merges or bytes of tokenizer.json, with a record that fits: all that is left are the checks of what it holds."""
+    text = m.content(TOKENIZER)
+    if m.dice.random() < 0.3:
+        text = spoilt(text, m.dice) or b" "  # a record has one byte at least
+    else:
+        values = json.loads(text)
+        model, token = values["model"], m.dice.choice(list(values["model"]["vocab"]))
+        how = m.dice.randrange(6)
+        if how == 0:
+            model["vocab"][token] = m.dice.choice(VALUES)
+        elif how == 1:
+            del model["vocab"][token]
+        elif how == 2:
+            model["vocab"][m.dice.choice(["", "é\0", "x" * 3000])] = len(model["vocab"])
+        elif how == 3:
+            merge = m.dice.choice([[token, token], f"{token} {token}", [token], "", " ", [1, 2], *VALUES])
+            model["merges"].insert(m.dice.randint(0, len(model["merges"])), merge)
+        elif how == 4:
+            model[m.dice.choice(list(model))] = m.dice.choice(VALUES)
+        else:
+            values["model"] = m.dice.choice(VALUES)
+        text = json.dumps(values).encode()
+    m.files[TOKENIZER] = text
+    m.values["files"][TOKENIZER] = record_of(text)
 
 
 def spoil_file(m: Mutant) -> None:
     """Other bytes, or fewer; with the record that fits them or the old one. With the new one, weights are all that can be wrong."""
     name = m.dice.choice([f"{stage}.onnx.data" for stage in STAGES] if m.dice.random() < 0.6 else list(m.values["files"]))
-    data = bytearray(m.files[name])  # type: ignore[arg-type]
+    data = bytearray(m.content(name))
     at = m.dice.randrange(len(data))
     how = m.dice.randrange(5)
     if how == 0:
@@ -171,8 +213,7 @@ def spoil_file(m: Mutant) -> None:
 def replace_file(m: Mutant) -> None:
     """What is no file of the bundle, under the name of one."""
     name = m.dice.choice(list(m.values["files"]))
-    outside = m.files[name]
-    assert isinstance(outside, bytes)
+    outside = m.content(name)
 
     def link_out(path: Path) -> None:
         secret = path.parent.parent / "secret"
@@ -183,7 +224,7 @@ def replace_file(m: Mutant) -> None:
     m.files[name] = m.dice.choice([None, Path.mkdir, os.mkfifo, *links])
 
 
-HOW = (*[set_value] * 3, drop, add, swap, change_sizes, *[move_weights] * 2, spoil_text, *[spoil_file] * 2, replace_file)
+HOW = (*[set_value] * 3, drop, add, swap, change_sizes, *[move_weights] * 2, spoil_text, spoil_tokenizer, *[spoil_file] * 2, replace_file)
 
 
 def mutant(files: dict[str, bytes], dice: random.Random) -> Mutant:
@@ -214,6 +255,8 @@ def python_says(folder: Path, pool: decoder_step.Pool) -> str:
         bundle = Bundle.open(folder)
         for stage in STAGES:
             open_native(bundle.root, getattr(bundle.manifest, stage), pool)
+        if not bundle.manifest.mulan.tokenizer_from_file:
+            ClipTokenizer.from_file(bundle.root / bundle.manifest.mulan.tokenizer).encode(TEXT)
     except Exception as error:  # of any kind: a mutant may meet what Python checks nowhere
         return str(error) or type(error).__name__
     return ""

@@ -1,4 +1,4 @@
-// Opens bundles as the library does, with the native models of their three stages.
+// Opens bundles as the library does, with the native models of their three stages, and reads a text with the tokenizer.
 //
 //   inspect BUNDLE   what each stage is, and how long it took
 //   inspect -        folders from stdin, a line each; for each a line: "0" or a status, and its message with tabs for line ends
@@ -16,6 +16,7 @@
 
 #include "bundle.h"
 #include "error.h"
+#include "tokenizer.h"
 #include "weights.h"
 
 using namespace musiclm;
@@ -55,6 +56,8 @@ std::string answer(const std::string& path, ds_pool* pool) {
   try {
     const Bundle bundle = Bundle::open(path);
     for (int stage = 0; stage < kStages; stage++) Transformer(bundle, stage, pool);
+    const Mulan& mulan = bundle.manifest.mulan;
+    if (!mulan.tokenizer_from_file) ClipTokenizer(bundle.path(mulan.tokenizer)).encode("Calm piano, 12/8!", INT64_MAX);
     return "0";
   } catch (const Error& error) {
     std::string text = std::to_string(error.status) + " " + error.what();

@@ -1,4 +1,4 @@
-"""A bundle of some 80 KB: weights of three little transformers that differ in everything a step can differ in, and noise for all graphs.
+"""A bundle of some 90 KB: weights of three little transformers that differ in everything a step can differ in, and noise for all graphs.
 
 In: nothing. Out: files by name. It can be opened and its native models can be made; no graph of it runs. `kernels/decoder_step/sizes.py`
 says which weights there are, so that what reads them is tested against another writer.
@@ -34,7 +34,7 @@ def small_bundle() -> dict[str, bytes]:
     """Return the files of the bundle, its manifest among them, by name."""
     rng = np.random.default_rng(7)
     graphs = ["mulan_text", "mulan_audio", "conditioner", "codec_stream", "codec_encode", "wav2vec", "semantic_context", "fine_context"]
-    files = {f"{name}.onnx": rng.bytes(100) for name in [*graphs, *STAGES]} | {"tokenizer.json": b"{}"}
+    files = {f"{name}.onnx": rng.bytes(100) for name in [*graphs, *STAGES]} | {"tokenizer.json": json.dumps(_tokenizer()).encode()}
     places = {stage: _add_weights(files, stage, rng) for stage in STAGES}
     values = _manifest(places) | {"files": {name: record_of(data) for name, data in files.items()}, "format": FORMAT}
     return files | {MANIFEST: json.dumps(values).encode()}
@@ -54,6 +54,16 @@ def _add_weights(files: dict[str, bytes], stage: str, rng: np.random.Generator) 
         data += weight.tobytes() + bytes(-weight.nbytes % _ALIGNMENT)
     files[f"{stage}.onnx.data"] = bytes(data)
     return places
+
+
+def _tokenizer() -> dict[str, Any]:
+    """Return CLIP's tokenizer with a few of its merges: a printable character stands for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
+    merges = [("p", "i"), ("pi", "a"), ("n", "o</w>"), ("pia", "no</w>"), ("1", "2</w>"), ("c", "a")]
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    model = {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+    return {"version": "1.0", "model": model}
 
 
 def _decoder(stage: str, places: dict[str, list]) -> dict[str, Any]:

@@ -82,17 +82,17 @@ class Refused(Exception):
 
 def built() -> Path:
     """Return the folder in which CMake has built the library: `make embed`'s, or else one of this run of the tests."""
-    if BUILT in os.environ:
-        return Path(os.environ[BUILT])
+    return Path(os.environ[BUILT]) if BUILT in os.environ else shared("embed", lambda folder: build(folder, []))
 
-    def build(folder: Path) -> None:
-        made = folder.with_name("embed-made")  # which is not moved afterwards: what CMake has written names it
-        for command in (["cmake", "-S", SOURCE, "-B", made, "-DMUSICLM_TESTS=ON"], ["cmake", "--build", made, "-j2"]):
-            done = subprocess.run(command, capture_output=True, text=True)
-            assert not done.returncode, done.stdout[-4000:] + done.stderr[-4000:]
-        folder.symlink_to(made)
 
-    return shared("embed", build)
+def build(folder: Path, options: list[str], *targets: str) -> None:
+    """Build the library and its tests, or only some of them with what they need. folder: becomes a link to where that is done."""
+    made = folder.with_name(f"{folder.stem}-made")  # which is not moved afterwards: what CMake has written names it
+    configure = ["cmake", "-S", SOURCE, "-B", made, "-DMUSICLM_TESTS=ON", *options]
+    for command in (configure, ["cmake", "--build", made, "-j2", "--target", *(targets or ["all"])]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stdout[-4000:] + done.stderr[-4000:]
+    folder.symlink_to(made)
 
 
 def load() -> ctypes.CDLL:
