@@ -134,7 +134,7 @@ def test_a_cancelled_stream_ends_within_a_frame(tiny_bundle: Path) -> None:
 def test_another_prompt_does_not_wait_for_a_step(tiny_bundle: Path) -> None:
     """Fault: a window of a host that stands still while music is made."""
     took = [int(line) / 1000 for line in host(tiny_bundle, "change", 40).split()]
-    assert statistics.quantiles(took, n=10)[6] < 5, took  # of which the text takes 0.5
+    assert statistics.median(took) < 15, took  # of which the text takes 0.5; a call of the step takes 20
 
 
 def test_two_libraries_of_onnx_runtime(tiny_bundle: Path, tmp_path: Path) -> None:
