@@ -4,22 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from support.groups import V1, V2, tree
 
 from musiclm_deploy.runtime.container import available_processors, memory_left
 
 ALL = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 NONE = str(2**63 - 4096)  # as version 1 writes it
-V2 = "30 23 0:26 {top} {place} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
-V1 = "35 31 0:32 {top} {place} rw,nosuid - cgroup cgroup rw,{controllers}"
-
-
-def tree(root: Path, groups: str, mounts: list[str], files: dict[str, str]) -> Path:
-    """Write /proc of a process and the files of its groups below `root`."""
-    files = {"proc/self/cgroup": groups, "proc/self/mountinfo": "\n".join(mounts) + "\n", **files}
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(f"{text}\n")
-    return root
 
 
 def v2(folder: str, most: str, taken: int, caches: int = 0, high: str = "max") -> dict[str, str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from support import embed
+from support.groups import V1, V2, tree
 from support.shared import shared
-from test_container import V1, V2, tree
 
 from musiclm_deploy.runtime.container import available_processors
 
