@@ -37,7 +37,10 @@ int main(int count, char **arguments) {
   memset(capture.frames, 0, capture.size * sizeof(float)); /* the callback then meets no page that is not there yet */
   capture.port = jack_port_register(client, "in", JACK_DEFAULT_AUDIO_TYPE, JackPortIsInput, 0);
   jack_set_process_callback(client, process, &capture), jack_set_xrun_callback(client, xrun, &capture);
-  if (jack_activate(client) || jack_connect(client, arguments[3], "capture:in")) return fprintf(stderr, "%s: no such port\n", arguments[3]), 1;
+  if (jack_activate(client)) return fprintf(stderr, "not activated\n"), 1;
+  int tries = 500; /* the other client may not be active yet */
+  while (jack_connect(client, arguments[3], "capture:in") && tries--) poll(NULL, 0, 20);
+  if (tries < 0) return fprintf(stderr, "%s: no such port\n", arguments[3]), 1;
   printf("connected\n"), fflush(stdout);
   struct pollfd input = {0, POLLIN, 0};
   while (__atomic_load_n(&capture.kept, __ATOMIC_ACQUIRE) < capture.size && poll(&input, 1, 20) == 0) continue;
