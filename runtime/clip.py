@@ -12,13 +12,13 @@ middle of a coarse window.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens
 from .noise import ItemNoise
+from .resume import Known
 from .sequence import (
     Context,
     Draw,
@@ -33,15 +33,6 @@ from .tape import Tape
 from .windows import Span, Spans, WindowPlan
 
 Contexts = Mapping[str, Context]  # by stage
-
-
-@dataclass(frozen=True)
-class Known:
-    """Tokens that a clip begins with."""
-
-    tokens: Tokens  # of a prime: semantic tokens with their repeats, coarse and fine frames
-    stages: tuple[str, ...] = ()  # those whose tokens are all there is; the others go on from them
-    is_sound: bool = False  # whether it is a prime's
 
 
 class Clip:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .batch import SLOTS
 from .bundle import STAGES, Manifest
-from .clip import Clip, Known
+from .clip import Clip
 from .codec import longest_chunk, state_size
 from .memory import (
     check_memory,
@@ -30,6 +30,7 @@ from .memory import (
 from .music import Tokens
 from .primes import Prime, tokenizer_of
 from .request import Request
+from .resume import Known
 from .scheduler import RESERVED
 from .sequence import Context, unguided
 from .windows import ranked_at_once

@@ -19,7 +19,7 @@ import numpy as np
 from .backends import Backend
 from .batch import Batch
 from .bundle import STAGES, Bundle
-from .clip import Clip, Known
+from .clip import Clip
 from .codec import decode_codes
 from .encoders import Encoders
 from .music import Candidate, Music, Tokens
@@ -27,6 +27,7 @@ from .noise import CallerNoise, NoiseSource
 from .progress import Progress
 from .provenance import make_record
 from .request import Request
+from .resume import Known
 from .scheduler import Scheduler
 from .shortage import naming_shortage
 from .sounds import Sound

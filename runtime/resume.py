@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from reprlib import repr as short_repr
 from typing import Any
 
@@ -16,6 +17,15 @@ from .bundle import STAGES, Manifest
 from .music import Tokens, load_tokens
 from .user_files import expanded
 from .windows import WindowPlan
+
+
+@dataclass(frozen=True)
+class Known:
+    """Tokens that a clip begins with."""
+
+    tokens: Tokens  # of a prime: semantic tokens with their repeats, coarse and fine frames
+    stages: tuple[str, ...] = ()  # those whose tokens are all there is; the others go on from them
+    is_sound: bool = False  # whether it is a prime's
 
 
 def given_tokens(

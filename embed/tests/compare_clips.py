@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from musiclm_deploy.runtime.bundle import STAGES, Bias, Codec, Decoder, Manifest, Sampling, Step
-from musiclm_deploy.runtime.clip import Clip, Known
+from musiclm_deploy.runtime.clip import Clip
 from musiclm_deploy.runtime.music import Tokens
 from musiclm_deploy.runtime.request import default_frames
-from musiclm_deploy.runtime.resume import given_tokens
+from musiclm_deploy.runtime.resume import Known, given_tokens
 from musiclm_deploy.runtime.sequence import Context, Sequence
 from musiclm_deploy.runtime.windows import Span, Window, WindowPlan, plan_windows
 

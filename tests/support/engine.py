@@ -15,13 +15,14 @@ import numpy as np
 from musiclm_deploy.runtime.backends import Backend, on_device, open_backend
 from musiclm_deploy.runtime.batch import Batch, Made
 from musiclm_deploy.runtime.bundle import STAGES, Bundle, Manifest
-from musiclm_deploy.runtime.clip import Clip, Contexts, Known
+from musiclm_deploy.runtime.clip import Clip, Contexts
 from musiclm_deploy.runtime.codec import decode_codes
 from musiclm_deploy.runtime.encoders import Encoders
 from musiclm_deploy.runtime.music import Tokens
 from musiclm_deploy.runtime.musiclm import MusicLM
 from musiclm_deploy.runtime.pipeline import Pipeline, Prepared
 from musiclm_deploy.runtime.request import Request
+from musiclm_deploy.runtime.resume import Known
 from musiclm_deploy.runtime.scheduler import Scheduler
 from musiclm_deploy.runtime.sequence import Sequence
 from musiclm_deploy.runtime.stream import Stream
