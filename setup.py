@@ -136,7 +136,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=list(package_dir),
     package_dir=package_dir,
-    package_data={"musiclm_deploy.kernels.decoder_step": ["decoder_step.h"]},
+    package_data={"musiclm_deploy.kernels.decoder_step": ["decoder_step.h"], "musiclm_deploy.serve": ["page/*"]},
     ext_modules=[decoder_step],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
     install_requires=[

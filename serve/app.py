@@ -20,7 +20,7 @@ from . import bodies
 from .errors import Refusal
 from .limits import Gate, refused
 from .records import QUIET_PATHS
-from .routes import elevenlabs, generations, openai, status
+from .routes import elevenlabs, generations, openai, page, status
 from .settings import Settings
 from .state import Server, request_id
 
@@ -52,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.server = server
     for router in (generations.router, openai.router, elevenlabs.router, status.router):
         app.include_router(router, responses=refusals(bodies.RefusedMusic if router is elevenlabs.router else bodies.Refused))
+    app.include_router(page.router)
     described = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -13,7 +13,8 @@ from .errors import Refusal
 _LOG = logging.getLogger(__name__)
 ANYONE = "anyone"
 _LEAST = 16  # characters of a key
-OPEN_PATHS = ("/health", "/ready")  # which tell nothing, and are asked by what starts and stops servers
+OPEN_PATHS = ("/health", "/ready", "/")  # which tell nothing, and are asked by what starts and stops servers, and by browsers
+OPEN_FOLDER = "/page/"  # of the page's files
 
 
 def read_keys(path: Path) -> dict[str, str]:
@@ -39,6 +40,11 @@ def read_keys(path: Path) -> dict[str, str]:
     if path.is_file() and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         _LOG.warning("%s can be read by other users of this machine: chmod 600 %s.", path, path)
     return keys
+
+
+def is_open(path: str) -> bool:
+    """Return whether a path is answered without a key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 
 def name_of(headers: Mapping[str, str], keys: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import Refusal
-from .keys import OPEN_PATHS, name_of
+from .keys import is_open, name_of
 from .records import Record
 from .settings import Settings
 from .tracing import begin_trace, end_trace
@@ -53,7 +53,7 @@ class Gate:
             await send(message)
 
         try:
-            if self._settings.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+            if self._settings.keys and not is_open(scope["path"]) and scope["method"] != "OPTIONS":
                 record.note(key=name_of(headers, self._settings.keys))
             await self._app(scope, self._bounded(headers, receive), sending)
         except Refusal as refusal:

@@ -1,0 +1,133 @@
+// @ts-check
+/**
+ * The form of *Make*: words, sounds, length, seed, candidates, model. It asks nobody; it says what was chosen.
+ *
+ * @typedef {import("./types.js").Model} Model
+ * @typedef {import("./types.js").Settings} Settings
+ * @typedef {import("./types.js").Sound} Sound
+ */
+
+import { button, make } from "./dom.js";
+import { Reference } from "./reference.js";
+import { words } from "./strings.js";
+
+export class Form {
+  /** @type {Sound | null} a clip that the music goes on from */
+  #prime = null;
+
+  /** @param {(settings: Settings, pressed: number) => void} begin */
+  constructor(begin) {
+    const submit = (/** @type {Event} */ event) => {
+      event.preventDefault();
+      if (this.#complete()) begin(this.settings, event.timeStamp);
+    };
+    this.prompt = make("textarea", {
+      id: "prompt",
+      rows: 2,
+      maxlength: 4096,
+      placeholder: words.form.example,
+      enterkeyhint: "go",
+      keydown: (/** @type {KeyboardEvent} */ event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && submit(event),
+      input: () => this.prompt.setCustomValidity(""),
+    });
+    this.reference = new Reference();
+    this.reference.onchange = () => this.prompt.setCustomValidity("");
+    this.primeName = make("span", { class: "name" });
+    const removePrime = button(words.form.removePrime, () => (this.prime = null), { icon: "close", class: "quiet", bare: true });
+    this.primeRow = make("p", { class: "prime", hidden: true }, this.primeName, removePrime);
+    this.seconds = make("input", { id: "seconds", type: "number", min: 0.1, max: 3600, step: "any", value: 10, inputmode: "decimal" });
+    this.seed = make("input", { id: "seed", type: "number", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, value: 0, inputmode: "numeric" });
+    this.candidates = make("input", { id: "candidates", type: "number", min: 1, max: 64, step: 1, value: 1, inputmode: "numeric" });
+    this.model = make("select", { id: "model" });
+    this.modelField = field(words.form.model, this.model);
+    this.go = make("button", { type: "submit", class: "main" }, words.form.go);
+    const dice = button(words.form.dice, () => this.roll(), { icon: "dice", class: "quiet", bare: true });
+    this.element = make(
+      "form",
+      { class: "panel", novalidate: true, submit },
+      field(words.form.prompt, this.prompt),
+      this.reference.element,
+      this.primeRow,
+      make(
+        "div",
+        { class: "row" },
+        field(words.form.seconds, this.seconds),
+        field(words.form.seed, this.seed, dice),
+        field(words.form.candidates, this.candidates),
+        this.modelField,
+        this.go,
+      ),
+    );
+    this.roll();
+  }
+
+  /** Draw another seed. */
+  roll() {
+    this.seed.value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
+  }
+
+  /** @param {boolean} busy */
+  set busy(busy) {
+    this.go.textContent = busy ? words.form.anew : words.form.go;
+  }
+
+  /** @param {Model[]} models */
+  set models(models) {
+    this.model.replaceChildren(...models.map((model) => make("option", { value: model.id }, model.id)));
+    this.modelField.hidden = models.length < 2;
+  }
+
+  /** @param {Sound | null} sound */
+  set prime(sound) {
+    this.#prime = sound;
+    this.primeName.textContent = sound ? words.form.goesOn(sound.name) : "";
+    this.primeRow.hidden = !sound;
+    this.prompt.setCustomValidity("");
+  }
+
+  /** The sounds of the request. */
+  get sounds() {
+    return { audio: this.reference.sound, prime: this.#prime };
+  }
+
+  /** @returns {Settings} */
+  get settings() {
+    return {
+      prompt: this.prompt.value.trim(),
+      seconds: this.seconds.valueAsNumber,
+      seed: this.seed.valueAsNumber,
+      candidates: this.candidates.valueAsNumber,
+      model: this.modelField.hidden ? null : this.model.value,
+    };
+  }
+
+  /** @param {Settings} settings */
+  fill(settings) {
+    this.prompt.value = settings.prompt;
+    this.seconds.value = String(settings.seconds);
+    this.seed.value = String(settings.seed);
+    this.candidates.value = String(settings.candidates);
+    if (settings.model) this.model.value = settings.model;
+  }
+
+  /** Return whether all is there that a request needs; if not, the field at fault says so. */
+  #complete() {
+    const { audio, prime } = this.sounds;
+    this.prompt.setCustomValidity(this.prompt.value.trim() || audio || prime ? "" : words.form.nothing);
+    const faulty = [this.prompt, this.seconds, this.seed, this.candidates].find((one) => !one.checkValidity() || (one !== this.prompt && !one.value));
+    if (!faulty) return true;
+    if (!faulty.validationMessage) faulty.value = "1";
+    faulty.reportValidity();
+    faulty.focus();
+    return false;
+  }
+}
+
+/**
+ * @param {string} label
+ * @param {HTMLInputElement | HTMLTextAreaElement | HTMLSelectElement} control
+ * @param {...Node} more
+ */
+function field(label, control, ...more) {
+  return make("div", { class: `field ${control.id}` }, make("label", { for: control.id }, label), make("div", { class: "control" }, control, ...more));
+}

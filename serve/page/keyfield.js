@@ -1,0 +1,35 @@
+// @ts-check
+/**
+ * The field for the server's key, which appears when the server asks for one.
+ */
+
+import { make } from "./dom.js";
+import { words } from "./strings.js";
+
+/** Return the field, and what asks for a key with it. */
+export function keyField() {
+  /** @type {(key: string) => void} */
+  let given = () => undefined;
+  const input = make("input", { id: "key", type: "password", autocomplete: "current-password", required: true, spellcheck: "false" });
+  const note = make("p", { class: "note wrong", role: "alert" });
+  const submit = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    element.hidden = true;
+    given(input.value.trim());
+    input.value = "";
+  };
+  const label = make("label", { for: "key" }, words.key.label);
+  const enter = make("button", { type: "submit", class: "main" }, words.key.enter);
+  const element = make("form", { class: "panel key", hidden: true, submit }, make("div", { class: "row" }, label, input, enter), note);
+  /**
+   * @param {string} message
+   * @returns {Promise<string>}
+   */
+  function ask(message) {
+    element.hidden = false;
+    note.textContent = message;
+    input.focus();
+    return new Promise((done) => (given = done));
+  }
+  return { element, ask };
+}

@@ -1,0 +1,186 @@
+// @ts-check
+/**
+ * The client of `/v1/live`, whose messages serve/live/messages.py defines: one session, over as many connections as it takes.
+ *
+ * @typedef {object} Fault
+ * @property {string} message
+ * @property {string | null} code
+ * @property {number | null} retry_s
+ */
+
+import { key, readSamples, wantKey } from "./api.js";
+
+const SAVED = "musiclm-live";
+const FIRST_S = 0.25; // between attempts; doubled each time
+const MOST_S = 8;
+
+/**
+ * A message of the server; `type` says which fields it has.
+ * @typedef {{type: string} & Record<string, any>} Message
+ */
+
+/**
+ * @typedef {object} Events
+ * @property {(message: Message) => void} message
+ * @property {(start: number, samples: Int16Array) => void} samples
+ * @property {(seconds: number) => void} cut the connection was; seconds until the next attempt
+ * @property {(fault: Fault) => void} ended the session cannot go on
+ */
+
+/**
+ * What is kept of a session over a reload of the page.
+ * @typedef {object} SavedSession
+ * @property {string} session
+ * @property {number} played
+ * @property {{text: string, weight: number}[]} prompts
+ */
+
+/** @returns {SavedSession | null} */
+export function savedSession() {
+  const text = sessionStorage.getItem(SAVED);
+  return text ? JSON.parse(text) : null;
+}
+
+/** @param {SavedSession | null} saved */
+export function saveSession(saved) {
+  if (saved) sessionStorage.setItem(SAVED, JSON.stringify(saved));
+  else sessionStorage.removeItem(SAVED);
+}
+
+export class Live {
+  /** @type {WebSocket | null} */
+  #socket = null;
+  #ready = false;
+  #closed = false;
+  #attempt = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  /** @type {object[]} what is sent when there is a session */
+  #queue = [];
+  /** @type {string | null} */
+  session = null;
+  end = 0; // one past the last sample that came
+
+  /**
+   * @param {string | null} model
+   * @param {Events} events
+   */
+  constructor(model, events) {
+    this.model = model;
+    this.events = events;
+    addEventListener("online", this.#online);
+  }
+
+  #online = () => {
+    if (!this.#socket && !this.#closed) this.connect();
+  };
+
+  /** Connect, or connect again. */
+  connect() {
+    clearTimeout(this.#timer);
+    const url = new URL("v1/live", document.baseURI);
+    url.protocol = url.protocol.replace("http", "ws");
+    const socket = new WebSocket(url);
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => {
+      const sent = key();
+      const again = this.session ? { session: this.session, from_sample: this.end } : {};
+      const setup = { type: "setup", ...(sent ? { key: sent } : {}), ...(this.model ? { model: this.model } : {}), ...again };
+      socket.send(JSON.stringify(setup));
+    };
+    socket.onmessage = ({ data }) => (data instanceof ArrayBuffer ? this.#samples(data) : this.#message(JSON.parse(data)));
+    socket.onclose = () => this.#cut(socket);
+    this.#socket = socket;
+  }
+
+  /** @param {ArrayBuffer} data */
+  #samples(data) {
+    const start = Number(new DataView(data).getBigUint64(0, true));
+    const samples = readSamples(data, 8, (data.byteLength - 8) >> 1);
+    this.end = start + samples.length;
+    this.events.samples(start, samples);
+  }
+
+  /** @param {Message} message */
+  #message(message) {
+    if (message.type === "ready") {
+      this.session = message.session;
+      this.#ready = true;
+      this.#attempt = 0;
+      this.events.message(message);
+      for (const one of this.#queue.splice(0)) this.send(one);
+      return;
+    }
+    if (message.type === "error" && message.final) {
+      this.#refused(message.error);
+      return;
+    }
+    this.events.message(message);
+  }
+
+  /** @param {Fault} fault */
+  #refused(fault) {
+    if (fault.code === "invalid_api_key") {
+      this.#drop();
+      wantKey(fault.message).then(() => this.connect(), () => this.close());
+    } else if (fault.retry_s !== null && fault.retry_s !== undefined) {
+      this.#drop();
+      this.#later(fault.retry_s);
+      this.events.message({ type: "error", error: fault, final: false });
+    } else {
+      this.close();
+      this.events.ended(fault);
+    }
+  }
+
+  /** Let go of the connection without calling it cut. */
+  #drop() {
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#ready = false;
+    socket?.close();
+  }
+
+  /** @param {WebSocket} socket */
+  #cut(socket) {
+    if (this.#socket !== socket) return;
+    this.#socket = null;
+    this.#ready = false;
+    if (!this.#closed) this.#later(Math.min(MOST_S, FIRST_S * 2 ** this.#attempt++) * (0.75 + Math.random() / 2)); // so that not all come at once
+  }
+
+  /** @param {number} seconds */
+  #later(seconds) {
+    this.#timer = setTimeout(() => this.connect(), seconds * 1000);
+    this.events.cut(seconds);
+  }
+
+  /**
+   * Send a message, once there is a session.
+   * @param {object} message of serve/live/messages.py
+   */
+  send(message) {
+    if (this.#ready) this.#socket?.send(JSON.stringify(message));
+    else if (!this.#closed) this.#queue.push(message);
+  }
+
+  /**
+   * Say how far the music was played; where nobody listens it is not kept for later.
+   * @param {number} sample
+   */
+  played(sample) {
+    if (this.#ready) this.send({ type: "played", sample });
+  }
+
+  get connected() {
+    return this.#ready;
+  }
+
+  /** End the connection. */
+  close() {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    removeEventListener("online", this.#online);
+    this.#drop();
+  }
+}

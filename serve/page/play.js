@@ -1,0 +1,260 @@
+// @ts-check
+/**
+ * The view *Play*: music without end, whose prompts are blended while it plays.
+ *
+ * @typedef {import("./live.js").Message} Message
+ * @typedef {import("./live.js").Fault} Fault
+ */
+
+import { announce, button, clock, dress, make } from "./dom.js";
+import { Live, saveSession, savedSession } from "./live.js";
+import { Mixer } from "./mixer.js";
+import { Player } from "./player.js";
+import { Recordings } from "./recordings.js";
+import { Rolling } from "./rolling.js";
+import { words } from "./strings.js";
+
+const TELL_MS = 250; // between two messages of how far it was played
+const KEPT_S = 30; // of sound behind the playhead
+
+export class Playing {
+  /** @type {Live | null} */
+  #live = null;
+  /** @type {Player | null} */
+  #player = null;
+  /** @type {Rolling | null} */
+  #rolling = null;
+  #wanted = false; // whether it should play
+  #began = false; // whether the session's first sample has come
+  /** @type {number[]} samples from which on something changes that is not heard yet */
+  #changes = [];
+  #cutUntil = 0;
+  /** @type {() => void} before it plays, so that nothing else does */
+  onplay = () => undefined;
+
+  /**
+   * @param {import("./deck.js").Outputs} outputs
+   * @param {number} rate Hz, of the first model
+   */
+  constructor(outputs, rate) {
+    this.outputs = outputs;
+    this.rate = rate;
+    this.mixer = new Mixer();
+    this.mixer.onchange = (prompts) => this.#live?.send({ type: "prompts", prompts });
+    this.canvas = make("canvas", { "aria-hidden": "true" });
+    this.empty = make("p", { class: "empty" }, words.play.empty);
+    this.display = make("div", { class: "display rolling" }, this.canvas, this.empty);
+    this.switch = button("playpause", (event) => this.toggle(event.timeStamp), { class: "round" });
+    this.stop = button(words.play.stop, () => this.#stop(), { icon: "stop" });
+    this.reset = button(words.play.reset, () => this.#live?.send({ type: "reset" }), { icon: "reset", title: words.play.resetTitle });
+    this.recordings = new Recordings((message) => this.#live?.send(message), () => this.#player?.state.at ?? 0);
+    this.time = make("span", { class: "time" }, clock(0));
+    this.change = make("span", { class: "change" });
+    this.note = make("p", { class: "note", role: "status" });
+    this.anew = button(words.play.anew, (event) => this.#anew(event.timeStamp), { class: "main", hidden: true });
+    this.element = make(
+      "div",
+      {},
+      make(
+        "section",
+        { class: "deck", "aria-label": words.play.label },
+        this.display,
+        make("div", { class: "transport" }, this.switch, make("div", { class: "clock" }, this.time), this.change, this.stop, this.reset, this.recordings.controls),
+        this.note,
+        this.anew,
+      ),
+      this.mixer.element,
+      this.recordings.element,
+    );
+    const saved = savedSession();
+    if (saved) {
+      this.mixer.fill(saved.prompts);
+      this.#say(words.play.resume);
+    }
+    setInterval(() => this.#tell(), TELL_MS);
+    const frame = () => {
+      this.#follow();
+      requestAnimationFrame(frame);
+    };
+    requestAnimationFrame(frame);
+    this.#show();
+  }
+
+  /** @param {number} [pressed] when, by `performance.now` */
+  toggle(pressed = performance.now()) {
+    if (this.#wanted) this.pause();
+    else this.#play(pressed);
+  }
+
+  /** @param {number} pressed */
+  #play(pressed) {
+    if (!this.mixer.complete()) return;
+    this.onplay();
+    this.#wanted = true;
+    this.#player ??= this.#makePlayer();
+    if (!this.#live) this.#open(pressed);
+    else {
+      if (!this.#began) this.#player.clear(pressed);
+      this.#live.send({ type: "play" });
+    }
+    this.#player.play();
+    this.#show();
+  }
+
+  #makePlayer() {
+    const player = new Player(this.outputs.of(this.rate), KEPT_S);
+    player.onchange = () => this.#show();
+    this.#rolling = new Rolling(this.canvas, this.rate);
+    return player;
+  }
+
+  /** @param {number} pressed */
+  #open(pressed) {
+    const saved = savedSession();
+    this.#player?.clear(pressed);
+    this.#rolling?.clear();
+    this.#began = false;
+    this.#say(words.play.connects);
+    const live = new Live(null, {
+      message: (message) => this.#take(message),
+      samples: (start, samples) => this.#samples(start, samples),
+      cut: (seconds) => (this.#cutUntil = performance.now() + 1000 * seconds),
+      ended: (fault) => this.#ended(fault),
+    });
+    this.#live = live;
+    if (saved) {
+      live.session = saved.session;
+      live.end = saved.played;
+    }
+    live.send({ type: "prompts", prompts: this.mixer.prompts });
+    live.send({ type: "play" });
+    live.connect();
+  }
+
+  /** Pause; what comes next is kept. */
+  pause() {
+    if (!this.#wanted) return;
+    this.#wanted = false;
+    this.#player?.pause();
+    this.#live?.send({ type: "pause" });
+    this.#show();
+  }
+
+  #stop() {
+    this.#wanted = this.#began = false;
+    this.#changes = [];
+    this.#player?.clear();
+    this.#rolling?.clear();
+    this.#live?.send({ type: "stop" });
+    this.recordings.stopped();
+    this.#show();
+  }
+
+  /** @param {number} pressed */
+  #anew(pressed) {
+    this.#live?.close();
+    this.#live = null;
+    saveSession(null);
+    this.anew.hidden = true;
+    this.#play(pressed);
+  }
+
+  /**
+   * @param {number} start
+   * @param {Int16Array} samples
+   */
+  #samples(start, samples) {
+    if (!this.#wanted && !this.#began) return; // of what was stopped: it was on its way
+    this.#began = true;
+    this.#player?.stream(start, samples);
+    this.#rolling?.push(start, samples);
+  }
+
+  /** @param {Message} message */
+  #take(message) {
+    if (message.type === "ready") {
+      this.#cutUntil = 0;
+      this.#say("");
+      if (message.resumed && this.#wanted && message.state !== "playing") this.#live?.send({ type: "play" });
+    } else if (message.type === "changed") {
+      this.#changes.push(message.sample);
+      this.#rolling?.marks.push(message.sample);
+    } else if (message.type === "recorded") this.recordings.add(message);
+    else if (message.type === "warning") this.#say(message.message);
+    else if (message.type === "error") this.#say(message.error.message, true);
+    else if (message.type === "state" && message.reason) {
+      this.#say(message.reason);
+      if (message.state !== "playing" && this.#wanted) {
+        this.#wanted = false;
+        this.#player?.pause();
+      }
+    }
+    this.#show();
+  }
+
+  /** @param {Fault} fault */
+  #ended(fault) {
+    this.#live = null;
+    this.#wanted = this.#began = false;
+    this.#player?.pause();
+    saveSession(null);
+    const lost = fault.code === "session_not_found";
+    this.#say(lost ? words.play.lost : fault.message, true);
+    this.anew.hidden = !lost;
+    this.recordings.stopped();
+    this.#show();
+  }
+
+  /** Tell the server how far it was played, and keep it over a reload. */
+  #tell() {
+    const { session } = this.#live ?? {};
+    if (!this.#live || !session || !this.#began || !this.#wanted) return;
+    const played = this.#player?.state.at ?? 0;
+    this.#live.played(played);
+    saveSession({ session, played, prompts: this.mixer.prompts });
+  }
+
+  /**
+   * @param {string} text
+   * @param {boolean} [wrong]
+   */
+  #say(text, wrong = false) {
+    this.note.textContent = text;
+    this.note.classList.toggle("wrong", wrong);
+  }
+
+  #show() {
+    const wanted = this.#wanted;
+    dress(this.switch, wanted ? words.play.pause : words.play.play, wanted ? "pause" : "play", true);
+    this.switch.title = wanted ? words.play.pause : words.play.play;
+    this.stop.disabled = this.reset.disabled = !this.#began;
+    this.recordings.disabled = !this.#began;
+    this.empty.hidden = this.#began;
+  }
+
+  /** Show where the music is, and what is about to change. */
+  #follow() {
+    const player = this.#player;
+    if (!player) return;
+    if (this.#began) {
+      this.#rolling?.frame(player.now);
+      this.time.textContent = clock(player.now / this.rate);
+    }
+    if (this.#cutUntil) {
+      const left = Math.max(0, Math.ceil((this.#cutUntil - performance.now()) / 1000));
+      const text = words.play.cut(left);
+      if (this.note.textContent !== text) this.#say(text, true);
+    }
+    const next = this.#changes[0];
+    if (next === undefined) return;
+    const left = (next - player.now) / this.rate;
+    if (left <= 0) {
+      this.#changes = this.#changes.filter((sample) => sample > player.now);
+      this.mixer.flash();
+      announce(words.play.heard);
+      document.documentElement.dataset.changesHeard = String(Number(document.documentElement.dataset.changesHeard ?? 0) + 1);
+    }
+    const text = left > 0 ? words.play.heardIn(left) : words.play.heard;
+    if (this.change.textContent !== text) this.change.textContent = text;
+  }
+}

@@ -1,0 +1,275 @@
+// @ts-check
+/**
+ * One clip on its way: asked for, waited for, read while it is made, and gone on with when the connection was cut.
+ *
+ * It draws and plays nothing: whoever has it made listens to its events.
+ *
+ * @typedef {import("./types.js").Job} Job
+ * @typedef {import("./types.js").Settings} Settings
+ */
+
+import { Refused, createJob, deleteJob, generate, job, jobAudio, samplesOf } from "./api.js";
+import { rest } from "./dom.js";
+import { words } from "./strings.js";
+
+const SAVED = "musiclm-take";
+const LOOK_S = 0.5;
+const PATIENCE_S = [0.5, 1, 2, 4, 8]; // between attempts to reach a server that does not answer
+
+/**
+ * What made a clip.
+ * @typedef {object} Origin
+ * @property {string} job
+ * @property {number} rate Hz
+ * @property {number} seed
+ * @property {string} bundle SHA-256
+ */
+
+/**
+ * What is kept of a request over a reload of the page.
+ * @typedef {object} Saved
+ * @property {Settings} settings
+ * @property {string} job
+ * @property {boolean} batch whether it is several candidates
+ * @property {string | null} reference
+ * @property {string | null} prime
+ */
+
+/**
+ * @typedef {object} Events
+ * @property {(origin: Origin) => void} begun
+ * @property {(samples: Int16Array<ArrayBuffer>) => void} samples
+ * @property {(job: Job) => void} progress
+ * @property {(message: string, seconds: number) => void} waits until it asks again
+ * @property {(job: Job) => void} candidates all are made, and can be fetched
+ */
+
+/** Return the request that a reload interrupted, if there was one. @returns {Saved | null} */
+export function interrupted() {
+  const text = sessionStorage.getItem(SAVED);
+  return text ? JSON.parse(text) : null;
+}
+
+export class Take {
+  #stop = new AbortController();
+  #line = new AbortController(); // of the answer that is read now
+  #received = 0;
+  #looking = false;
+  /** @type {string | null} */
+  #job = null;
+
+  /**
+   * @param {Settings} settings
+   * @param {object} sounds the fields `audio` and `prime`, where there are such sounds
+   * @param {{reference: string | null, prime: string | null}} names of these sounds
+   * @param {Events} events
+   */
+  constructor(settings, sounds, names, events) {
+    this.settings = settings;
+    this.names = names;
+    this.events = events;
+    const { prompt, seconds, seed, candidates, model } = settings;
+    this.body = { seconds, seed, num_samples: candidates, ...(prompt ? { prompt } : {}), ...(model ? { model } : {}), ...sounds };
+  }
+
+  get batch() {
+    return this.settings.candidates > 1;
+  }
+
+  /** Cancel it: the rows of the server are free at once. */
+  cancel() {
+    this.#stop.abort(new DOMException("cancelled", "AbortError"));
+    sessionStorage.removeItem(SAVED);
+    if (this.#job) deleteJob(this.#job).catch(() => undefined); // a server that is gone makes nothing either
+  }
+
+  get cancelled() {
+    return this.#stop.signal.aborted;
+  }
+
+  /**
+   * Have the clip made. Resolves when it is whole.
+   * @throws {Refused} for a refusal that is not worth asking again
+   */
+  async run() {
+    try {
+      if (this.batch) {
+        const made = await this.#patiently(() => createJob(this.body, this.#stop.signal), false);
+        this.#know(made.id);
+        await this.#follow(made.id);
+      } else await this.#read(await this.#patiently(() => generate(this.body, this.#newLine()), false));
+    } finally {
+      this.#end();
+    }
+  }
+
+  /**
+   * Go on with a job that a reload interrupted, from its first sample.
+   * @param {string} id
+   */
+  async resume(id) {
+    this.#know(id);
+    try {
+      await (this.batch ? this.#follow(id) : this.#read(await this.#rest()));
+    } finally {
+      this.#end();
+    }
+  }
+
+  #end() {
+    this.#looking = false;
+    if (!this.cancelled) sessionStorage.removeItem(SAVED);
+  }
+
+  /** @param {string} id */
+  #know(id) {
+    this.#job = id;
+    const saved = { settings: this.settings, job: id, batch: this.batch, ...this.names };
+    sessionStorage.setItem(SAVED, JSON.stringify(saved));
+  }
+
+  /**
+   * Read all samples, from as many answers as it takes.
+   * @param {Response | null} response
+   */
+  async #read(response) {
+    while (response) {
+      const { headers } = response;
+      this.#know(/** @type {string} */ (headers.get("X-Job-Id")));
+      if (this.#received === 0) this.events.begun(originOf(headers));
+      this.#look();
+      try {
+        for await (const samples of samplesOf(response)) {
+          this.#received += samples.length;
+          this.events.samples(samples);
+        }
+        return;
+      } catch (error) {
+        if (this.cancelled || error instanceof Refused) throw error;
+      }
+      this.#looking = false;
+      response = await this.#rest(); // the connection was cut: what the job lacks is made now
+    }
+  }
+
+  /**
+   * Ask for the samples that have not come. Returns null if there are none.
+   * @returns {Promise<Response | null>}
+   */
+  async #rest() {
+    try {
+      const query = { response_format: "pcm", start_sample: this.#received };
+      return await this.#patiently(() => jobAudio(/** @type {string} */ (this.#job), query, this.#newLine()), true);
+    } catch (error) {
+      if (error instanceof Refused && error.status === 416) return null;
+      if (error instanceof Refused && error.status === 404) throw new Refused(404, words.error.forgotten, error.code, null);
+      throw error;
+    }
+  }
+
+  /**
+   * Ask until there is an answer: again when the server says so, and, of a job that exists, when nobody answers.
+   * @template T
+   * @param {() => Promise<T>} ask
+   * @param {boolean} again whether it is asked again where nobody answers
+   * @returns {Promise<T>}
+   */
+  async #patiently(ask, again) {
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await ask();
+      } catch (error) {
+        if (this.cancelled) throw error;
+        let seconds = PATIENCE_S[Math.min(attempt, PATIENCE_S.length - 1)] ?? 1;
+        if (error instanceof Refused) {
+          if (error.retryS === null) throw error;
+          seconds = error.retryS;
+        } else if (!again) throw error;
+        await this.#wait(error instanceof Refused ? error.message : words.error.cut, seconds);
+      }
+    }
+  }
+
+  /**
+   * Wait, counting down.
+   * @param {string} message
+   * @param {number} seconds
+   */
+  async #wait(message, seconds) {
+    for (let left = seconds; left > 0; left--) {
+      this.events.waits(message, Math.ceil(left));
+      await rest(Math.min(1, left), this.#stop.signal);
+    }
+    this.events.waits("", 0);
+  }
+
+  /** Return the signal of the next answer: it ends with the request, or when the server has let go of it. */
+  #newLine() {
+    this.#line = new AbortController();
+    return AbortSignal.any([this.#stop.signal, this.#line.signal]);
+  }
+
+  /** Look at the job now and then, and say how far each stage is. */
+  async #look() {
+    if (this.#looking) return;
+    this.#looking = true;
+    while (this.#looking && !this.cancelled) {
+      try {
+        const state = await job(/** @type {string} */ (this.#job), this.#stop.signal);
+        this.events.progress(state);
+        if (state.state === "cut") this.#line.abort(); // the line is dead, as after a sleep, and has not noticed
+        await rest(LOOK_S, this.#stop.signal);
+      } catch {
+        if (!this.cancelled) await rest(2 * LOOK_S); // the samples themselves will say what is wrong
+      }
+    }
+    this.#looking = false;
+  }
+
+  /**
+   * Wait until a job of the background is made.
+   * @param {string} id
+   */
+  async #follow(id) {
+    for (;;) {
+      const state = await this.#patiently(() => job(id, this.#stop.signal), true);
+      this.events.progress(state);
+      if (state.state === "done") {
+        this.events.candidates(state);
+        return;
+      }
+      if (state.state !== "queued" && state.state !== "running") {
+        throw new Refused(503, state.error?.message ?? words.error.ended(state.state), state.error?.code ?? null, null);
+      }
+      await rest(LOOK_S, this.#stop.signal);
+    }
+  }
+}
+
+/**
+ * Return what the headers of an answer say of its sound.
+ * @param {Headers} headers
+ * @returns {Origin}
+ */
+export function originOf(headers) {
+  return {
+    job: headers.get("X-Job-Id") ?? "",
+    rate: Number(headers.get("X-Sample-Rate")),
+    seed: Number(headers.get("X-Seed")),
+    bundle: headers.get("X-Bundle-SHA256") ?? "",
+  };
+}
+
+/**
+ * Fetch one candidate of a job that is done.
+ * @param {string} id
+ * @param {number} candidate
+ * @param {AbortSignal} signal
+ * @param {(origin: Origin) => void} begun
+ * @param {(samples: Int16Array<ArrayBuffer>) => void} more
+ */
+export async function readCandidate(id, candidate, signal, begun, more) {
+  const response = await jobAudio(id, { response_format: "pcm", candidate }, signal);
+  begun(originOf(response.headers));
+  for await (const samples of samplesOf(response)) more(samples);
+}

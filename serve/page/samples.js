@@ -1,0 +1,63 @@
+// @ts-check
+/**
+ * A clip's samples while they come: one growing array of 16 bits.
+ */
+
+export class Samples {
+  length = 0;
+  #data;
+
+  /**
+   * @param {number} rate Hz
+   * @param {number} [expected] how many will come
+   */
+  constructor(rate, expected = 0) {
+    this.rate = rate;
+    this.#data = new Int16Array(Math.max(expected, 1 << 14));
+  }
+
+  /**
+   * Return the samples of a clip that is whole.
+   * @param {number} rate
+   * @param {Int16Array} data
+   */
+  static of(rate, data) {
+    const made = new Samples(rate, data.length);
+    made.append(data);
+    return made;
+  }
+
+  /** @param {Int16Array} more */
+  append(more) {
+    if (this.length + more.length > this.#data.length) {
+      const larger = new Int16Array(Math.max(2 * this.#data.length, this.length + more.length));
+      larger.set(this.#data.subarray(0, this.length));
+      this.#data = larger;
+    }
+    this.#data.set(more, this.length);
+    this.length += more.length;
+  }
+
+  /** All that is there, not copied. */
+  get all() {
+    return this.#data.subarray(0, this.length);
+  }
+
+  get seconds() {
+    return this.length / this.rate;
+  }
+
+  /**
+   * Return the largest amplitude, from 0 to 1, in each of so many equal parts.
+   * @param {number} parts
+   */
+  peaks(parts) {
+    const data = this.all;
+    return Array.from({ length: parts }, (_, part) => {
+      let most = 0;
+      const end = Math.floor(((part + 1) * data.length) / parts);
+      for (let at = Math.floor((part * data.length) / parts); at < end; at++) most = Math.max(most, Math.abs(/** @type {number} */ (data[at])));
+      return Math.round((most / 32768) * 1000) / 1000;
+    });
+  }
+}
