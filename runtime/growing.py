@@ -73,15 +73,19 @@ class GrowingWav:
     def _header(self, size: int) -> bytes:
         """Return everything before the samples; as long whatever the size and the hash of the samples."""
         known = self._samples and not self._fixed
-        hashed = {"audio_sha256": self._sha256.hexdigest() if known else _NO_HASH, "candidate": 0, "best": 0}
-        record = {**self._record, **hashed, "sample_rate": self._hz, "normalize": None}
-        comment = escape_surrogates(json.dumps(record, ensure_ascii=False)).encode() + b"\0"
+        comment = stream_comment(self._record, self._hz, self._sha256.hexdigest() if known else _NO_HASH).encode() + b"\0"
         comment += b"\0" * (len(comment) % 2)
         info = b"INFO" + struct.pack("<4sI", b"ICMT", len(comment)) + comment
         form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, self._hz, 2 * self._hz, 2, 16)
         parts = form + struct.pack("<4sI", b"LIST", len(info)) + info + struct.pack("<4sI", b"data", size)
         whole = _UNKNOWN if size == _UNKNOWN else min(4 + len(parts) + size, _UNKNOWN)
         return struct.pack("<4sI4s", b"RIFF", whole, b"WAVE") + parts
+
+
+def stream_comment(record: Mapping[str, Any], sample_hz: int, audio_sha256: str = _NO_HASH) -> str:
+    """Return the comment of a file that is written while its music is made, as JSON; as long whatever the hash of the samples."""
+    own = {"audio_sha256": audio_sha256, "candidate": 0, "best": 0, "sample_rate": sample_hz, "normalize": None}
+    return escape_surrogates(json.dumps({**record, **own}, ensure_ascii=False))
 
 
 def sixteen_bits(audio: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from .outputs import is_stream
 _LOG = logging.getLogger(__name__)
 _BLOCK = 1 << 14  # samples: libsndfile's Vorbis encoder keeps what one call writes on the stack, and minutes at once overflow it
 _MOST_WAV_BYTES = (1 << 32) - (1 << 16)  # its length is a number of 32 bits; the rest is for the header and the comment
-_MOST_COMMENT_BYTES = 30_000  # with a longer comment libsndfile writes a wav without it, and opus that no reader opens
+MOST_COMMENT_BYTES = 30_000  # with a longer comment libsndfile writes a wav without it, and opus that no reader opens
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def encode(path: Path, form: Format, audio: np.ndarray, sample_hz: int, comment:
         )
         audio = audio / peak
     size = len(comment.encode())
-    if size > _MOST_COMMENT_BYTES:
+    if size > MOST_COMMENT_BYTES:
         _LOG.warning("%s: a comment of %d bytes is more than a sound file holds; the file does not say how it was made.", path.name, size)
         comment = ""
     made = io.BytesIO()

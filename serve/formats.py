@@ -15,10 +15,11 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ..runtime.growing import GrowingWav, sixteen_bits
+from ..runtime.growing import GrowingWav, sixteen_bits, stream_comment
 from ..runtime.mastering import Mastering
 from ..runtime.music import Music
-from ..runtime.sound_files import FORMATS
+from ..runtime.sound_files import FORMATS, MOST_COMMENT_BYTES
+from ..runtime.user_files import escape_surrogates
 
 _PAGE_MS = 50.0  # of an Ogg page: with libsndfile's one second nothing is heard for so long
 _SET_PAGE_LATENCY = 0x1303  # libsndfile's SFC_SET_OGG_PAGE_LATENCY_MS, which soundfile has no word for
@@ -66,9 +67,9 @@ class Encoder:
         kbps: int | None = None,
         samples: int | None = None,
     ) -> None:
-        """sample_hz: of the samples, the bundle's; record: of how the clip is made, for a wav's comment; rate: of the bytes, in Hz, by
-        default the bundle's, or the format's nearest to it; kbps: of mp3, 128 by default, and opus; samples: that will come, if that is
-        known."""
+        """sample_hz: of the samples, the bundle's; record: of how the clip is made, for the comment of wav, flac and opus; rate: of the
+        bytes, in Hz, by default the bundle's, or the format's nearest to it; kbps: of mp3, 128 by default, and opus; samples: that will
+        come, if that is known."""
         self.form, self.rate = form, form.rate(rate or sample_hz)
         self.pcm = hashlib.sha256()  # of the samples as 16 bits, little-endian, at the bundle's rate
         self._resampler = None
@@ -83,6 +84,8 @@ class Encoder:
             self._file = GrowingWav(self._sink, self.rate, record)
         elif form.suffix is not None:
             self._file = _open(form.suffix, self._sink, self.rate, kbps)
+            if form.name != "mp3":  # whose first frame must come first, see `_without_count`
+                _describe(self._file, record, self.rate)
 
     def encode(self, audio: np.ndarray) -> bytes:
         """Return the bytes that the next samples, float32 [t], complete."""
@@ -181,6 +184,13 @@ def _open(suffix: str, sink: _Sink, hz: int, kbps: int | None) -> Any:
         value = soundfile._ffi.new("double*", _PAGE_MS)
         soundfile._snd.sf_command(file._file, _SET_PAGE_LATENCY, value, soundfile._ffi.sizeof("double"))
     return file
+
+
+def _describe(file: Any, record: Mapping[str, Any], hz: int) -> None:
+    """Write the prompt as the title, and the record of how the music is made as the comment. Nothing may have been written before."""
+    title, comment = escape_surrogates(str(record.get("prompt") or "")), stream_comment(record, hz)
+    if len(title.encode()) + len(comment.encode()) <= MOST_COMMENT_BYTES:
+        file.title, file.comment = title, comment
 
 
 def _level(subtype: str, hz: int, kbps: int) -> float:

@@ -4,13 +4,14 @@
  */
 
 import { models, onKeyWanted } from "./api.js";
-import { Deck, Outputs } from "./deck.js";
+import { Deck } from "./deck.js";
 import { make, voiceRegion } from "./dom.js";
 import { messageOf } from "./errors.js";
 import { keyField } from "./keyfield.js";
 import { readLink } from "./link.js";
 import { Making } from "./make.js";
 import { Playing } from "./play.js";
+import { Outputs } from "./player.js";
 import { Shelf } from "./shelf.js";
 import { words } from "./strings.js";
 import { Tabs } from "./tabs.js";
@@ -48,8 +49,8 @@ async function begin() {
 /** @param {import("./types.js").Model[]} found at least one */
 function show(found) {
   const rate = found[0]?.sample_rate ?? 24_000;
-  outputs.of(rate); // its module is there when the first press comes
   const deck = new Deck(outputs);
+  deck.prepare(rate);
   const making = new Making(deck, rate);
   const playing = new Playing(outputs, rate);
   const shelf = new Shelf(deck);

@@ -5,7 +5,7 @@
  * @typedef {import("./types.js").Clip} Clip
  * @typedef {import("./types.js").Job} Job
  * @typedef {import("./types.js").Settings} Settings
- * @typedef {import("./types.js").Sound} Sound
+ * @typedef {import("./types.js").Sources} Sources
  * @typedef {import("./request.js").Origin} Origin
  * @typedef {import("./samples.js").Samples} Samples
  */
@@ -70,7 +70,7 @@ export class Making {
   /**
    * @param {Settings} settings
    * @param {object} sounds
-   * @param {{reference: string | null, prime: string | null}} names
+   * @param {Sources} names
    * @param {number} pressed
    * @param {(take: Take) => Promise<void>} work
    * @param {string} [said]
@@ -106,7 +106,7 @@ export class Making {
       if (this.#take !== take) return; // another one has begun
       if (made) deck.end();
       if (take.cancelled) deck.say(words.make.cancelled);
-      else deck.say(messageOf(error), "wrong");
+      else deck.say(messageOf(error), true);
     } finally {
       if (this.#take === take) this.form.busy = deck.making = false;
     }
@@ -116,7 +116,7 @@ export class Making {
    * Show the candidates of a job, the best first, and play that one.
    * @param {Job} job
    * @param {Settings} settings
-   * @param {{reference: string | null, prime: string | null}} names
+   * @param {Sources} names
    */
   #choose(job, settings, names) {
     const scores = job.scores ?? [];
@@ -142,7 +142,7 @@ export class Making {
    * @param {string} job
    * @param {number} candidate
    * @param {Settings} settings
-   * @param {{reference: string | null, prime: string | null}} names
+   * @param {Sources} names
    */
   async #fetch(job, candidate, settings, names) {
     this.#candidate.abort();
@@ -159,7 +159,7 @@ export class Making {
       await readCandidate(job, candidate, signal, begun, (more) => signal.aborted || this.deck.add(more));
       if (made) await this.#keep(made, settings, names, candidate);
     } catch (error) {
-      if (!signal.aborted) this.deck.say(messageOf(error), "wrong");
+      if (!signal.aborted) this.deck.say(messageOf(error), true);
     }
   }
 
@@ -167,7 +167,7 @@ export class Making {
    * Put a whole clip into the history.
    * @param {{origin: Origin, samples: Samples}} made
    * @param {Settings} settings
-   * @param {{reference: string | null, prime: string | null}} names
+   * @param {Sources} names
    * @param {number} candidate
    */
   async #keep({ origin, samples }, settings, names, candidate) {

@@ -29,6 +29,30 @@ export class Output {
   }
 }
 
+/** Outputs by rate: the models of a server, and clips of older ones, may have several. */
+export class Outputs {
+  /** @type {Map<number, Output>} */
+  #outputs = new Map();
+  #volume = 0.9;
+
+  /** @param {number} rate Hz */
+  of(rate) {
+    let output = this.#outputs.get(rate);
+    if (!output) {
+      output = new Output(rate);
+      output.volume = this.#volume;
+      this.#outputs.set(rate, output);
+    }
+    return output;
+  }
+
+  /** @param {number} volume from 0 to 1 */
+  set volume(volume) {
+    this.#volume = volume;
+    for (const output of this.#outputs.values()) output.volume = volume;
+  }
+}
+
 /** One thing that plays: tracks of samples with a place in them. */
 export class Player {
   /** @type {Transport} */

@@ -6,6 +6,7 @@
  *
  * @typedef {import("./types.js").Job} Job
  * @typedef {import("./types.js").Settings} Settings
+ * @typedef {import("./types.js").Sources} Sources
  */
 
 import { Refused, createJob, deleteJob, generate, job, jobAudio, samplesOf } from "./api.js";
@@ -61,7 +62,7 @@ export class Take {
   /**
    * @param {Settings} settings
    * @param {object} sounds the fields `audio` and `prime`, where there are such sounds
-   * @param {{reference: string | null, prime: string | null}} names of these sounds
+   * @param {Sources} names of these sounds
    * @param {Events} events
    */
   constructor(settings, sounds, names, events) {

@@ -3,6 +3,7 @@
  * What clips are called.
  *
  * @typedef {import("./types.js").Settings} Settings
+ * @typedef {import("./types.js").Sources} Sources
  */
 
 import { words } from "./strings.js";
@@ -10,7 +11,7 @@ import { words } from "./strings.js";
 /**
  * Return what a clip is called.
  * @param {Settings} settings
- * @param {{reference: string | null, prime: string | null}} names
+ * @param {Sources} names
  */
 export function titleOf(settings, names) {
   return settings.prompt || (names.reference ? words.make.like(names.reference) : words.make.after(names.prime ?? ""));
