@@ -33,7 +33,7 @@ export class Playing {
   onplay = () => undefined;
 
   /**
-   * @param {import("./deck.js").Outputs} outputs
+   * @param {import("./player.js").Outputs} outputs
    * @param {number} rate Hz, of the first model
    */
   constructor(outputs, rate) {

@@ -11,11 +11,11 @@
 
 import { Refused, createJob, deleteJob, generate, job, jobAudio, samplesOf } from "./api.js";
 import { rest } from "./dom.js";
+import { Patience } from "./patience.js";
 import { words } from "./strings.js";
 
 const SAVED = "musiclm-take";
 const LOOK_S = 0.5;
-const PATIENCE_S = [0.5, 1, 2, 4, 8]; // between attempts to reach a server that does not answer
 
 /**
  * What made a clip.
@@ -53,9 +53,10 @@ export function interrupted() {
 
 export class Take {
   #stop = new AbortController();
+  #patience;
   #line = new AbortController(); // of the answer that is read now
   #received = 0;
-  #looking = false;
+  #over = false;
   /** @type {string | null} */
   #job = null;
 
@@ -69,6 +70,7 @@ export class Take {
     this.settings = settings;
     this.names = names;
     this.events = events;
+    this.#patience = new Patience(this.#stop.signal, events.waits);
     const { prompt, seconds, seed, candidates, model } = settings;
     this.body = { seconds, seed, num_samples: candidates, ...(prompt ? { prompt } : {}), ...(model ? { model } : {}), ...sounds };
   }
@@ -77,8 +79,9 @@ export class Take {
     return this.settings.candidates > 1;
   }
 
-  /** Cancel it: the rows of the server are free at once. */
+  /** Cancel it, if it is not whole: the rows of the server are free at once. */
   cancel() {
+    if (this.#over) return;
     this.#stop.abort(new DOMException("cancelled", "AbortError"));
     sessionStorage.removeItem(SAVED);
     if (this.#job) deleteJob(this.#job).catch(() => undefined); // a server that is gone makes nothing either
@@ -95,10 +98,10 @@ export class Take {
   async run() {
     try {
       if (this.batch) {
-        const made = await this.#patiently(() => createJob(this.body, this.#stop.signal), false);
+        const made = await this.#patience.ask(() => createJob(this.body, this.#stop.signal), false);
         this.#know(made.id);
         await this.#follow(made.id);
-      } else await this.#read(await this.#patiently(() => generate(this.body, this.#newLine()), false));
+      } else await this.#read(await this.#patience.ask(() => generate(this.body, this.#newLine()), false));
     } finally {
       this.#end();
     }
@@ -118,7 +121,7 @@ export class Take {
   }
 
   #end() {
-    this.#looking = false;
+    this.#over = true;
     if (!this.cancelled) sessionStorage.removeItem(SAVED);
   }
 
@@ -148,7 +151,6 @@ export class Take {
       } catch (error) {
         if (this.cancelled || error instanceof Refused) throw error;
       }
-      this.#looking = false;
       response = await this.#rest(); // the connection was cut: what the job lacks is made now
     }
   }
@@ -160,48 +162,12 @@ export class Take {
   async #rest() {
     try {
       const query = { response_format: "pcm", start_sample: this.#received };
-      return await this.#patiently(() => jobAudio(/** @type {string} */ (this.#job), query, this.#newLine()), true);
+      return await this.#patience.ask(() => jobAudio(/** @type {string} */ (this.#job), query, this.#newLine()), true);
     } catch (error) {
       if (error instanceof Refused && error.status === 416) return null;
       if (error instanceof Refused && error.status === 404) throw new Refused(404, words.error.forgotten, error.code, null);
       throw error;
     }
-  }
-
-  /**
-   * Ask until there is an answer: again when the server says so, and, of a job that exists, when nobody answers.
-   * @template T
-   * @param {() => Promise<T>} ask
-   * @param {boolean} again whether it is asked again where nobody answers
-   * @returns {Promise<T>}
-   */
-  async #patiently(ask, again) {
-    for (let attempt = 0; ; attempt++) {
-      try {
-        return await ask();
-      } catch (error) {
-        if (this.cancelled) throw error;
-        let seconds = PATIENCE_S[Math.min(attempt, PATIENCE_S.length - 1)] ?? 1;
-        if (error instanceof Refused) {
-          if (error.retryS === null) throw error;
-          seconds = error.retryS;
-        } else if (!again) throw error;
-        await this.#wait(error instanceof Refused ? error.message : words.error.cut, seconds);
-      }
-    }
-  }
-
-  /**
-   * Wait, counting down.
-   * @param {string} message
-   * @param {number} seconds
-   */
-  async #wait(message, seconds) {
-    for (let left = seconds; left > 0; left--) {
-      this.events.waits(message, Math.ceil(left));
-      await rest(Math.min(1, left), this.#stop.signal);
-    }
-    this.events.waits("", 0);
   }
 
   /** Return the signal of the next answer: it ends with the request, or when the server has let go of it. */
@@ -210,21 +176,19 @@ export class Take {
     return AbortSignal.any([this.#stop.signal, this.#line.signal]);
   }
 
-  /** Look at the job now and then, and say how far each stage is. */
+  /** Look at the job now and then, while this answer is read, and say how far each stage is. */
   async #look() {
-    if (this.#looking) return;
-    this.#looking = true;
-    while (this.#looking && !this.cancelled) {
+    const line = this.#line;
+    while (line === this.#line && !this.#over && !this.cancelled) {
       try {
         const state = await job(/** @type {string} */ (this.#job), this.#stop.signal);
-        this.events.progress(state);
-        if (state.state === "cut") this.#line.abort(); // the line is dead, as after a sleep, and has not noticed
+        if (line === this.#line && !this.#over) this.events.progress(state);
+        if (state.state === "cut") line.abort(); // it is dead, as after a sleep, and has not noticed
         await rest(LOOK_S, this.#stop.signal);
       } catch {
         if (!this.cancelled) await rest(2 * LOOK_S); // the samples themselves will say what is wrong
       }
     }
-    this.#looking = false;
   }
 
   /**
@@ -233,7 +197,7 @@ export class Take {
    */
   async #follow(id) {
     for (;;) {
-      const state = await this.#patiently(() => job(id, this.#stop.signal), true);
+      const state = await this.#patience.ask(() => job(id, this.#stop.signal), true);
       this.events.progress(state);
       if (state.state === "done") {
         this.events.candidates(state);
