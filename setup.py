@@ -116,6 +116,7 @@ EXTRAS = {
         "openai>=3.57,<4",
         "opentelemetry-exporter-otlp-proto-http>=1.45,<2",
         "opentelemetry-sdk>=1.45,<2",
+        "playwright>=1.65.2,<2",
         "pyright[nodejs]>=1.1.414,<2",
         "pytest>=9.2,<10",
         "pytest-xdist>=3.8,<4",

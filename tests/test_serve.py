@@ -22,6 +22,7 @@ import musiclm_deploy as md
 from musiclm_deploy.runtime.bundle import STAGES
 from musiclm_deploy.runtime.growing import sixteen_bits
 from musiclm_deploy.runtime.loudness import loudness
+from musiclm_deploy.serve.formats import FORMATS_SERVED, Encoder
 
 DRAWN = {stage: {"filter_thres": 0.3} for stage in STAGES}  # by default k would be 1 at this size
 SAMPLING = {stage: md.SamplingConfig(**one) for stage, one in DRAWN.items()}
@@ -115,6 +116,25 @@ def _all(file: soundfile.SoundFile) -> np.ndarray:
     while len(block := file.read(4096, dtype="float32")):
         blocks.append(block)
     return np.concatenate(blocks)
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "opus"])
+def test_a_stream_says_how_it_was_made(client: httpx.Client, form: str, tmp_path: Path) -> None:
+    """Fault: a file from a stream that says less than one from `generate`, or a record that makes another clip."""
+    path = tmp_path / f"stream.{form}"
+    path.write_bytes(post(client, response_format=form).content)
+    record = md.read_record(path)
+    assert (record["prompt"], record["seed"], record["seconds"]) == ("calm piano", 3, 0.9)
+    assert form == "wav" or soundfile.SoundFile(path).title == "calm piano"
+
+
+@pytest.mark.parametrize("form", ["flac", "opus"])
+def test_a_record_that_is_too_long_is_left_out(form: str) -> None:
+    """Fault: a comment beyond 30,000 bytes, with which libsndfile writes opus that no reader opens."""
+    encoder = Encoder(FORMATS_SERVED[form], 16_000, {"prompt": "x" * 20_000, "parts": ["y" * 20_000]}, samples=16_000)
+    data = encoder.encode(np.zeros(16_000, np.float32)) + encoder.finish()
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        assert len(_all(file)) >= 16_000 and not file.comment
 
 
 def test_a_sound_comes_while_it_is_made(client: httpx.Client) -> None:

@@ -26,7 +26,7 @@ export class Playing {
   #rolling = null;
   #wanted = false; // whether it should play
   #began = false; // whether the session's first sample has come
-  /** @type {number[]} samples from which on something changes that is not heard yet */
+  /** @type {{sample: number, asked: number}[]} from which on something changes that is not heard yet, and when that was asked */
   #changes = [];
   #cutUntil = 0;
   /** @type {() => void} before it plays, so that nothing else does */
@@ -141,12 +141,12 @@ export class Playing {
   }
 
   #stop() {
+    this.recordings.end();
     this.#wanted = this.#began = false;
     this.#changes = [];
     this.#player?.clear();
     this.#rolling?.clear();
     this.#live?.send({ type: "stop" });
-    this.recordings.stopped();
     this.#show();
   }
 
@@ -177,7 +177,7 @@ export class Playing {
       this.#say("");
       if (message.resumed && this.#wanted && message.state !== "playing") this.#live?.send({ type: "play" });
     } else if (message.type === "changed") {
-      this.#changes.push(message.sample);
+      this.#changes.push({ sample: message.sample, asked: performance.now() });
       this.#rolling?.marks.push(message.sample);
     } else if (message.type === "recorded") this.recordings.add(message);
     else if (message.type === "warning") this.#say(message.message);
@@ -201,7 +201,7 @@ export class Playing {
     const lost = fault.code === "session_not_found";
     this.#say(lost ? words.play.lost : fault.message, true);
     this.anew.hidden = !lost;
-    this.recordings.stopped();
+    this.recordings.lost();
     this.#show();
   }
 
@@ -246,15 +246,24 @@ export class Playing {
       if (this.note.textContent !== text) this.#say(text, true);
     }
     const next = this.#changes[0];
-    if (next === undefined) return;
-    const left = (next - player.now) / this.rate;
-    if (left <= 0) {
-      this.#changes = this.#changes.filter((sample) => sample > player.now);
-      this.mixer.flash();
-      announce(words.play.heard);
-      document.documentElement.dataset.changesHeard = String(Number(document.documentElement.dataset.changesHeard ?? 0) + 1);
-    }
+    if (!next) return;
+    const left = (next.sample - player.now) / this.rate;
+    if (left <= 0) this.#hear(next.asked);
     const text = left > 0 ? words.play.heardIn(left) : words.play.heard;
     if (this.change.textContent !== text) this.change.textContent = text;
+  }
+
+  /**
+   * Mark that a change is heard.
+   * @param {number} asked when, by `performance.now`
+   */
+  #hear(asked) {
+    const now = this.#player?.now ?? 0;
+    this.#changes = this.#changes.filter(({ sample }) => sample > now);
+    this.mixer.flash();
+    announce(words.play.heard);
+    const { dataset } = document.documentElement;
+    dataset.changesHeard = String(Number(dataset.changesHeard ?? 0) + 1);
+    dataset.changeWaitedS = ((performance.now() - asked) / 1000).toFixed(2);
   }
 }

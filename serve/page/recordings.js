@@ -52,8 +52,13 @@ export class Recordings {
     dress(this.switch, on ? words.record.end : words.record.begin, on ? "stop" : "record");
   }
 
-  /** Note that the music has ended, and its record with it. */
-  stopped() {
+  /** End what is recorded, as the music ends. */
+  end() {
+    if (this.#on) this.#press();
+  }
+
+  /** Note that the session is over, and what it recorded with it. */
+  lost() {
     if (this.#on) this.#set(false);
   }
 

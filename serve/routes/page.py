@@ -76,7 +76,7 @@ async def file(request: Request, name: str) -> Response:
 def _answer(request: Request, name: str) -> Response:
     found = page_files().get(name)
     if found is None:
-        raise Refusal(404, f"the page has no file {name!r}.", "name", "not_found")
+        raise Refusal(404, f"the page has no file {name!r}.", "name")
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if found.headers["ETag"] in known or "*" in known:
         return Response(status_code=304, headers=found.headers)
