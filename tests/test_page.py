@@ -68,7 +68,7 @@ def fill(page: Page, **fields: object) -> None:
 def ask(page: Page, prompt: str = "calm solo piano", seconds: float = 3, seed: int = 7, candidates: int = 1) -> None:
     """Have a clip made."""
     fill(page, prompt=prompt, seconds=seconds, seed=seed, candidates=candidates)
-    page.click("text=Make music")
+    page.click("#view-make button.main")
 
 
 def until_kept(page: Page, count: int = 1) -> None:
@@ -231,7 +231,7 @@ def test_cancel_frees_the_rows(page: Page, client: httpx.Client) -> None:
     ask(page, seconds=500)
     page.wait_for_selector(".stages progress")
     assert rows(client) > 0
-    page.click("text=Cancel")
+    page.click(".transport >> text=Cancel")
     assert eventually(lambda: rows(client) == 0, 5)
     assert note(page) == "Cancelled."
 

@@ -64,7 +64,7 @@ def make(page: Page, prompt: str, seed: int, seconds: float = 3, count: int = 1)
     page.fill("#prompt", prompt)
     page.fill("#seconds", str(seconds))
     page.fill("#seed", str(seed))
-    page.click("text=Make music")
+    page.click("#view-make button.main")
     page.wait_for_function("(count) => document.querySelectorAll('.clip').length === count", arg=count)
 
 
@@ -135,7 +135,7 @@ def test_a_link_makes_the_same_clip(page: Page, browser: Browser) -> None:
         ready(other)
         assert other.input_value("#prompt") == "string quartet & harp" and other.input_value("#seed") == "123456789012"
         assert other.is_hidden(".notice")
-        other.click("text=Make music")
+        other.click("#view-make button.main")
         other.wait_for_selector(".clip", state="attached")
         assert np.array_equal(kept(other)[1], samples)
     with watched(browser, link[:-8] + "00000000") as other:
@@ -154,7 +154,7 @@ def test_a_clip_goes_on_and_is_varied(page: Page, bundle: Path) -> None:
     assert page.input_value("#seconds") == "12" and page.is_visible(".prime")
     page.fill("#seconds", "4")
     with page.expect_request("**/v1/audio/generations") as asked:
-        page.click("text=Make music")
+        page.click("#view-make button.main")
     assert asked.value.post_data_json["prime"]["data"].startswith("UklGR")
     page.wait_for_function("document.querySelectorAll('.clip').length === 2 || document.querySelector('.deck .note.wrong')")
     if bundle == DEMO:

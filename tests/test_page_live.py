@@ -106,7 +106,7 @@ def test_pause_play_stop(page: Page) -> None:
     page.keyboard.press(" ")
     page.wait_for_timeout(1000)
     assert before + 0.5 < seconds(page) < before + 1.6
-    page.click("text=Stop")
+    page.click("#view-play >> text=Stop")
     assert page.is_visible("#view-play .empty")
     page.click("#view-play .round")
     page.wait_for_selector("#view-play .empty", state="hidden")

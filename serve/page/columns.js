@@ -3,6 +3,8 @@
  * Samples as columns of a picture: the range of the wave, and a spectrum in colours.
  *
  * In: samples in order. Out: columns in order, each as soon as the samples are there that it shows. Frequencies are spaced as pitches are.
+ *
+ * @typedef {import("./types.js").Column} Column
  */
 
 import { Spectrum } from "./fft.js";
@@ -10,15 +12,6 @@ import { Spectrum } from "./fft.js";
 const LOWEST_HZ = 55;
 const FLOOR_DB = -88;
 const TOP_DB = -12;
-
-/**
- * One column.
- * @typedef {object} Column
- * @property {number} index
- * @property {number} low of the wave, from -1 to 1
- * @property {number} high
- * @property {Uint8ClampedArray} colours RGBA from the highest pitch down
- */
 
 export class Columns {
   #size; // of the transform

@@ -4,6 +4,7 @@
  *
  * @typedef {import("./types.js").Job} Job
  * @typedef {import("./player.js").Outputs} Outputs
+ * @typedef {import("./types.js").Side} Side
  */
 
 import { DeckLook } from "./decklook.js";
@@ -16,13 +17,7 @@ import { words } from "./strings.js";
 
 const MEASURE_S = 0.5; // of new sound between two measurements: their gates look at all blocks again
 
-/**
- * A clip that can be put on the deck.
- * @typedef {object} Side
- * @property {string} title
- * @property {Samples} samples
- * @property {number} lufs
- */
+/** @typedef {Side & {meter: Loudness, measured: number}} Streamed measured: after how many samples its loudness was */
 
 export class Deck {
   /** @type {Player | null} */
@@ -30,8 +25,6 @@ export class Deck {
   /** @type {Side[]} one clip, or two that are compared */
   #sides = [];
   #heard = 0;
-  #meter = new Loudness(48_000);
-  #measured = 0; // samples
   #making = false;
   /** @type {() => void} what the button to cancel does */
   oncancel = () => undefined;
@@ -85,36 +78,38 @@ export class Deck {
    */
   begin(title, rate, expected, pressed) {
     const player = this.prepare(rate);
-    const samples = new Samples(rate, expected);
-    this.#sides = [{ title, samples, lufs: -Infinity }];
-    this.#heard = this.#measured = 0;
-    this.#meter = new Loudness(rate);
+    const side = { title, samples: new Samples(rate, expected), lufs: -Infinity, meter: new Loudness(rate), measured: 0 };
+    this.#sides = [side];
+    this.#heard = 0;
     player.clear(pressed);
-    this.picture.show(samples, expected);
+    this.picture.show(side.samples, expected);
     if (!Number.isNaN(pressed)) player.play();
     this.#show();
-    return samples;
+    return side;
   }
 
-  /** @param {Int16Array} more */
-  add(more) {
-    const { side } = this;
-    if (!side) return;
+  /**
+   * Add to a clip that is streamed, whether it is still on the deck or not.
+   * @param {Streamed} side
+   * @param {Int16Array} more
+   */
+  add(side, more) {
     const { samples } = side;
-    this.#player?.stream(samples.length, more);
+    if (side === this.side) this.#player?.stream(samples.length, more);
     samples.append(more);
-    this.#meter.feed(more);
-    this.picture.grow();
-    if (samples.length - this.#measured < MEASURE_S * samples.rate) return;
-    this.#measured = samples.length;
-    side.lufs = this.#meter.integrated;
+    side.meter.feed(more);
+    if (side === this.side) this.picture.grow();
+    if (samples.length - side.measured < MEASURE_S * samples.rate) return;
+    side.measured = samples.length;
+    side.lufs = side.meter.integrated;
   }
 
-  /** Note that no more of the clip comes. */
-  end() {
+  /** @param {Streamed} side of which no more comes */
+  end(side) {
+    side.lufs = side.meter.integrated;
+    if (side !== this.side) return;
     this.#player?.whole();
     this.picture.finish();
-    if (this.side) this.side.lufs = this.#meter.integrated;
     this.#show();
   }
 

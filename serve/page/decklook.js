@@ -12,20 +12,10 @@ import { words } from "./strings.js";
 /** @type {Record<string, number>} seconds by which a key moves */
 const JUMPS = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageUp: 5, PageDown: -5, Home: -1e6, End: 1e6 };
 
-/**
- * What a person can do with the deck.
- * @typedef {object} Actions
- * @property {() => void} toggle
- * @property {() => void} switchSide
- * @property {() => void} cancel
- * @property {(share: number) => void} seek of the picture's width
- * @property {(seconds: number) => void} skip
- */
-
 export class DeckLook {
   #span = ""; // what is shown as its length
 
-  /** @param {Actions} actions */
+  /** @param {import("./types.js").DeckActions} actions */
   constructor(actions) {
     const drag = (/** @type {PointerEvent} */ event) => {
       const { left, width } = this.display.getBoundingClientRect();

@@ -2,10 +2,10 @@
 /**
  * The client of `/v1/live`, whose messages serve/live/messages.py defines: one session, over as many connections as it takes.
  *
- * @typedef {object} Fault
- * @property {string} message
- * @property {string | null} code
- * @property {number | null} retry_s
+ * @typedef {import("./types.js").Fault} Fault
+ * @typedef {import("./types.js").LiveEvents} LiveEvents
+ * @typedef {import("./types.js").Message} Message
+ * @typedef {import("./types.js").SavedSession} SavedSession
  */
 
 import { key, readSamples, wantKey } from "./api.js";
@@ -13,27 +13,6 @@ import { key, readSamples, wantKey } from "./api.js";
 const SAVED = "musiclm-live";
 const FIRST_S = 0.25; // between attempts; doubled each time
 const MOST_S = 8;
-
-/**
- * A message of the server; `type` says which fields it has.
- * @typedef {{type: string} & Record<string, any>} Message
- */
-
-/**
- * @typedef {object} Events
- * @property {(message: Message) => void} message
- * @property {(start: number, samples: Int16Array) => void} samples
- * @property {(seconds: number) => void} cut the connection was; seconds until the next attempt
- * @property {(fault: Fault) => void} ended the session cannot go on
- */
-
-/**
- * What is kept of a session over a reload of the page.
- * @typedef {object} SavedSession
- * @property {string} session
- * @property {number} played
- * @property {{text: string, weight: number}[]} prompts
- */
 
 /** @returns {SavedSession | null} */
 export function savedSession() {
@@ -63,7 +42,7 @@ export class Live {
 
   /**
    * @param {string | null} model
-   * @param {Events} events
+   * @param {LiveEvents} events
    */
   constructor(model, events) {
     this.model = model;

@@ -6,14 +6,13 @@
  * @typedef {import("./types.js").Job} Job
  * @typedef {import("./types.js").Settings} Settings
  * @typedef {import("./types.js").Sources} Sources
- * @typedef {import("./request.js").Origin} Origin
- * @typedef {import("./samples.js").Samples} Samples
+ * @typedef {import("./types.js").Origin} Origin
+ * @typedef {import("./deck.js").Streamed} Streamed
  */
 
 import { announce, button, make } from "./dom.js";
 import { messageOf } from "./errors.js";
 import { Form } from "./form.js";
-import { Loudness } from "./loudness.js";
 import { Take, interrupted, readCandidate } from "./request.js";
 import { words } from "./strings.js";
 import { titleOf } from "./titles.js";
@@ -80,14 +79,13 @@ export class Making {
     this.#candidate.abort();
     const { deck } = this;
     const title = titleOf(settings, names);
-    /** @type {{origin: Origin, samples: Samples} | null} */
-    let made = null;
+    let made = /** @type {{origin: Origin, side: Streamed} | null} */ (null);
     const take = new Take(settings, sounds, names, {
       begun: (origin) => {
-        made = { origin, samples: deck.begin(title, origin.rate, Math.round(settings.seconds * origin.rate), pressed) };
+        made = { origin, side: deck.begin(title, origin.rate, Math.round(settings.seconds * origin.rate), pressed) };
         deck.say(said);
       },
-      samples: (more) => deck.add(more),
+      samples: (more) => made && deck.add(made.side, more),
       progress: (job) => deck.progress(job),
       waits: (message, seconds) => deck.say(message && words.make.again(message, seconds)),
       candidates: (job) => this.#choose(job, settings, names),
@@ -104,7 +102,7 @@ export class Making {
       announce(words.make.done);
     } catch (error) {
       if (this.#take !== take) return; // another one has begun
-      if (made) deck.end();
+      if (made) deck.end(made.side);
       if (take.cancelled) deck.say(words.make.cancelled);
       else deck.say(messageOf(error), true);
     } finally {
@@ -148,15 +146,14 @@ export class Making {
     this.#candidate.abort();
     this.#candidate = new AbortController();
     const { signal } = this.#candidate;
-    /** @type {{origin: Origin, samples: Samples} | null} */
-    let made = null;
+    let made = /** @type {{origin: Origin, side: Streamed} | null} */ (null);
     /** @param {Origin} origin */
     const begun = (origin) => {
-      const samples = this.deck.begin(titleOf(settings, names), origin.rate, Math.round(settings.seconds * origin.rate), performance.now());
-      made = { origin, samples };
+      const side = this.deck.begin(titleOf(settings, names), origin.rate, Math.round(settings.seconds * origin.rate), performance.now());
+      made = { origin, side };
     };
     try {
-      await readCandidate(job, candidate, signal, begun, (more) => signal.aborted || this.deck.add(more));
+      await readCandidate(job, candidate, signal, begun, (more) => made && this.deck.add(made.side, more));
       if (made) await this.#keep(made, settings, names, candidate);
     } catch (error) {
       if (!signal.aborted) this.deck.say(messageOf(error), true);
@@ -165,15 +162,14 @@ export class Making {
 
   /**
    * Put a whole clip into the history.
-   * @param {{origin: Origin, samples: Samples}} made
+   * @param {{origin: Origin, side: Streamed}} made
    * @param {Settings} settings
    * @param {Sources} names
    * @param {number} candidate
    */
-  async #keep({ origin, samples }, settings, names, candidate) {
-    this.deck.end();
-    const meter = new Loudness(origin.rate);
-    meter.feed(samples.all);
+  async #keep({ origin, side }, settings, names, candidate) {
+    this.deck.end(side);
+    const { samples, lufs } = side;
     const clip = {
       id: `${origin.job}.${candidate}`,
       created: Date.now(),
@@ -183,7 +179,7 @@ export class Making {
       job: origin.job,
       candidate,
       bundle: origin.bundle,
-      lufs: meter.integrated,
+      lufs,
       peaks: samples.peaks(96),
       reference: names.reference,
       prime: names.prime,

@@ -1,6 +1,8 @@
 // @ts-check
 /**
  * Prompts with weights, which blend: two to four lines of words, each with a slider.
+ *
+ * @typedef {import("./types.js").Prompt} Prompt
  */
 
 import { announce, button, make } from "./dom.js";
@@ -24,7 +26,7 @@ export class Mixer {
   #sent = "";
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
-  /** @type {(prompts: {text: string, weight: number}[]) => void} */
+  /** @type {(prompts: Prompt[]) => void} */
   onchange = () => undefined;
 
   constructor() {
@@ -38,7 +40,7 @@ export class Mixer {
     ]);
   }
 
-  /** @param {{text: string, weight: number}[]} prompts */
+  /** @param {Prompt[]} prompts */
   fill(prompts) {
     this.#lines = [];
     this.list.replaceChildren();

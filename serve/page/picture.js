@@ -3,7 +3,7 @@
  * The picture of a clip: its wave above its spectrum, over its whole length, growing while samples come.
  *
  * @typedef {import("./samples.js").Samples} Samples
- * @typedef {import("./columns.js").Column} Column
+ * @typedef {import("./types.js").Column} Column
  */
 
 import { Columns, coloursOf } from "./columns.js";

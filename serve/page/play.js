@@ -2,8 +2,8 @@
 /**
  * The view *Play*: music without end, whose prompts are blended while it plays.
  *
- * @typedef {import("./live.js").Message} Message
- * @typedef {import("./live.js").Fault} Fault
+ * @typedef {import("./types.js").Message} Message
+ * @typedef {import("./types.js").Fault} Fault
  */
 
 import { announce, button, clock, dress, make } from "./dom.js";

@@ -4,9 +4,10 @@
  *
  * It draws and plays nothing: whoever has it made listens to its events.
  *
- * @typedef {import("./types.js").Job} Job
+ * @typedef {import("./types.js").Origin} Origin
  * @typedef {import("./types.js").Settings} Settings
  * @typedef {import("./types.js").Sources} Sources
+ * @typedef {import("./types.js").TakeEvents} TakeEvents
  */
 
 import { Refused, createJob, deleteJob, generate, job, jobAudio, samplesOf } from "./api.js";
@@ -18,34 +19,9 @@ const SAVED = "musiclm-take";
 const LOOK_S = 0.5;
 
 /**
- * What made a clip.
- * @typedef {object} Origin
- * @property {string} job
- * @property {number} rate Hz
- * @property {number} seed
- * @property {string} bundle SHA-256
+ * Return the request that a reload interrupted, if there was one.
+ * @returns {import("./types.js").SavedTake | null}
  */
-
-/**
- * What is kept of a request over a reload of the page.
- * @typedef {object} Saved
- * @property {Settings} settings
- * @property {string} job
- * @property {boolean} batch whether it is several candidates
- * @property {string | null} reference
- * @property {string | null} prime
- */
-
-/**
- * @typedef {object} Events
- * @property {(origin: Origin) => void} begun
- * @property {(samples: Int16Array<ArrayBuffer>) => void} samples
- * @property {(job: Job) => void} progress
- * @property {(message: string, seconds: number) => void} waits until it asks again
- * @property {(job: Job) => void} candidates all are made, and can be fetched
- */
-
-/** Return the request that a reload interrupted, if there was one. @returns {Saved | null} */
 export function interrupted() {
   const text = sessionStorage.getItem(SAVED);
   return text ? JSON.parse(text) : null;
@@ -64,7 +40,7 @@ export class Take {
    * @param {Settings} settings
    * @param {object} sounds the fields `audio` and `prime`, where there are such sounds
    * @param {Sources} names of these sounds
-   * @param {Events} events
+   * @param {TakeEvents} events
    */
   constructor(settings, sounds, names, events) {
     this.settings = settings;
@@ -128,8 +104,7 @@ export class Take {
   /** @param {string} id */
   #know(id) {
     this.#job = id;
-    const saved = { settings: this.settings, job: id, batch: this.batch, ...this.names };
-    sessionStorage.setItem(SAVED, JSON.stringify(saved));
+    sessionStorage.setItem(SAVED, JSON.stringify({ settings: this.settings, job: id, ...this.names }));
   }
 
   /**

@@ -78,3 +78,91 @@ export interface Transport {
   waiting: boolean;
   underruns: number;
 }
+
+/** What made a clip, as the headers of its sound say. */
+export interface Origin {
+  job: string;
+  /** Hz */
+  rate: number;
+  seed: number;
+  /** SHA-256 */
+  bundle: string;
+}
+
+/** What is kept of a request over a reload of the page. */
+export interface SavedTake extends Sources {
+  settings: Settings;
+  job: string;
+}
+
+/** What happens to a clip on its way. */
+export interface TakeEvents {
+  begun(origin: Origin): void;
+  samples(more: Int16Array<ArrayBuffer>): void;
+  progress(job: Job): void;
+  /** why it waits, and for how many seconds; "" when that is over */
+  waits(message: string, seconds: number): void;
+  /** all are made, and can be fetched */
+  candidates(job: Job): void;
+}
+
+/** A clip on the deck. */
+export interface Side {
+  title: string;
+  samples: import("./samples.js").Samples;
+  lufs: number;
+}
+
+/** What a person can do with the deck. */
+export interface DeckActions {
+  toggle(): void;
+  switchSide(): void;
+  cancel(): void;
+  /** share: of the picture's width */
+  seek(share: number): void;
+  skip(seconds: number): void;
+}
+
+/** A column of a picture. */
+export interface Column {
+  index: number;
+  /** of the wave, from -1 to 1 */
+  low: number;
+  high: number;
+  /** RGBA from the highest pitch down */
+  colours: Uint8ClampedArray;
+}
+
+/** A part of a blend. */
+export interface Prompt {
+  text: string;
+  weight: number;
+}
+
+/** A message of `/v1/live`; `type` says which of the fields of serve/live/messages.py it has. */
+export type Message = { type: string } & Record<string, any>;
+
+/** Why something failed on `/v1/live`. */
+export interface Fault {
+  message: string;
+  code: string | null;
+  retry_s: number | null;
+}
+
+/** What happens in a live session. */
+export interface LiveEvents {
+  message(message: Message): void;
+  /** start: number of the first sample */
+  samples(start: number, samples: Int16Array): void;
+  /** the connection was; seconds until the next attempt */
+  cut(seconds: number): void;
+  /** the session cannot go on */
+  ended(fault: Fault): void;
+}
+
+/** What is kept of a live session over a reload of the page. */
+export interface SavedSession {
+  session: string;
+  played: number;
+  prompts: Prompt[];
+}
