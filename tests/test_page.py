@@ -77,7 +77,7 @@ def until_kept(page: Page, count: int = 1) -> None:
 
 def number(page: Page, name: str) -> float:
     """Return a number that the page says of itself."""
-    return float(page.evaluate("(name) => document.documentElement.dataset[name] ?? 'nan'", name))
+    return float(page.evaluate("(name) => document.documentElement.dataset[name] ?? '0'", name))
 
 
 def note(page: Page) -> str:

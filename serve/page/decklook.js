@@ -5,7 +5,7 @@
  * @typedef {import("./types.js").Job} Job
  */
 
-import { button, clock, dress, make } from "./dom.js";
+import { button, clock, dress, make, put } from "./dom.js";
 import { shownLoudness } from "./loudness.js";
 import { words } from "./strings.js";
 
@@ -57,17 +57,15 @@ export class DeckLook {
   show(sides, heard, playing) {
     const side = sides[heard];
     const label = playing ? words.deck.pause : words.deck.play;
-    if (this.switch.title !== label) {
-      dress(this.switch, label, playing ? "pause" : "play", true);
-      this.switch.title = label;
-    }
+    if (this.switch.title !== label) dress(this.switch, label, playing ? "pause" : "play", true);
     this.switch.disabled = !side;
     this.head.hidden = !side;
     this.empty.hidden = Boolean(side);
-    this.title.textContent = this.title.title = side?.title ?? "";
-    this.loudness.textContent = side && side.lufs > -Infinity ? shownLoudness(side.lufs) : "";
+    put(this.title, side?.title ?? "");
+    put(this.loudness, side && side.lufs > -Infinity ? shownLoudness(side.lufs) : "");
     this.sides.hidden = sides.length < 2;
-    if (!this.sides.hidden) {
+    if (!this.sides.hidden && this.sides.dataset.heard !== String(heard)) {
+      this.sides.dataset.heard = String(heard);
       this.sides.replaceChildren(...["A", "B"].map((name, index) => make("span", { class: index === heard ? "on" : null }, name)));
       this.sides.setAttribute("aria-label", words.deck.switchFrom(heard ? "B" : "A"));
     }

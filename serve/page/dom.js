@@ -70,10 +70,18 @@ export function button(label, press, look = {}) {
  */
 export function dress(element, label, picture, bare = false) {
   element.replaceChildren(...(picture ? [icon(picture)] : []), ...(bare ? [] : [label]));
-  if (bare) {
-    element.setAttribute("aria-label", label);
-    element.title ||= label;
-  }
+  if (!bare) return;
+  element.setAttribute("aria-label", label);
+  element.title = label;
+}
+
+/**
+ * Change the text of an element, if it is another one.
+ * @param {Element} element
+ * @param {string} text
+ */
+export function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }
 
 /** @type {HTMLElement | null} */

@@ -104,8 +104,7 @@ export class Live {
       wantKey(fault.message).then(() => this.connect(), () => this.close());
     } else if (fault.retry_s !== null && fault.retry_s !== undefined) {
       this.#drop();
-      this.#later(fault.retry_s);
-      this.events.message({ type: "error", error: fault, final: false });
+      this.#later(fault.retry_s, fault.message);
     } else {
       this.close();
       this.events.ended(fault);
@@ -128,10 +127,13 @@ export class Live {
     if (!this.#closed) this.#later(Math.min(MOST_S, FIRST_S * 2 ** this.#attempt++) * (0.75 + Math.random() / 2)); // so that not all come at once
   }
 
-  /** @param {number} seconds */
-  #later(seconds) {
+  /**
+   * @param {number} seconds
+   * @param {string} [why]
+   */
+  #later(seconds, why = "") {
     this.#timer = setTimeout(() => this.connect(), seconds * 1000);
-    this.events.cut(seconds);
+    this.events.cut(seconds, why);
   }
 
   /**

@@ -17,6 +17,7 @@ import { words } from "./strings.js";
 import { Tabs } from "./tabs.js";
 
 const VOLUME = "musiclm-volume";
+const TAB = "musiclm-tab";
 
 const outputs = new Outputs();
 const asks = keyField();
@@ -63,7 +64,10 @@ function show(found) {
     { id: "play", name: words.tabs.play, element: playing.element },
     { id: "history", name: words.tabs.history, element: shelf.element },
   ]);
-  tabs.onchange = (id) => (deck.element.hidden = id === "play");
+  tabs.onchange = (id) => {
+    deck.element.hidden = id === "play";
+    sessionStorage.setItem(TAB, id);
+  };
   shelf.onprime = (clip, sound, seconds) => {
     making.form.fill({ ...clip.settings, seconds, candidates: 1 });
     making.form.prime = sound;
@@ -81,6 +85,7 @@ function show(found) {
   document.body.append(make("footer", {}, words.footer));
   shelf.refresh();
   keyboard(() => (tabs.current === "play" ? playing.toggle() : deck.toggle()), (seconds) => tabs.current === "play" || deck.skip(seconds));
+  tabs.show(readLink(location.hash) ? "make" : sessionStorage.getItem(TAB) ?? "make");
   if (!making.resume()) follow(making, found);
   addEventListener("hashchange", () => follow(making, found));
   document.documentElement.dataset.ready = "true";

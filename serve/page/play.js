@@ -4,9 +4,11 @@
  *
  * @typedef {import("./types.js").Message} Message
  * @typedef {import("./types.js").Fault} Fault
+ * @typedef {import("./types.js").Prompt} Prompt
  */
 
-import { announce, button, clock, dress, make } from "./dom.js";
+import { Changes } from "./changes.js";
+import { button, clock, dress, make } from "./dom.js";
 import { Live, saveSession, savedSession } from "./live.js";
 import { Mixer } from "./mixer.js";
 import { Player } from "./player.js";
@@ -26,9 +28,8 @@ export class Playing {
   #rolling = null;
   #wanted = false; // whether it should play
   #began = false; // whether the session's first sample has come
-  /** @type {{sample: number, asked: number}[]} from which on something changes that is not heard yet, and when that was asked */
-  #changes = [];
-  #cutUntil = 0;
+  #cutUntil = 0; // when it connects again, by `performance.now`; 0: it is connected
+  #cutWhy = "";
   /** @type {() => void} before it plays, so that nothing else does */
   onplay = () => undefined;
 
@@ -49,7 +50,8 @@ export class Playing {
     this.reset = button(words.play.reset, () => this.#live?.send({ type: "reset" }), { icon: "reset", title: words.play.resetTitle });
     this.recordings = new Recordings((message) => this.#live?.send(message), () => this.#player?.state.at ?? 0);
     this.time = make("span", { class: "time" }, clock(0));
-    this.change = make("span", { class: "change" });
+    this.changes = new Changes();
+    this.changes.onheard = () => this.mixer.flash();
     this.note = make("p", { class: "note", role: "status" });
     this.anew = button(words.play.anew, (event) => this.#anew(event.timeStamp), { class: "main", hidden: true });
     this.element = make(
@@ -59,7 +61,7 @@ export class Playing {
         "section",
         { class: "deck", "aria-label": words.play.label },
         this.display,
-        make("div", { class: "transport" }, this.switch, make("div", { class: "clock" }, this.time), this.change, this.stop, this.reset, this.recordings.controls),
+        make("div", { class: "transport" }, this.switch, make("div", { class: "clock" }, this.time), this.changes.element, this.stop, this.reset, this.recordings.controls),
         this.note,
         this.anew,
       ),
@@ -102,10 +104,8 @@ export class Playing {
   }
 
   #makePlayer() {
-    const player = new Player(this.outputs.of(this.rate), KEPT_S);
-    player.onchange = () => this.#show();
     this.#rolling = new Rolling(this.canvas, this.rate);
-    return player;
+    return new Player(this.outputs.of(this.rate), KEPT_S);
   }
 
   /** @param {number} pressed */
@@ -118,7 +118,10 @@ export class Playing {
     const live = new Live(null, {
       message: (message) => this.#take(message),
       samples: (start, samples) => this.#samples(start, samples),
-      cut: (seconds) => (this.#cutUntil = performance.now() + 1000 * seconds),
+      cut: (seconds, why) => {
+        this.#cutUntil = performance.now() + 1000 * seconds;
+        this.#cutWhy = why || words.play.cut;
+      },
       ended: (fault) => this.#ended(fault),
     });
     this.#live = live;
@@ -126,7 +129,6 @@ export class Playing {
       live.session = saved.session;
       live.end = saved.played;
     }
-    live.send({ type: "prompts", prompts: this.mixer.prompts });
     live.send({ type: "play" });
     live.connect();
   }
@@ -143,10 +145,11 @@ export class Playing {
   #stop() {
     this.recordings.end();
     this.#wanted = this.#began = false;
-    this.#changes = [];
+    this.changes.clear();
     this.#player?.clear();
     this.#rolling?.clear();
     this.#live?.send({ type: "stop" });
+    saveSession(null);
     this.#show();
   }
 
@@ -175,9 +178,12 @@ export class Playing {
     if (message.type === "ready") {
       this.#cutUntil = 0;
       this.#say("");
+      const { prompts } = this.mixer;
+      const had = message.prompts.map((/** @type {Prompt} */ { text, weight }) => ({ text, weight }));
+      if (JSON.stringify(prompts) !== JSON.stringify(had)) this.#live?.send({ type: "prompts", prompts });
       if (message.resumed && this.#wanted && message.state !== "playing") this.#live?.send({ type: "play" });
-    } else if (message.type === "changed") {
-      this.#changes.push({ sample: message.sample, asked: performance.now() });
+    } else if (message.type === "changed" && this.#began) {
+      this.changes.add(message.sample);
       this.#rolling?.marks.push(message.sample);
     } else if (message.type === "recorded") this.recordings.add(message);
     else if (message.type === "warning") this.#say(message.message);
@@ -196,6 +202,7 @@ export class Playing {
   #ended(fault) {
     this.#live = null;
     this.#wanted = this.#began = false;
+    this.#cutUntil = 0;
     this.#player?.pause();
     saveSession(null);
     const lost = fault.code === "session_not_found";
@@ -226,7 +233,6 @@ export class Playing {
   #show() {
     const wanted = this.#wanted;
     dress(this.switch, wanted ? words.play.pause : words.play.play, wanted ? "pause" : "play", true);
-    this.switch.title = wanted ? words.play.pause : words.play.play;
     this.stop.disabled = this.reset.disabled = !this.#began;
     this.recordings.disabled = !this.#began;
     this.empty.hidden = this.#began;
@@ -242,28 +248,9 @@ export class Playing {
     }
     if (this.#cutUntil) {
       const left = Math.max(0, Math.ceil((this.#cutUntil - performance.now()) / 1000));
-      const text = words.play.cut(left);
+      const text = `${this.#cutWhy} ${words.play.again(left)}`;
       if (this.note.textContent !== text) this.#say(text, true);
     }
-    const next = this.#changes[0];
-    if (!next) return;
-    const left = (next.sample - player.now) / this.rate;
-    if (left <= 0) this.#hear(next.asked);
-    const text = left > 0 ? words.play.heardIn(left) : words.play.heard;
-    if (this.change.textContent !== text) this.change.textContent = text;
-  }
-
-  /**
-   * Mark that a change is heard.
-   * @param {number} asked when, by `performance.now`
-   */
-  #hear(asked) {
-    const now = this.#player?.now ?? 0;
-    this.#changes = this.#changes.filter(({ sample }) => sample > now);
-    this.mixer.flash();
-    announce(words.play.heard);
-    const { dataset } = document.documentElement;
-    dataset.changesHeard = String(Number(dataset.changesHeard ?? 0) + 1);
-    dataset.changeWaitedS = ((performance.now() - asked) / 1000).toFixed(2);
+    this.changes.follow(player.now, this.rate);
   }
 }

@@ -92,9 +92,10 @@ export class Player {
   #take(message) {
     if (message.type === "at") {
       const { at, end, playing, waiting, underruns } = message;
+      const { dataset } = document.documentElement;
+      dataset.underruns = String(Number(dataset.underruns ?? 0) + Math.max(0, underruns - this.state.underruns)); // of all players
       this.state = { at, end, playing, waiting, underruns };
       this.#reported = performance.now();
-      document.documentElement.dataset.underruns = String(underruns);
       this.onchange();
     } else if (message.type === "sound" && !Number.isNaN(this.#pressed)) {
       document.documentElement.dataset.firstSoundMs = (performance.now() - this.#pressed).toFixed(0);

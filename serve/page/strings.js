@@ -101,7 +101,8 @@ export const words = {
     resume: "Music was playing before the page was loaded again. Press play to go on.",
     heard: "The change is heard.",
     heardIn: (/** @type {number} */ seconds) => `Change heard in ${seconds.toFixed(1)} s`,
-    cut: (/** @type {number} */ seconds) => `The connection was cut. What is here plays on. ${seconds ? `Trying again in ${seconds} s.` : "Trying again…"}`,
+    cut: "The connection was cut. What is here plays on.",
+    again: (/** @type {number} */ seconds) => (seconds ? `Trying again in ${seconds} s.` : "Trying again…"),
   },
 
   record: {

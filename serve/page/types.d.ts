@@ -154,8 +154,8 @@ export interface LiveEvents {
   message(message: Message): void;
   /** start: number of the first sample */
   samples(start: number, samples: Int16Array): void;
-  /** the connection was; seconds until the next attempt */
-  cut(seconds: number): void;
+  /** the connection was; seconds until the next attempt; why: in the server's words, "" if it said nothing */
+  cut(seconds: number, why: string): void;
   /** the session cannot go on */
   ended(fault: Fault): void;
 }

@@ -66,7 +66,8 @@ class Player extends Processor {
   level = 1;
   underruns = 0;
   sounded = false;
-  since = 0;
+  since = 0; // samples since the last report
+  told = 0; // the end that it told
   /** @type {{track: Track, at: number, level: number} | null} what was heard before a jump, until it has faded */
   tail = null;
 
@@ -126,7 +127,8 @@ class Player extends Processor {
 
   report() {
     const { at, playing, waiting, underruns } = this;
-    this.port.postMessage({ type: "at", at, end: this.track.end, playing, waiting, underruns });
+    this.told = this.track.end;
+    this.port.postMessage({ type: "at", at, end: this.told, playing, waiting, underruns });
     this.since = 0;
   }
 
@@ -158,7 +160,7 @@ class Player extends Processor {
       }
     }
     this.since += out.length;
-    if (this.since >= REPORT) this.report();
+    if (this.since >= REPORT && (this.playing || this.told !== track.end)) this.report();
     return true;
   }
 
