@@ -24,7 +24,9 @@ const asks = keyField();
 onKeyWanted(asks.ask);
 const notice = make("p", { class: "notice", role: "alert", hidden: true });
 document.title = words.title;
-document.body.append(voiceRegion(), make("header", {}, make("h1", {}, words.title)), asks.element, notice, make("main"));
+const header = make("header", {}, make("h1", {}, words.title));
+const main = make("main", {}, asks.element, notice);
+document.body.append(voiceRegion(), header, main);
 
 /** @param {string} text */
 function tell(text) {
@@ -80,8 +82,8 @@ function show(found) {
     making.form.prompt.select();
     making.form.prompt.focus();
   };
-  document.querySelector("header")?.append(tabs.list, volume());
-  document.querySelector("main")?.append(deck.element, ...tabs.panels);
+  header.append(tabs.list, volume());
+  main.append(deck.element, ...tabs.panels);
   document.body.append(make("footer", {}, words.footer));
   shelf.refresh();
   keyboard(() => (tabs.current === "play" ? playing.toggle() : deck.toggle()), (seconds) => tabs.current === "play" || deck.skip(seconds));

@@ -24,7 +24,6 @@ export const words = {
     pause: "Pause",
     cancel: "Cancel",
     loudness: "Integrated loudness of what is there (ITU-R BS.1770)",
-    switch: "A B",
     switchFrom: (/** @type {string} */ heard) => `${heard} is heard. Switch to the other clip`,
     hears: (/** @type {string} */ name, /** @type {string} */ title) => `${name}: ${title}`,
     of: (/** @type {string} */ now, /** @type {string} */ total) => `${now} of ${total}`,
