@@ -35,9 +35,9 @@ export class Form {
     this.primeName = make("span", { class: "name" });
     const removePrime = button(words.form.removePrime, () => (this.prime = null), { icon: "close", class: "quiet", bare: true });
     this.primeRow = make("p", { class: "prime", hidden: true }, this.primeName, removePrime);
-    this.seconds = make("input", { id: "seconds", type: "number", min: 0.1, max: 3600, step: "any", value: 10, inputmode: "decimal" });
-    this.seed = make("input", { id: "seed", type: "number", min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, value: 0, inputmode: "numeric" });
-    this.candidates = make("input", { id: "candidates", type: "number", min: 1, max: 64, step: 1, value: 1, inputmode: "numeric" });
+    this.seconds = make("input", { id: "seconds", type: "number", required: true, min: 0.1, max: 3600, step: "any", value: 10, inputmode: "decimal" });
+    this.seed = make("input", { id: "seed", type: "number", required: true, min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, value: 0, inputmode: "numeric" });
+    this.candidates = make("input", { id: "candidates", type: "number", required: true, min: 1, max: 64, step: 1, value: 1, inputmode: "numeric" });
     this.model = make("select", { id: "model" });
     this.modelField = field(words.form.model, this.model);
     this.go = make("button", { type: "submit", class: "main" }, words.form.go);
@@ -114,9 +114,8 @@ export class Form {
   #complete() {
     const { audio, prime } = this.sounds;
     this.prompt.setCustomValidity(this.prompt.value.trim() || audio || prime ? "" : words.form.nothing);
-    const faulty = [this.prompt, this.seconds, this.seed, this.candidates].find((one) => !one.checkValidity() || (one !== this.prompt && !one.value));
+    const faulty = [this.prompt, this.seconds, this.seed, this.candidates].find((one) => !one.checkValidity());
     if (!faulty) return true;
-    if (!faulty.validationMessage) faulty.value = "1";
     faulty.reportValidity();
     faulty.focus();
     return false;
