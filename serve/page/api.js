@@ -81,7 +81,8 @@ async function refusalOf(response) {
   /** @type {any} */
   const body = await response.json().catch(() => ({}));
   const fault = body?.error ?? {};
-  return new Refused(response.status, fault.message ?? words.error.status(response.status), fault.code ?? null, Number.isFinite(retry) ? retry : null);
+  const message = fault.message ?? words.error.status(response.status);
+  return new Refused(response.status, message, fault.code ?? null, Number.isFinite(retry) ? retry : null);
 }
 
 /**
@@ -106,7 +107,8 @@ function unless(work, signal) {
  * @param {AbortSignal} [signal]
  */
 function post(path, body, signal) {
-  return ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: signal ?? null });
+  const headers = { "Content-Type": "application/json" };
+  return ask(path, { method: "POST", headers, body: JSON.stringify(body), signal: signal ?? null });
 }
 
 /** @returns {Promise<Model[]>} */

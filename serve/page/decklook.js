@@ -31,9 +31,9 @@ export class DeckLook {
     this.canvas = make("canvas", { "aria-hidden": "true" });
     this.head = make("div", { class: "head", hidden: true });
     this.empty = make("p", { class: "empty" }, words.deck.empty);
-    const slider = { role: "slider", tabindex: 0, "aria-label": words.deck.position, "aria-valuemin": 0, "aria-valuemax": 0, "aria-valuenow": 0 };
-    this.display = make("div", { class: "display", ...slider, pointerdown: drag, pointermove, keydown }, this.canvas, this.head, this.empty);
-    this.display.setAttribute("aria-valuetext", words.deck.nothing);
+    const range = { "aria-valuemin": 0, "aria-valuemax": 0, "aria-valuenow": 0, "aria-valuetext": words.deck.nothing };
+    const slider = { class: "display", role: "slider", tabindex: 0, "aria-label": words.deck.position, ...range };
+    this.display = make("div", { ...slider, pointerdown: drag, pointermove, keydown }, this.canvas, this.head, this.empty);
     this.title = make("p", { class: "title" });
     this.time = make("span", { class: "time" }, clock(0));
     this.total = make("span", { class: "total" });

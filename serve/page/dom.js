@@ -7,7 +7,7 @@
  * Return a new element.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
- * @param {Record<string, any>} [attributes] functions listen to the event of their name; true is an attribute without value, false and null none
+ * @param {Record<string, any>} [attributes] functions listen to the event of their name; true: without a value; false, null: none
  * @param {...(Node | string | null)} children
  * @returns {HTMLElementTagNameMap[K]}
  */
@@ -28,8 +28,8 @@ const PATHS = {
   stop: "M6 6h12v12H6z",
   reset: "M12 5a7 7 0 1 1-6.6 4.7l1.9.6A5 5 0 1 0 12 7v3L7.5 6 12 2z",
   record: "M12 6a6 6 0 1 1 0 12 6 6 0 0 1 0-12z",
-  dice: "M5 3h14a2 2 0 0 1 2 2v14a2 2 0 0 1-2 2H5a2 2 0 0 1-2-2V5a2 2 0 0 1 2-2zm3 3.4a1.6 1.6 0 1 0 0 3.2 1.6 1.6 0 0 0 0-3.2zm4 4a1.6 1.6 0 1 0 0 3.2 1.6 1.6 0 0 0 0-3.2zm4 4a1.6 1.6 0 1 0 0 3.2 1.6 1.6 0 0 0 0-3.2z",
-  mic: "M12 3a3 3 0 0 1 3 3v5a3 3 0 0 1-6 0V6a3 3 0 0 1 3-3zM6 11h1.8a4.2 4.2 0 0 0 8.4 0H18a6 6 0 0 1-5.1 5.9V20h-1.8v-3.1A6 6 0 0 1 6 11z",
+  dice: "M4 4h16v16H4zm4  6.4a1.6 1.6 0 1 0 0 3.2 1.6 1.6 0 0 0 0-3.2zm4 4a1.6 1.6 0 1 0 0 3.2 1.6 1.6 0 0 0 0-3.2zm4 4a1.6 1.6 0 1 0 0 3.2 1.6 1.6 0 0 0 0-3.2z",
+  mic: "M12 3a3 3 0 0 1 3 3v5a3 3 0 0 1-6 0V6a3 3 0 0 1 3-3zM6 11h2a4 4 0 0 0 8 0h2a6 6 0 0 1-5 5.9V20h-2v-3.1A6 6 0 0 1 6 11z",
   close: "M6.4 5 12 10.6 17.6 5 19 6.4 13.4 12l5.6 5.6-1.4 1.4-5.6-5.6L6.4 19 5 17.6l5.6-5.6L5 6.4z",
   add: "M11 5h2v6h6v2h-6v6h-2v-6H5v-2h6z",
 };
@@ -56,7 +56,7 @@ export function icon(name) {
  * @param {{icon?: keyof typeof PATHS, class?: string, hidden?: boolean, bare?: boolean, title?: string}} [look] bare: the picture alone
  */
 export function button(label, press, look = {}) {
-  const made = make("button", { type: "button", class: look.class ?? null, hidden: look.hidden ?? false, title: look.title ?? null, click: press });
+  const made = make("button", { type: "button", class: look.class, hidden: look.hidden, title: look.title, click: press });
   dress(made, label, look.icon, look.bare ?? false);
   return made;
 }

@@ -35,9 +35,10 @@ export class Form {
     this.primeName = make("span", { class: "name" });
     const removePrime = button(words.form.removePrime, () => (this.prime = null), { icon: "close", class: "quiet", bare: true });
     this.primeRow = make("p", { class: "prime", hidden: true }, this.primeName, removePrime);
-    this.seconds = make("input", { id: "seconds", type: "number", required: true, min: 0.1, max: 3600, step: "any", value: 10, inputmode: "decimal" });
-    this.seed = make("input", { id: "seed", type: "number", required: true, min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, value: 0, inputmode: "numeric" });
-    this.candidates = make("input", { id: "candidates", type: "number", required: true, min: 1, max: 64, step: 1, value: 1, inputmode: "numeric" });
+    const number = { type: "number", required: true, step: 1 };
+    this.seconds = make("input", { ...number, id: "seconds", min: 0.1, max: 3600, step: "any", value: 10 });
+    this.seed = make("input", { ...number, id: "seed", min: 0, max: Number.MAX_SAFE_INTEGER });
+    this.candidates = make("input", { ...number, id: "candidates", min: 1, max: 64, value: 1 });
     this.model = make("select", { id: "model" });
     this.modelField = field(words.form.model, this.model);
     this.go = make("button", { type: "submit", class: "main" }, words.form.go);
@@ -128,5 +129,6 @@ export class Form {
  * @param {...Node} more
  */
 function field(label, control, ...more) {
-  return make("div", { class: `field ${control.id}` }, make("label", { for: control.id }, label), make("div", { class: "control" }, control, ...more));
+  const named = make("label", { for: control.id }, label);
+  return make("div", { class: `field ${control.id}` }, named, make("div", { class: "control" }, control, ...more));
 }

@@ -124,7 +124,8 @@ export class Live {
     if (this.#socket !== socket) return;
     this.#socket = null;
     this.#ready = false;
-    if (!this.#closed) this.#later(Math.min(MOST_S, FIRST_S * 2 ** this.#attempt++) * (0.75 + Math.random() / 2)); // so that not all come at once
+    const spread = 0.75 + Math.random() / 2; // so that not all clients come at once
+    if (!this.#closed) this.#later(Math.min(MOST_S, FIRST_S * 2 ** this.#attempt++) * spread);
   }
 
   /**

@@ -79,7 +79,7 @@ export class Mixer {
     const remove = button(words.mixer.remove, () => this.#less(line), { icon: "close", class: "quiet", bare: true });
     const shown = make("output", { for: `weight-${number}` });
     const line = {
-      text: make("input", { id: `words-${number}`, type: "text", maxlength: 1000, value: text, placeholder: words.mixer.example, change: changed }),
+      text: make("input", { type: "text", maxlength: 1000, value: text, placeholder: words.mixer.example, change: changed }),
       weight: make("input", { id: `weight-${number}`, type: "range", min: 0, max: 2, step: 0.05, value: weight, input: changed }),
       element: make("li", {}),
     };
@@ -106,7 +106,7 @@ export class Mixer {
 
   #count() {
     this.add.hidden = this.#lines.length >= MOST;
-    for (const { element } of this.#lines) /** @type {HTMLButtonElement} */ (element.querySelector("button")).hidden = this.#lines.length <= LEAST;
+    for (const { element } of this.#lines) element.querySelector("button")?.toggleAttribute("hidden", this.#lines.length <= LEAST);
   }
 
   #tell() {

@@ -54,20 +54,11 @@ export class Playing {
     this.changes.onheard = () => this.mixer.flash();
     this.note = make("p", { class: "note", role: "status" });
     this.anew = button(words.play.anew, (event) => this.#anew(event.timeStamp), { class: "main", hidden: true });
-    this.element = make(
-      "div",
-      {},
-      make(
-        "section",
-        { class: "deck", "aria-label": words.play.label },
-        this.display,
-        make("div", { class: "transport" }, this.switch, make("div", { class: "clock" }, this.time), this.changes.element, this.stop, this.reset, this.recordings.controls),
-        this.note,
-        this.anew,
-      ),
-      this.mixer.element,
-      this.recordings.element,
-    );
+    const { controls } = this.recordings;
+    const time = make("div", { class: "clock" }, this.time);
+    const transport = make("div", { class: "transport" }, this.switch, time, this.changes.element, this.stop, this.reset, controls);
+    const deck = make("section", { class: "deck", "aria-label": words.play.label }, this.display, transport, this.note, this.anew);
+    this.element = make("div", {}, deck, this.mixer.element, this.recordings.element);
     const saved = savedSession();
     if (saved) {
       this.mixer.fill(saved.prompts);

@@ -55,7 +55,7 @@ export class Reference {
       this.remove,
       this.note,
     );
-    this.microphone.hidden = !navigator.mediaDevices || typeof MediaRecorder === "undefined"; // only pages of https and of this machine have one
+    this.microphone.hidden = !navigator.mediaDevices; // which only pages of https and of this machine have
   }
 
   /** @param {Sound | null} sound */

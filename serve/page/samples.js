@@ -54,9 +54,8 @@ export class Samples {
   peaks(parts) {
     const data = this.all;
     return Array.from({ length: parts }, (_, part) => {
-      let most = 0;
-      const end = Math.floor(((part + 1) * data.length) / parts);
-      for (let at = Math.floor((part * data.length) / parts); at < end; at++) most = Math.max(most, Math.abs(/** @type {number} */ (data[at])));
+      const edge = (/** @type {number} */ number) => Math.floor((number * data.length) / parts);
+      const most = data.subarray(edge(part), edge(part + 1)).reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 0);
       return Math.round((most / 32768) * 1000) / 1000;
     });
   }

@@ -36,7 +36,8 @@ export class Shelf {
     this.compare = button(words.history.compare, () => this.#compare(), { class: "main", hidden: true });
     this.list = make("ol", { class: "clips" });
     this.empty = make("p", { class: "hint" }, words.history.empty);
-    this.element = make("div", { class: "panel" }, make("p", { class: "hint" }, words.history.hint), this.compare, this.note, this.empty, this.list);
+    const hint = make("p", { class: "hint" }, words.history.hint);
+    this.element = make("div", { class: "panel" }, hint, this.compare, this.note, this.empty, this.list);
   }
 
   /** Show what is kept. */

@@ -120,7 +120,7 @@ export const words = {
     empty: "No clips yet.",
     closed: "This browser keeps nothing for this page, as in a private window: clips are gone when it is closed.",
     full: "There is no room for this clip in this browser. Delete some, or download it now.",
-    gone: (/** @type {number} */ count) => (count === 1 ? "The oldest clip made room for this one." : `The ${count} oldest clips made room for this one.`),
+    gone: (/** @type {number} */ count) => `${count === 1 ? "The oldest clip" : `The ${count} oldest clips`} made room for this one.`,
     play: (/** @type {string} */ title) => `Play ${title}`,
     side: (/** @type {string} */ name) => `Compare as ${name}`,
     sideOf: (/** @type {string} */ name, /** @type {string} */ title) => `${name}: compare ${title}`,

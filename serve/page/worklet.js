@@ -84,9 +84,10 @@ class Player extends Processor {
   take(message) {
     if (message.type === "push") {
       const track = (this.tracks[message.track] ??= new Track());
-      if (this.keep !== Infinity && message.start > track.end && message.track === this.current) this.at = message.start; // music that begins anew
+      const endless = this.keep !== Infinity;
+      if (endless && message.start > track.end) this.at = message.start; // music that begins anew
       track.put(message.start, message.samples);
-      if (this.keep !== Infinity) track.forget(this.at - this.keep);
+      if (endless) track.forget(this.at - this.keep);
       return;
     }
     if (message.type === "whole") (this.tracks[message.track] ??= new Track()).whole = true;
