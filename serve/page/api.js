@@ -119,8 +119,8 @@ export async function models() {
 /**
  * Have a clip made, and get its samples while it is.
  *
- * The answer is raw samples, and progress is asked for beside it: as events, each chunk would come in base64, a third larger, and would have
- * to be parsed on the thread that draws; and after a cut connection the same few lines read the rest of the job.
+ * The answer is raw samples, and progress is asked for beside it: as events, each chunk would come in base64, a third larger, and be
+ * parsed on the thread that draws; and after a cut connection the same few lines read the rest of the job.
  * @param {object} body
  * @param {AbortSignal} signal
  */
