@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from support import ROOT
-from support.browser import Line, chromium, kept, ready, violations, watched
+from support.browser import Line, chromium, kept, ready, until, violations, watched
 from support.npm import packages, run_node
 from support.server import Server, serving
 
@@ -72,7 +72,7 @@ def ask(page: Page, prompt: str = "calm solo piano", seconds: float = 3, seed: i
 
 
 def until_kept(page: Page, count: int = 1) -> None:
-    page.wait_for_function("(count) => document.querySelectorAll('.clip').length === count", arg=count)
+    until(page, "(count) => document.querySelectorAll('.clip').length === count", argument=count)
 
 
 def number(page: Page, name: str) -> float:
@@ -207,7 +207,7 @@ def test_the_lead_grows_with_gaps(page: Page) -> None:
 def test_a_clip_sounds_at_once(page: Page, client: httpx.Client) -> None:
     """Fault: sound that waits for the whole clip, other samples than the interface's, a gap, a clock that stands still."""
     ask(page, seconds=6)
-    page.wait_for_function("document.documentElement.dataset.firstSoundMs !== undefined")
+    until(page, "document.documentElement.dataset.firstSoundMs !== undefined")
     first = number(page, "firstSoundMs")
     print(f"first sound after {first:.0f} ms")
     assert 0 < first < FIRST_MS
@@ -217,7 +217,7 @@ def test_a_clip_sounds_at_once(page: Page, client: httpx.Client) -> None:
         times.append(float(page.get_attribute(".display", "aria-valuenow") or 0))
     assert times == sorted(times) and times[-1] - times[0] > 0.9
     until_kept(page)
-    page.wait_for_function("document.documentElement.dataset.playing === 'false'", timeout=15_000)
+    until(page, "document.documentElement.dataset.playing === 'false'", seconds=15)
     assert number(page, "underruns") == 0
     clip, samples = kept(page)
     assert np.array_equal(samples, api_samples(client, prompt="calm solo piano", seconds=6, seed=7))
@@ -256,7 +256,7 @@ def test_a_full_queue_is_waited_for(page: Page, client: httpx.Client) -> None:
     """Fault: a person who has to press again until there is room."""
     held = [client.post("/v1/jobs", json={"prompt": "x", "seconds": 300, "seed": seed}).json()["id"] for seed in range(2)]
     ask(page, seconds=1, candidates=2)
-    page.wait_for_function("document.querySelector('.deck .note').textContent.includes('Trying again in')")
+    until(page, "document.querySelector('.deck .note').textContent.includes('Trying again in')")
     for job in reversed(held):
         client.delete(f"/v1/jobs/{job}")
     page.wait_for_selector(".candidate", timeout=150_000)
@@ -266,7 +266,7 @@ def test_the_place_in_the_queue_is_shown(page: Page, client: httpx.Client) -> No
     """Fault: a wait that says nothing."""
     held = client.post("/v1/jobs", json={"prompt": "x", "seconds": 500}).json()["id"]
     ask(page, seconds=1, candidates=2)
-    page.wait_for_function("document.querySelector('.deck .note').textContent === 'Next in the queue.'")
+    until(page, "document.querySelector('.deck .note').textContent === 'Next in the queue.'")
     client.delete(f"/v1/jobs/{held}")
     page.wait_for_selector(".candidate", timeout=60_000)
 
@@ -299,7 +299,7 @@ def test_a_cut_line_is_taken_up_again(browser: Browser, server: Server, client: 
         ask(page, seconds=60)
         assert eventually(lambda: line.bytes > before + 200_000)
         line.cut()
-        page.wait_for_function("document.querySelector('.deck .note').textContent.includes('cut')")
+        until(page, "document.querySelector('.deck .note').textContent.includes('cut')")
         line.whole = True
         until_kept(page)
         _, samples = kept(page)
@@ -313,12 +313,12 @@ def test_a_reload_goes_on(page: Page, client: httpx.Client) -> None:
     page.wait_for_selector(".stages progress")
     page.reload()
     ready(page)
-    page.wait_for_function("document.querySelector('.deck .note').textContent.includes('Press play')")
+    until(page, "document.querySelector('.deck .note').textContent.includes('Press play')")
     until_kept(page)
     _, samples = kept(page)
     assert np.array_equal(samples, api_samples(client, prompt="calm solo piano", seconds=60, seed=7))
     page.click(".deck .round")
-    page.wait_for_function("document.documentElement.dataset.playing === 'true'")
+    until(page, "document.documentElement.dataset.playing === 'true'")
 
 
 def test_a_key_is_asked_for(browser: Browser, bundle: Path, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ def test_a_key_is_asked_for(browser: Browser, bundle: Path, tmp_path: Path) -> N
         assert not violations(page)
         page.fill("#key", "wrong")
         page.press("#key", "Enter")
-        page.wait_for_function("document.querySelector('.key .note').textContent.includes('not known')")
+        until(page, "document.querySelector('.key .note').textContent.includes('not known')")
         page.fill("#key", "0123456789abcdef0123")
         page.click("text=Use key")
         ready(page)
@@ -345,18 +345,18 @@ def test_sounds_of_a_person(page: Page, tmp_path: Path) -> None:
     hz = 22_050
     soundfile.write(tmp_path / "tone.wav", 0.2 * np.sin(np.arange(3 * hz) * 0.05), hz)
     page.set_input_files("#reference-file", tmp_path / "tone.wav")
-    page.wait_for_function("document.querySelector('.reference .name').textContent === 'tone.wav'")
+    until(page, "document.querySelector('.reference .name').textContent === 'tone.wav'")
     with page.expect_request("**/v1/audio/generations") as asked:
         ask(page, prompt="", seconds=1)
     assert asked.value.post_data_json["audio"]["data"].startswith("UklGR")
     until_kept(page)
     assert kept(page)[0]["reference"] == "tone.wav"
     page.set_input_files("#reference-file", {"name": "text.txt", "mimeType": "text/plain", "buffer": b"not a sound"})
-    page.wait_for_function("document.querySelector('.reference .note').textContent.includes('cannot be read')")
+    until(page, "document.querySelector('.reference .note').textContent.includes('cannot be read')")
     page.click(".reference button:has-text('Record')")
     page.wait_for_timeout(1200)
     page.click(".reference button:has-text('Stop')")
-    page.wait_for_function("document.querySelector('.reference .name').textContent.startsWith('microphone')")
+    until(page, "document.querySelector('.reference .name').textContent.startsWith('microphone')")
     with page.expect_request("**/v1/audio/generations") as asked:
         ask(page, prompt="brass band", seconds=1)
     assert [sorted(part) for part in asked.value.post_data_json["prompt"]] == [["text", "weight"], ["audio", "weight"]]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from support import ROOT
-from support.browser import chromium, kept, ready, violations, watched
+from support.browser import chromium, kept, ready, until, violations, watched
 from support.server import Server, serving
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def make(page: Page, prompt: str, seed: int, seconds: float = 3, count: int = 1)
     page.fill("#seconds", str(seconds))
     page.fill("#seed", str(seed))
     page.click("#view-make button.main")
-    page.wait_for_function("(count) => document.querySelectorAll('.clip').length === count", arg=count)
+    until(page, "(count) => document.querySelectorAll('.clip').length === count", argument=count)
 
 
 def download(page: Page, form: str) -> tuple[str, bytes]:
@@ -99,7 +99,7 @@ def test_a_clip_that_the_server_forgot(page: Page, server: Server) -> None:
     httpx.delete(f"{server.url}/v1/jobs/{clip['job']}")
     page.click("#tab-history")
     page.locator(".clip select").first.select_option("flac")
-    page.wait_for_function("document.querySelector('#view-history .note').textContent.includes('wav alone')")
+    until(page, "document.querySelector('#view-history .note').textContent.includes('wav alone')")
     assert np.array_equal(soundfile.read(io.BytesIO(download(page, "wav")[1]), dtype="int16")[0], samples)
 
 
@@ -111,7 +111,7 @@ def test_a_and_b_are_switched_in_place(page: Page) -> None:
     page.click(".clip >> nth=0 >> .side >> nth=0")
     page.click(".clip >> nth=1 >> .side >> nth=1")
     page.click("text=Compare A and B")
-    page.wait_for_function("Number(document.querySelector('.display').getAttribute('aria-valuenow')) > 0.8")
+    until(page, "Number(document.querySelector('.display').getAttribute('aria-valuenow')) > 0.8")
     shoot(page, "compare")
     before = float(page.get_attribute(".display", "aria-valuenow") or 0)
     title = page.inner_text(".transport .title")
@@ -129,7 +129,7 @@ def test_a_link_makes_the_same_clip(page: Page, browser: Browser) -> None:
     _, samples = kept(page)
     page.click("#tab-history")
     page.click(".clip >> text=Link")
-    page.wait_for_function("document.querySelector('#view-history .note').textContent.includes('copied')")
+    until(page, "document.querySelector('#view-history .note').textContent.includes('copied')")
     link = page.evaluate("navigator.clipboard.readText()")
     with watched(browser, link) as other:
         ready(other)
@@ -156,7 +156,7 @@ def test_a_clip_goes_on_and_is_varied(page: Page, bundle: Path) -> None:
     with page.expect_request("**/v1/audio/generations") as asked:
         page.click("#view-make button.main")
     assert asked.value.post_data_json["prime"]["data"].startswith("UklGR")
-    page.wait_for_function("document.querySelectorAll('.clip').length === 2 || document.querySelector('.deck .note.wrong')")
+    until(page, "document.querySelectorAll('.clip').length === 2 || document.querySelector('.deck .note.wrong')")
     if bundle == DEMO:
         assert kept(page)[0]["prime"] == "calm solo piano"
 
@@ -206,14 +206,14 @@ def test_with_the_keyboard_alone(page: Page) -> None:
     page.fill("#seconds", "4")
     page.focus("#prompt")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.documentElement.dataset.playing === 'true'")
+    until(page, "document.documentElement.dataset.playing === 'true'")
     page.focus(".display")
     page.keyboard.press("End")
     page.keyboard.press("Home")
     page.keyboard.press("ArrowRight")
     page.keyboard.press(" ")
-    page.wait_for_function("document.documentElement.dataset.playing === 'false'")
-    page.wait_for_function("Number(document.querySelector('.display').getAttribute('aria-valuenow')) >= 1")
+    until(page, "document.documentElement.dataset.playing === 'false'")
+    until(page, "Number(document.querySelector('.display').getAttribute('aria-valuenow')) >= 1")
     page.focus("#tab-make")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.id") == "tab-play" and page.is_visible("#view-play")

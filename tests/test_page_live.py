@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import soundfile
 from support import ROOT
-from support.browser import Line, chromium, ready, violations, watched
+from support.browser import Line, chromium, ready, until, violations, watched
 from support.server import Server, serving
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 def play(page: Page) -> None:
     page.click("#view-play .round")
-    page.wait_for_function("document.documentElement.dataset.firstSoundMs !== undefined")
+    until(page, "document.documentElement.dataset.firstSoundMs !== undefined")
 
 
 def number(page: Page, name: str) -> float:
@@ -81,7 +81,7 @@ def test_a_minute_of_changes(page: Page) -> None:
         heard = number(page, "changesHeard")
         weigh(page, 0, 1 - turn % 2)
         weigh(page, 1, 0.5 + turn % 2)
-        page.wait_for_function("(heard) => Number(document.documentElement.dataset.changesHeard ?? 0) > heard", arg=heard)
+        until(page, "(heard) => Number(document.documentElement.dataset.changesHeard ?? 0) > heard", argument=heard)
         told = page.evaluate("document.documentElement.dataset.changeWaitedS")
         waits.append(float(told))
         page.wait_for_timeout(3000 if turn else 4000)
@@ -168,4 +168,4 @@ def test_a_session_that_is_lost(page: Page) -> None:
     page.click("#tab-play")
     page.click("#view-play .round")
     page.click("text=Begin anew with the same prompts")
-    page.wait_for_function("document.documentElement.dataset.firstSoundMs !== undefined")
+    until(page, "document.documentElement.dataset.firstSoundMs !== undefined")

@@ -86,9 +86,11 @@ export class Shelf {
       made.setAttribute("aria-pressed", String(this.#pair[side]?.id === clip.id));
       return made;
     });
+    const fetched = act(() => this.#download(clip, formats));
+    /** @type {HTMLSelectElement} */
     const formats = make(
       "select",
-      { "aria-label": words.history.downloadOf(title), change: act(() => this.#download(clip, formats)) },
+      { "aria-label": words.history.downloadOf(title), change: fetched },
       make("option", { value: "" }, words.history.download),
       ...["wav", "flac", "opus"].map((format) => make("option", { value: format }, format)),
     );

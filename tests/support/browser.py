@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,14 @@ def watched(browser: Browser, url: str, scheme: str = "dark", **options: Any) ->
     finally:
         context.close()
     assert not wrong
+
+
+def until(page: Page, condition: str, argument: Any = None, seconds: float = 30.0) -> None:
+    """Wait until an expression, or a function of an argument, holds. Playwright's own way is text, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition, argument):
+        assert time.monotonic() < end, (condition, argument)
+        page.wait_for_timeout(20)
 
 
 def ready(page: Page) -> None:
