@@ -36,7 +36,7 @@ export class Deck {
     this.outputs = outputs;
     this.look = new DeckLook({
       toggle: () => this.toggle(),
-      switchSide: () => this.switchSide(),
+      choose: (side) => this.choose(side),
       cancel: () => this.oncancel(),
       seek: (share) => this.#seek(share * this.picture.span),
       skip: (seconds) => this.skip(seconds),
@@ -132,13 +132,13 @@ export class Deck {
     this.play();
   }
 
-  /** Hear the other of two clips, from the same place on. */
-  switchSide() {
-    if (this.#sides.length < 2) return;
-    this.#heard = 1 - this.#heard;
-    this.#player?.choose(this.#heard);
+  /** @param {number} side of two that are compared, to hear from the same place on */
+  choose(side) {
+    if (side === this.#heard) return;
+    this.#heard = side;
+    this.#player?.choose(side);
     this.#paint();
-    announce(words.deck.hears(this.#heard ? "B" : "A", this.side?.title ?? ""));
+    announce(words.deck.hears(this.side?.title ?? ""));
   }
 
   /** Take off what is on it. */

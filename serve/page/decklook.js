@@ -39,7 +39,8 @@ export class DeckLook {
     this.total = make("span", { class: "total" });
     this.loudness = make("span", { class: "loudness", title: words.deck.loudness });
     this.switch = button(words.deck.play, actions.toggle, { icon: "play", class: "round", bare: true });
-    this.sides = button("", actions.switchSide, { class: "sides", hidden: true });
+    const sides = ["A", "B"].map((name, index) => button(name, () => actions.choose(index)));
+    this.sides = make("div", { class: "sides", role: "group", "aria-label": words.deck.sides, hidden: true }, ...sides);
     this.cancel = button(words.deck.cancel, actions.cancel, { icon: "close", class: "quiet", hidden: true });
     this.stages = make("div", { class: "stages", hidden: true });
     this.note = make("p", { class: "note", role: "status" });
@@ -64,11 +65,7 @@ export class DeckLook {
     put(this.title, side?.title ?? "");
     put(this.loudness, side && side.lufs > -Infinity ? shownLoudness(side.lufs) : "");
     this.sides.hidden = sides.length < 2;
-    if (!this.sides.hidden && this.sides.dataset.heard !== String(heard)) {
-      this.sides.dataset.heard = String(heard);
-      this.sides.replaceChildren(...["A", "B"].map((name, index) => make("span", { class: index === heard ? "on" : null }, name)));
-      this.sides.setAttribute("aria-label", words.deck.switchFrom(heard ? "B" : "A"));
-    }
+    [...this.sides.children].forEach((one, index) => one.setAttribute("aria-pressed", String(index === heard)));
   }
 
   /**

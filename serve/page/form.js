@@ -130,5 +130,5 @@ export class Form {
  */
 function field(label, control, ...more) {
   const named = make("label", { for: control.id }, label);
-  return make("div", { class: `field ${control.id}` }, named, make("div", { class: "control" }, control, ...more));
+  return make("div", { class: `field field-${control.id}` }, named, make("div", { class: "control" }, control, ...more));
 }

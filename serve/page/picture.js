@@ -40,8 +40,8 @@ export function draw(context, columns, wave, place) {
     context.putImageData(new ImageData(/** @type {Uint8ClampedArray<ArrayBuffer>} */ (colours), 1, colours.length / 4), x, top);
     context.clearRect(x, 0, 1, top);
     const middle = top / 2;
-    const reach = middle * 0.94;
-    context.fillRect(x, middle - high * reach, 1, Math.max(1, (high - low) * reach));
+    const [up, down] = [high, -low].map((peak) => peak ** 0.7 * middle * 0.96); // quiet music is seen too
+    context.fillRect(x, middle - Number(up), 1, Math.max(1, Number(up) + Number(down)));
   }
 }
 

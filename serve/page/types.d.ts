@@ -116,7 +116,7 @@ export interface Side {
 /** What a person can do with the deck. */
 export interface DeckActions {
   toggle(): void;
-  switchSide(): void;
+  choose(side: number): void;
   cancel(): void;
   /** share: of the picture's width */
   seek(share: number): void;
