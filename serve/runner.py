@@ -33,10 +33,11 @@ _LOG = logging.getLogger(__name__)
 class Playing:
     """A job whose chunks somebody reads as they are made."""
 
-    def __init__(self, job: Job, stream: Stream, place: Place | None, metrics: Metrics) -> None:
-        """place: None for a job that is done, and is decoded again."""
+    def __init__(self, job: Job, stream: Stream, place: Place | None, metrics: Metrics, start_s: float = 0.0) -> None:
+        """place: None for a job that is done, and is decoded again; start_s: second of the clip with which it begins."""
         self.job, self.stream, self._place, self._metrics = job, stream, place, metrics
         self.audio_s = 0.0  # given so far
+        self._start_s = start_s
         self.first_at: float | None = None  # when the first of it was there, by the monotonic clock
         if place is not None:
             place.stream = stream
@@ -52,9 +53,9 @@ class Playing:
 
     @property
     def samples(self) -> int | None:
-        """How many samples will come; None for a clip that may end early, or of which a part has been played."""
-        ends = self.job.asked.arguments.get("stop") == "eos" or self.job.result is not None or "prime" in self.job.asked.arguments
-        return None if ends else round(self.job.asked.seconds * self.sample_rate)
+        """How many samples will come; None for a clip that may end early, or that does not begin with its first sample."""
+        unknown = self.job.asked.arguments.get("stop") == "eos" or self._start_s > 0 or "prime" in self.job.asked.arguments
+        return None if unknown else round(self.job.asked.seconds * self.sample_rate)
 
     async def chunks(self) -> AsyncIterator[Chunk]:
         """Give the chunks as they are made. Raises what making them raised."""
@@ -150,7 +151,7 @@ class Runner:
                         arguments["audio"] = prime
                 with refusing():
                     stream = await asyncio.to_thread(loaded.model.stream, **arguments)
-                playing = Playing(job, stream, place, self._metrics)
+                playing = Playing(job, stream, place, self._metrics, start_s)
                 if not complete:
                     job.state, job.cancel = "running", playing.cancel
                 try:
