@@ -10,7 +10,7 @@
 import { Spectrum } from "./fft.js";
 
 const LOWEST_HZ = 55;
-const FLOOR_DB = -88;
+const FLOOR_DB = -80;
 const TOP_DB = -12;
 
 export class Columns {

@@ -33,7 +33,7 @@ export class Making {
     this.rate = rate;
     this.form = new Form((settings, pressed) => this.begin(settings, pressed));
     this.candidates = make("div", { class: "candidates", role: "group", "aria-label": words.make.candidates, hidden: true });
-    this.element = make("div", { class: "making" }, this.form.element, this.candidates);
+    this.element = make("div", {}, this.candidates, this.form.element);
     deck.oncancel = () => this.cancel();
   }
 
