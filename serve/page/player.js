@@ -67,6 +67,7 @@ export class Player {
   /** @type {[object, Transferable[]][]} what is sent before the audio thread is there */
   #early = [];
   #reported = 0;
+  #seeks = 0;
   #pressed = Number.NaN;
 
   /**
@@ -94,7 +95,8 @@ export class Player {
       const { at, end, playing, waiting, underruns } = message;
       const { dataset } = document.documentElement;
       dataset.underruns = String(Number(dataset.underruns ?? 0) + Math.max(0, underruns - this.state.underruns)); // of all players
-      this.state = { at, end, playing, waiting, underruns };
+      const here = message.seeks === this.#seeks ? at : this.state.at; // else it was on its way when somebody moved
+      this.state = { at: here, end, playing, waiting, underruns };
       this.#reported = performance.now();
       this.onchange();
     } else if (message.type === "sound" && !Number.isNaN(this.#pressed)) {
@@ -165,7 +167,8 @@ export class Player {
 
   /** @param {number} sample */
   seek(sample) {
-    this.#send({ type: "seek", sample: Math.round(sample) });
+    this.state = { ...this.state, at: Math.round(sample) };
+    this.#send({ type: "seek", sample: this.state.at, seeks: ++this.#seeks });
   }
 
   /** @param {number} track */

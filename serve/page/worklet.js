@@ -68,6 +68,7 @@ class Player extends Processor {
   sounded = false;
   since = 0; // samples since the last report
   told = 0; // the end that it told
+  seeks = 0; // that were done
   /** @type {{track: Track, at: number, level: number} | null} what was heard before a jump, until it has faded */
   tail = null;
 
@@ -98,8 +99,10 @@ class Player extends Processor {
     else if (message.type === "lead") this.lead = message.samples;
     else if (message.type === "keep") this.keep = message.samples;
     else if (message.type === "gain") (this.tracks[message.track] ??= new Track()).gain = message.gain;
-    else if (message.type === "seek") this.jump(this.current, message.sample);
-    else if (message.type === "choose") this.jump(message.track, this.at);
+    else if (message.type === "seek") {
+      this.jump(this.current, message.sample);
+      this.seeks = message.seeks;
+    } else if (message.type === "choose") this.jump(message.track, this.at);
     else if (message.type === "clear") {
       this.tracks = [new Track()];
       this.current = this.at = this.underruns = 0;
@@ -129,7 +132,7 @@ class Player extends Processor {
   report() {
     const { at, playing, waiting, underruns } = this;
     this.told = this.track.end;
-    this.port.postMessage({ type: "at", at, end: this.told, playing, waiting, underruns });
+    this.port.postMessage({ type: "at", at, end: this.told, playing, waiting, underruns, seeks: this.seeks });
     this.since = 0;
   }
 
