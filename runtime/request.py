@@ -121,7 +121,7 @@ def make_request(
         samples=samples,
         windows=windows,
         semantic_end_allowed=_end_allowed(config) or manifest.unique_consecutive,
-        sampling=_sampling(manifest, config.sampling or {}),
+        sampling=resolve_sampling(manifest, config.sampling or {}),
         tokens=given,
         primes=primes,
     )
@@ -244,7 +244,8 @@ def _most_tokens(config: GenerationConfig, most: int, what: str, default: int) -
     return tokens
 
 
-def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:
+def resolve_sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:
+    """Return the sampling of each stage: the bundle's, but for what is chosen. Raises ValueError for guidance that a stage has not."""
     resolved = {}
     for stage in STAGES:
         decoder, config = getattr(manifest, stage), configs.get(stage, SamplingConfig())

@@ -253,10 +253,16 @@ class Scheduler:
         return stages[-1]
 
     def _collected(self) -> tuple[tuple[Task, Track] | None, str | None]:
-        """Return what the oldest of the tasks that are collected can decode, or else the stage that it needs."""
-        running = {task: task.stages() for task in _together([task for task in self._tasks if not task.live])}
-        found = self._can_decode([task for task, stages in running.items() if not stages])
-        return found, None if found else min((stages[0] for stages in running.values() if stages), key=STAGES.index, default=None)
+        """Return what the oldest of the tasks that are collected can decode, or else the stage that it needs. One that has nothing to run
+        waits for a slot: those behind it go on until there is one."""
+        collected = [task for task in self._tasks if not task.live]
+        for first in range(len(collected)):
+            running = {task: task.stages() for task in _together(collected[first:])}
+            if found := self._can_decode([task for task, stages in running.items() if not stages]):
+                return found, None
+            if stage := min((stages[0] for stages in running.values() if stages), key=STAGES.index, default=None):
+                return None, stage
+        return None, None
 
     def _frames(self, stage: str, live: list[Task]) -> int:
         """Return how many frames to run before there is something else to do: a chunk, a window that can begin, or one that is due."""

@@ -118,17 +118,17 @@ class Machine(RuleBasedStateMachine):
             one.taken.append(chunk.audio)
 
     def change(self) -> None:
-        one, text = self.one(), self.draw(TEXT)
+        one, change = self.one(), self.draw(st.one_of(TEXT, st.sampled_from(SAMPLING)))
         if one.clip.ends:  # whether its semantic tokens have ended by now is chance
             return
         before = len(one.clip.changes)
         try:
-            heard = one.stream.set_prompt(text)
+            heard = one.stream.set_prompt(change) if isinstance(change, str) else one.stream.set_sampling(change)
         except ValueError as error:
             assert "the last window of this clip has begun" in str(error) or "this stream has ended" in str(error)
             assert len(one.clip.changes) == before
         else:
-            frame = one.clip.changes[before][2]
+            frame = one.clip.changes[before][3]
             assert heard == frame * 320 / 16000
             assert not one.taken or one.start + sum(map(len, one.taken)) <= frame * 320
 
