@@ -147,10 +147,8 @@ def _check_long_enough(prompts: Sequence[Prompt], manifest: Manifest) -> None:
 
 def _check_together(config: GenerationConfig, manifest: Manifest) -> None:
     """Raise ValueError for settings that exclude each other, and for a compat that the model's conditioning does not allow."""
-    if config.plan == "low_latency":
-        for name, given in (("compat='upstream'", config.upstream), ("windows", config.windows is not None)):
-            if given:
-                raise ValueError(f"plan='low_latency' and {name} both say how a clip is cut into windows. Leave one of the two out.")
+    if config.plan == "low_latency" and config.upstream:
+        raise ValueError("plan='low_latency' and compat='upstream' both say how a clip is cut into windows. Leave one of the two out.")
     if config.upstream and config.windows is not None:
         raise ValueError("compat='upstream' knows no windows. Leave one of the two out.")
     widths = manifest.conditioner.namespaces

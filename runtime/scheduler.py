@@ -131,7 +131,7 @@ class Scheduler:
         """Return what is being done, as any thread sees it."""
         tasks = list(self._tasks)
         rows = Counter(stage for _, _, stage in list(self._owners.values()))
-        sounding = [task.playback.in_hand_s for task in tasks if task.live and task.playback.sounds]
+        sounding = [task.in_hand_s for task in tasks if task.live and task.playback.sounds]
         silent = sum(task.live and not task.playback.sounds for task in tasks)
         in_hand_s, slots = min(sounding, default=math.inf), min((one.slots for one in list(self._batches.values())), default=math.inf)
         return Activity(self._count, {stage: rows[stage] for stage in STAGES}, in_hand_s, silent, slots, self._busy_s, self._audio_s)
