@@ -81,6 +81,7 @@ EXTRAS = {
         "python-multipart>=0.0.34,<1",
         "soxr>=1.1,<2",
         "uvicorn>=0.54,<1",
+        "websockets>=17.4,<18",
     ],
     "load": ["httpx>=0.28,<1"],
     "kernels": ["triton>=3.7.1,<3.10"],  # for `export_all.py --kernels`

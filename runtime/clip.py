@@ -19,20 +19,12 @@ from .bundle import STAGES, Manifest, Sampling
 from .music import Tokens
 from .noise import ItemNoise
 from .resume import Known
-from .sequence import (
-    Context,
-    Draw,
-    Sequence,
-    coarse_sequence,
-    fine_sequence,
-    semantic_sequence,
-    unguided,
-    unique_consecutive,
-)
+from .sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence, unguided, unique_consecutive
 from .tape import Tape
 from .windows import Span, Spans, WindowPlan
 
 Contexts = Mapping[str, Context]  # by stage
+Samplings = Mapping[str, Sampling]
 
 
 class Clip:
@@ -42,7 +34,7 @@ class Clip:
         self,
         manifest: Manifest,
         plan: WindowPlan,
-        sampling: Mapping[str, Sampling],
+        sampling: Samplings,
         seed: int,
         item: int,
         contexts: Contexts,
@@ -52,9 +44,8 @@ class Clip:
     ) -> None:
         """item: the candidate's number under its seed; ends: whether it may end before its length; noise: in place of the seed's."""
         self.manifest, self.plan, self.ends = manifest, plan, ends
-        self._sampling = {stage: unguided(getattr(manifest, stage), one) for stage, one in sampling.items()}
         self._seed, self._item, self._noise = seed, item, noise
-        self._contexts = [(0, 0, contexts)]  # from which semantic window, and from which frame on
+        self._conditions = [(0, 0, contexts, sampling)]  # from which semantic window, and from which frame on
         self.columns = {stage: manifest.columns(stage) for stage in ("coarse", "fine")}
         self.semantic, self.coarse, self.fine = Tape(), Tape(), Tape()
         self.runs: dict[int, slice] = {}  # of the semantic tokens, where they carry no time: what each coarse window reads
@@ -211,10 +202,10 @@ class Clip:
                 self._complete.add("coarse")
             self._settle()
 
-    def change(self, contexts: Contexts) -> int:
-        """Condition the windows that have not begun yet on something else. Return the first frame that sounds otherwise.
+    def change(self, contexts: Contexts | None = None, sampling: Samplings | None = None) -> int:
+        """Condition the windows that have not begun yet on something else, or draw their tokens otherwise; None leaves it as it is.
 
-        Raises ValueError if all windows have begun.
+        Returns the first frame that sounds otherwise. Raises ValueError if all windows have begun.
         """
         plan, run, window = self.plan, self._next["semantic"], self._next["coarse"]
         if plan.semantic is None:
@@ -222,9 +213,9 @@ class Clip:
         elif "semantic" not in self._complete and (plan.semantic.total is None or run < len(plan.semantic)):
             window = self._reader_of(plan.semantic[run].new)
         if "coarse" in self._complete or (plan.frames is not None and window >= len(plan.coarse)):
-            raise ValueError("the last window of this clip has begun: a new prompt would not be heard.")
+            raise ValueError("the last window of this clip has begun: a change would not be heard.")
         frame = plan.coarse[window].new
-        self._contexts = [*(one for one in self._contexts if one[1] < frame), (run, frame, contexts)]
+        self.condition(run, frame, contexts, sampling)
         # a fine window reads all its coarse frames, and the codec's first chunk all its frames
         heard = max(plan.fine[plan.fine.window_of(frame)].new, self.frames("fine"))
         return heard if heard >= self.manifest.codec.lookahead_frames else 0
@@ -232,12 +223,14 @@ class Clip:
     @property
     def conditioned_from(self) -> tuple[int, int]:
         """The semantic window, and the frame, from which on the last conditioning holds."""
-        run, frame, _ = self._contexts[-1]
+        run, frame, *_ = self._conditions[-1]
         return run, frame
 
-    def condition(self, run: int, frame: int, contexts: Contexts) -> None:
-        """Condition a clip that has not begun from a semantic window, and a frame, on as another one was that `change` was called of."""
-        self._contexts.append((run, frame, contexts))
+    def condition(self, run: int, frame: int, contexts: Contexts | None = None, sampling: Samplings | None = None) -> None:
+        """Condition a clip from a semantic window, and a frame, on; neither has begun. The rest: see `change`."""
+        *_, before, drawn = self._conditions[-1]
+        others = [one for one in self._conditions if one[:2] != (run, frame)]
+        self._conditions = [*others, (run, frame, contexts or before, sampling or drawn)]
 
     @property
     def begins_at(self) -> int:
@@ -258,8 +251,8 @@ class Clip:
             first = min(self.plan.coarse.window_of(kept), max(self.runs, default=0))
             self.runs = {number: run for number, run in self.runs.items() if number >= first}
             self.semantic.forget(self.runs[first].start if self.runs else 0)
-        read = [one[1] <= kept for one in self._contexts[1:]] + [False]  # whether a later one has taken its place
-        self._contexts = [one for one, gone in zip(self._contexts, read, strict=True) if not gone]
+        read = [one[1] <= kept for one in self._conditions[1:]] + [False]  # whether a later one has taken its place
+        self._conditions = [one for one, gone in zip(self._conditions, read, strict=True) if not gone]
 
     # --- semantic
 
@@ -285,9 +278,10 @@ class Clip:
             before = self.runs.get(window - 1, slice(0, 0))
             told = plan.semantic_prefix(window, before.stop - before.start)
             start, length = len(self.semantic) - told, min(told + plan.run(window), plan.semantic_length)
-        prefix, draw = self.semantic.read(start), self._draw("semantic", len(self.semantic))
-        context = next(contexts for run, _, contexts in reversed(self._contexts) if run <= window)["semantic"]
-        return semantic_sequence(self.manifest.semantic, length, allowed, prefix, draw, context), start
+        prefix = self.semantic.read(start)
+        _, _, contexts, sampling = next(one for one in reversed(self._conditions) if one[0] <= window)
+        draw = self._draw("semantic", len(self.semantic), sampling)
+        return semantic_sequence(self.manifest.semantic, length, allowed, prefix, draw, contexts["semantic"]), start
 
     def _first_heard(self, window: int) -> np.ndarray | None:
         """Return the prime's semantic tokens of the coarse window in which it ends, if this is the one."""
@@ -332,7 +326,8 @@ class Clip:
         if plan.semantic is None:
             semantic = unique_consecutive(semantic)
         prefix = self.coarse.read(span.start * columns).reshape(-1, columns)
-        draw, context = self._draw("coarse", len(self.coarse)), self._context("coarse", span.new)
+        contexts, sampling = self._condition_of(span.new)
+        draw, context = self._draw("coarse", len(self.coarse), sampling), contexts["coarse"]
         decoder, frames = self.manifest.coarse, span.stop - span.start
         return coarse_sequence(decoder, semantic, frames, columns, self.ends, prefix, draw, context), span.start * columns
 
@@ -353,7 +348,8 @@ class Clip:
         coarse = self.coarse.read(span.start * self.columns["coarse"], span.stop * self.columns["coarse"])
         known = max(len(self.fine) - span.start * columns, 0)  # of a prime, or saved
         prefix = self.fine.read(len(self.fine) - known).reshape(-1, columns)
-        draw, context = self._draw("fine", span.start * columns + known), self._context("fine", span.new)
+        contexts, sampling = self._condition_of(span.new)
+        draw, context = self._draw("fine", span.start * columns + known, sampling), contexts["fine"]
         coarse = coarse.reshape(-1, self.columns["coarse"])
         return fine_sequence(self.manifest.fine, coarse, columns, prefix, draw, context), span.start * columns
 
@@ -390,9 +386,10 @@ class Clip:
     def _runs(self, stage: str) -> bool:
         return any(one == stage for one, *_ in self._running.values())
 
-    def _draw(self, stage: str, first: int) -> Draw:
-        own = None if self._noise is None else self._noise.of(stage, getattr(self.manifest, stage).vocabulary)
-        return Draw(self._seed, self._item, first, self._sampling[stage], own)
+    def _draw(self, stage: str, first: int, sampling: Samplings) -> Draw:
+        decoder = getattr(self.manifest, stage)
+        own = None if self._noise is None else self._noise.of(stage, decoder.vocabulary)
+        return Draw(self._seed, self._item, first, unguided(decoder, sampling[stage]), own)
 
-    def _context(self, stage: str, frame: int) -> Context:
-        return next(contexts for _, first, contexts in reversed(self._contexts) if first <= frame)[stage]
+    def _condition_of(self, frame: int) -> tuple[Contexts, Samplings]:
+        return next((contexts, sampling) for _, first, contexts, sampling in reversed(self._conditions) if first <= frame)

@@ -19,6 +19,7 @@ from .windows import Window
 
 STOPS = ("exact", "eos")
 PLANS = ("trained", "low_latency")
+LEAST_GROWTH = 1.1
 
 
 class Settings(TypedDict, total=False):
@@ -51,7 +52,7 @@ class GenerationConfig:
     # "upstream" reproduces audiolm-pytorch 2.4.0 token for token: the semantic conditioning in every stage, ends allowed, up to 2048
     # semantic tokens, candidates ranked without resampling; `seconds` is by default the window after the prime.
     compat: str | None = None
-    plan: str = "trained"  # how a clip is cut into windows: as they were trained, or with short first windows, "low_latency"
+    plan: str = "trained"  # the first windows of a clip: as long as all others, or short and growing, "low_latency"
     first_window_s: float = 0.4  # with plan="low_latency": seconds of the first window of every stage
     window_growth: float = 2.0  # and how many times as far as the one before each of the next goes, until they have their full length
     max_semantic_tokens: int | None = None  # over the whole clip; by default as many as `seconds` can hold
@@ -81,7 +82,7 @@ class GenerationConfig:
             raise ValueError(f"compat must be None or 'upstream', got {self.compat!r}.")
         if not isinstance(self.plan, str) or self.plan not in PLANS:
             raise ValueError(f"plan must be 'trained' or 'low_latency', got {self.plan!r}.")
-        for name, least in (("first_window_s", 0.01), ("window_growth", 1.1)):
+        for name, least in (("first_window_s", 0.01), ("window_growth", LEAST_GROWTH)):
             if checked[name] is None or not least <= checked[name] < 1e9:
                 raise ValueError(f"{name} must be a number of at least {least}, got {getattr(self, name)!r}.")
         if not isinstance(self.include_prime, bool | np.bool_):

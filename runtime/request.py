@@ -121,7 +121,7 @@ def make_request(
         samples=samples,
         windows=windows,
         semantic_end_allowed=_end_allowed(config) or manifest.unique_consecutive,
-        sampling=_sampling(manifest, config.sampling or {}),
+        sampling=resolve_sampling(manifest, config.sampling or {}),
         tokens=given,
         primes=primes,
     )
@@ -147,10 +147,8 @@ def _check_long_enough(prompts: Sequence[Prompt], manifest: Manifest) -> None:
 
 def _check_together(config: GenerationConfig, manifest: Manifest) -> None:
     """Raise ValueError for settings that exclude each other, and for a compat that the model's conditioning does not allow."""
-    if config.plan == "low_latency":
-        for name, given in (("compat='upstream'", config.upstream), ("windows", config.windows is not None)):
-            if given:
-                raise ValueError(f"plan='low_latency' and {name} both say how a clip is cut into windows. Leave one of the two out.")
+    if config.plan == "low_latency" and config.upstream:
+        raise ValueError("plan='low_latency' and compat='upstream' both say how a clip is cut into windows. Leave one of the two out.")
     if config.upstream and config.windows is not None:
         raise ValueError("compat='upstream' knows no windows. Leave one of the two out.")
     widths = manifest.conditioner.namespaces
@@ -244,7 +242,8 @@ def _most_tokens(config: GenerationConfig, most: int, what: str, default: int) -
     return tokens
 
 
-def _sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:
+def resolve_sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) -> dict[str, Sampling]:
+    """Return the sampling of each stage: the bundle's, but for what is chosen. Raises ValueError for guidance that a stage has not."""
     resolved = {}
     for stage in STAGES:
         decoder, config = getattr(manifest, stage), configs.get(stage, SamplingConfig())

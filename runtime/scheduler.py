@@ -131,7 +131,7 @@ class Scheduler:
         """Return what is being done, as any thread sees it."""
         tasks = list(self._tasks)
         rows = Counter(stage for _, _, stage in list(self._owners.values()))
-        sounding = [task.playback.in_hand_s for task in tasks if task.live and task.playback.sounds]
+        sounding = [task.in_hand_s for task in tasks if task.live and task.playback.sounds]
         silent = sum(task.live and not task.playback.sounds for task in tasks)
         in_hand_s, slots = min(sounding, default=math.inf), min((one.slots for one in list(self._batches.values())), default=math.inf)
         return Activity(self._count, {stage: rows[stage] for stage in STAGES}, in_hand_s, silent, slots, self._busy_s, self._audio_s)
@@ -253,10 +253,16 @@ class Scheduler:
         return stages[-1]
 
     def _collected(self) -> tuple[tuple[Task, Track] | None, str | None]:
-        """Return what the oldest of the tasks that are collected can decode, or else the stage that it needs."""
-        running = {task: task.stages() for task in _together([task for task in self._tasks if not task.live])}
-        found = self._can_decode([task for task, stages in running.items() if not stages])
-        return found, None if found else min((stages[0] for stages in running.values() if stages), key=STAGES.index, default=None)
+        """Return what the oldest of the tasks that are collected can decode, or else the stage that it needs. One that has nothing to run
+        waits for a slot: those behind it go on until there is one."""
+        collected = [task for task in self._tasks if not task.live]
+        for first in range(len(collected)):
+            running = {task: task.stages() for task in _together(collected[first:])}
+            if found := self._can_decode([task for task, stages in running.items() if not stages]):
+                return found, None
+            if stage := min((stages[0] for stages in running.values() if stages), key=STAGES.index, default=None):
+                return None, stage
+        return None, None
 
     def _frames(self, stage: str, live: list[Task]) -> int:
         """Return how many frames to run before there is something else to do: a chunk, a window that can begin, or one that is due."""

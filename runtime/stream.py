@@ -9,29 +9,32 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from .bundle import STAGES
 from .clip import Clip, Contexts
 from .config import GenerationConfig
 from .music import Tokens, load_record, save_tokens
-from .needs import KEPT_S
+from .needs import KEPT_S, check_request
 from .pipeline import Pipeline, Prepared
 from .prompts import Prompt, make_prompts
 from .provenance import generate_arguments, make_record, prompt_record
-from .request import Request
+from .request import Request, resolve_sampling
+from .sampling import SamplingConfig
 from .scheduler import Scheduler
 from .task import Task
 from .track import Chunk
 from .user_files import expanded
 
-ENDED = "this stream has ended: a new prompt would not be heard."
+ENDED = "this stream has ended: a change would not be heard."
 
-Change = tuple[int, int, Prompt]  # semantic window and frame from which on a later prompt holds, and the prompt
+Configs = Mapping[str, SamplingConfig]  # by stage
+Change = tuple[int, int, Prompt, Configs]  # semantic window and frame from which on a later prompt and sampling hold, and these
 
 
 class Stream:
@@ -40,7 +43,7 @@ class Stream:
     def __init__(self, pipeline: Pipeline, prepared: Prepared, task: Task, changes: Sequence[Change] = ()) -> None:
         self._pipeline, self._prepared, self._task = pipeline, prepared, task
         self._scheduler: Scheduler = pipeline.scheduler
-        self._changes = list(changes)  # semantic window and frame from which on a later prompt holds, and the prompt
+        self._changes = list(changes)
         self._scheduler.submit(task)
         self._finalizer = weakref.finalize(self, _give_up, self._scheduler, task)  # a stream that nobody holds leaves its slots
 
@@ -95,16 +98,43 @@ class Stream:
         [checked], _ = make_prompts(prompt, None)
         if self._task.ended:
             raise ValueError(ENDED)
-        encoders, codec = self._pipeline.encoders, self._pipeline.bundle.manifest.codec
+        encoders = self._pipeline.encoders
         [contexts] = encoders.contexts(encoders.latents([checked]))
-        frame = self._in_worker(lambda: self._change(checked, contexts))
-        return frame * codec.samples_per_frame / codec.sample_hz
+        return self._heard_s(lambda: self._change(checked, contexts, self._now[1]))
 
-    def _change(self, prompt: Prompt, contexts: Contexts) -> int:
+    def set_sampling(self, sampling: Mapping[str, SamplingConfig]) -> float:
+        """Draw the tokens of the windows that have not begun yet otherwise. Return the second of the clip from which it can be heard.
+
+        sampling: by stage, as `GenerationConfig.sampling`; what is None, or left out, stays as it is. Raises what `set_prompt` raises, and
+        MemoryError where guidance, which it did not have, does not fit.
+        """
+        prompt, before = self._now
+        configs = dict(before)
+        for stage, one in (GenerationConfig(sampling=sampling).sampling or {}).items():
+            given = {name: value for name, value in vars(one).items() if value is not None}
+            configs[stage] = replace(before.get(stage, SamplingConfig()), **given)
+        request = replace(self._prepared.request, sampling=resolve_sampling(self._pipeline.bundle.manifest, configs))
+        check_request(self._pipeline.backend, request, self._task.ahead_s)
+        return self._heard_s(lambda: self._change(prompt, None, configs))
+
+    @property
+    def _now(self) -> tuple[Prompt, Configs]:
+        """The prompt and the sampling that were set last."""
+        request = self._prepared.request
+        return self._changes[-1][2:] if self._changes else (request.prompts[0], request.config.sampling or {})
+
+    def _heard_s(self, change: Callable[[], int]) -> float:
+        codec = self._pipeline.bundle.manifest.codec
+        return self._in_worker(change) * codec.samples_per_frame / codec.sample_hz
+
+    def _change(self, prompt: Prompt, contexts: Contexts | None, sampling: Configs) -> int:
         if self._task.ended:
             raise ValueError(ENDED)
-        heard = self._clip.change(contexts)
-        self._changes.append((*self._clip.conditioned_from, prompt))
+        heard = self._clip.change(contexts, resolve_sampling(self._pipeline.bundle.manifest, sampling))
+        run, frame = self._clip.conditioned_from
+        # one place has one change, and a stream that cannot be gone on from needs none but the last
+        earlier = [] if self._clip.begins_at else [one for one in self._changes if one[:2] != (run, frame)]
+        self._changes = [*earlier, (run, frame, prompt, sampling)]
         return heard
 
     def cancel(self) -> None:
@@ -130,11 +160,6 @@ class Stream:
     def seed(self) -> int:
         """The seed of the noise."""
         return self._prepared.request.seeds[0]
-
-    @property
-    def prompts(self) -> int:
-        """How many prompts the clip has had."""
-        return 1 + len(self._changes)
 
     @property
     def tokens(self) -> Tokens:
@@ -177,7 +202,10 @@ class Stream:
         tokens, begins_at = self._in_worker(lambda: (self._clip.tokens, self._clip.begins_at))
         if begins_at:
             raise ValueError(f"the beginning of this stream is no longer kept, only the last {KEPT_S:g} s: it cannot be gone on from.")
-        changes = [{"run": run, "frame": frame, **prompt_record(prompt)} for run, frame, prompt in self._changes]
+        changes = [
+            {"run": run, "frame": frame, **prompt_record(prompt), "sampling": {stage: vars(one) for stage, one in sampling.items()}}
+            for run, frame, prompt, sampling in self._changes
+        ]
         return save_tokens(expanded(path), [tokens], {**self.settings, "changes": changes})
 
     @property
@@ -186,16 +214,22 @@ class Stream:
 
     def _in_worker(self, function: Any) -> Any:
         """Run a function between two frames, and return what it returns."""
-        found: Future[Any] = Future()
+        answers: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
 
         def run() -> None:
             try:
-                found.set_result(function())
+                answers.put((function(), None))
             except Exception as error:  # raised where the answer is waited for
-                found.set_exception(error)
+                answers.put((None, error))
 
         self._scheduler.call(run)
-        return found.result()
+        found, error = answers.get()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame: the stream would live until a collection of cycles
+        return found
 
 
 def open_stream(
@@ -206,14 +240,14 @@ def open_stream(
     tracks = pipeline.tracks(prepared, start=round(start_s * pipeline.bundle.manifest.codec.sample_hz), goes_on=goes_on)
     task = Task(tracks, live=True, ahead_s=ahead_s, kept_s=KEPT_S if request.frames is None else None)
     task.taken_s = start_s
-    for run, frame, prompt in changes:
+    for run, frame, prompt, sampling in changes:
         [contexts] = pipeline.encoders.contexts(pipeline.encoders.latents([prompt]))
-        tracks[0].clip.condition(run, frame, contexts)
+        tracks[0].clip.condition(run, frame, contexts, resolve_sampling(pipeline.bundle.manifest, sampling))
     return Stream(pipeline, prepared, task, changes)
 
 
 def saved_request(path: str | os.PathLike, config: GenerationConfig | None) -> tuple[Prompt, GenerationConfig, list[Change]]:
-    """Return the prompt, the settings and the later prompts that `Stream.save_tokens` wrote; a config takes the place of the settings.
+    """Return the prompt, the settings and the later changes that `Stream.save_tokens` wrote; a config takes the place of all settings.
 
     Raises ValueError for a file without them.
     """
@@ -222,9 +256,12 @@ def saved_request(path: str | os.PathLike, config: GenerationConfig | None) -> t
         raise ValueError(f"{path} holds tokens alone: say what the music should be like, with the settings that it was made with.")
     record |= {"prime": None, "tokens": None}
     arguments = generate_arguments(record, without_end=True)
-    later = [(one["run"], one["frame"], generate_arguments({**record, **one}, without_end=True)["text"]) for one in record["changes"]]
     prompt = arguments.pop("text")
     known = {name: value for name, value in arguments.items() if name not in ("prime", "tokens", "audio")}
+    later: list[Change] = []
+    for one in record["changes"]:
+        changed = generate_arguments({**record, **one}, without_end=True)
+        later.append((one["run"], one["frame"], changed["text"], changed["sampling"] if config is None else config.sampling or {}))
     return prompt, GenerationConfig(**known) if config is None else config, later
 
 

@@ -91,6 +91,11 @@ class Task:
         """Frames that are made for it at most."""
         return sum(math.inf if (frames := track.clip.plan.frames) is None else frames for track in self.tracks)
 
+    @property
+    def in_hand_s(self) -> float:
+        """Seconds before its listener runs dry: who has not taken what is there, as one that pauses, plays nothing yet."""
+        return max(self.playback.in_hand_s, sum(len(one.audio) / one.sample_rate for one in list(self._events) if isinstance(one, Chunk)))
+
     def may_begin(self, track: Track, stage: str) -> bool:
         """Return whether a clip's next window of a stage may begin now."""
         if not track.clip.ready(stage):

@@ -49,6 +49,8 @@ class Place:
     @property
     def left_s(self) -> float:
         """Seconds of audio that are still to be made."""
+        if self.job.asked.arguments["seconds"] is None:  # without end: as long as the server lets it
+            return self.job.asked.seconds - self.taken_s
         shares = [] if self.stream is None else [done / total for done, total in self.stream.progress.values() if total]
         return self.job.asked.seconds * (1 - min(shares, default=0.0))
 

@@ -17,15 +17,14 @@ from starlette.routing import Route
 
 from .. import __version__
 from . import bodies
-from .errors import Refusal
+from .errors import Refusal, stopping
 from .limits import Gate, refused
 from .records import QUIET_PATHS
-from .routes import elevenlabs, generations, openai, page, status
+from .routes import elevenlabs, generations, live, openai, page, status
 from .settings import Settings
 from .state import Server, request_id
 
 REFUSALS = (400, 401, 404, 405, 408, 409, 413, 415, 416, 422, 429, 500, 503, 504)
-_SHOWN = 200  # characters of a value in a message
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -39,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             yield
         finally:
+            await server.live.end_all(stopping())
             await server.runner.drain(0.0)
             await server.models.close()
 
@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"exclude": lambda scope: scope["path"] in QUIET_PATHS},
     )
     app.state.server = server
-    for router in (generations.router, openai.router, elevenlabs.router, status.router):
+    for router in (generations.router, openai.router, elevenlabs.router, live.router, status.router):
         app.include_router(router, responses=refusals(bodies.RefusedMusic if router is elevenlabs.router else bodies.Refused))
     app.include_router(page.router)
     described = app.openapi
@@ -61,12 +61,12 @@ def create_app(settings: Settings) -> FastAPI:
         return schema
 
     app.openapi = openapi
-    if settings.origins:
+    app.add_middleware(Gate, settings=settings)
+    if settings.origins:  # around the gate: a page may read why it was refused
         exposed = ["X-Request-Id", "X-Job-Id", "X-Sample-Rate", "X-Seed", "Retry-After"]
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"], expose_headers=exposed
         )
-    app.add_middleware(Gate, settings=settings)
 
     @app.exception_handler(Refusal)
     async def on_refusal(request: Request, error: Refusal) -> Response:
@@ -75,7 +75,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
     async def on_fields(request: Request, error: ValidationError | RequestValidationError) -> Response:
-        return await on_refusal(request, _first_fault(error))
+        return await on_refusal(request, bodies.refusal_of(error))
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, error: HTTPException) -> Response:
@@ -96,13 +96,3 @@ def create_app(settings: Settings) -> FastAPI:
 def refusals(form: type) -> dict[int | str, dict[str, Any]]:
     """Return the refusals that every route may answer with, for the interface's description."""
     return {status: {"model": form, "description": HTTPStatus(status).phrase} for status in REFUSALS}
-
-
-def _first_fault(error: ValidationError | RequestValidationError) -> Refusal:
-    """Return the refusal of a body by the first of its faults."""
-    fault = error.errors()[0]
-    where = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path")) or None
-    got = repr(fault.get("input"))
-    told = "is not a field here" if fault["type"] == "extra_forbidden" else fault["msg"]
-    shown = f"{where or 'the body'}: {told}, got {got if len(got) <= _SHOWN else f'{got[:_SHOWN]}...'}."
-    return Refusal(400, shown, where, "invalid_value")

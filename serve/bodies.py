@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..runtime.bundle import STAGES
+from .errors import Refusal
 
 # JSON has one kind of number: 3.0 is a whole one as well.
 Whole = Annotated[int, BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)]
@@ -19,6 +21,7 @@ FormatName = Literal["wav", "pcm", "flac", "opus", "mp3"]
 StreamFormat = Literal["audio", "sse"]
 Stage = Literal["semantic", "coarse", "fine"]
 assert Stage.__args__ == STAGES
+_SHOWN = 200  # characters of a value in a message
 
 
 class Strict(BaseModel):
@@ -155,3 +158,13 @@ class Latents(Strict):
     input: Text | list[Text] | None = None
     audio: list[Sound] | None = None
     encoding_format: Literal["float", "base64"] = "float"
+
+
+def refusal_of(error: ValidationError | RequestValidationError) -> Refusal:
+    """Return the refusal of a body by the first of its faults."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"] if part not in ("body", "query", "path")) or None
+    got = repr(fault.get("input"))
+    told = "is not a field here" if fault["type"] == "extra_forbidden" else fault["msg"]
+    shown = f"{where or 'the body'}: {told}, got {got if len(got) <= _SHOWN else f'{got[:_SHOWN]}...'}."
+    return Refusal(400, shown, where, "invalid_value")

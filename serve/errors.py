@@ -50,3 +50,8 @@ class Refusal(Exception):
         """The kind of error, in the words of OpenAI's interface."""
         kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         return kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+
+
+def stopping() -> Refusal:
+    """Return what is answered while the server is being stopped."""
+    return Refusal(503, "this server is being stopped.", code="shutting_down", retry_s=5)

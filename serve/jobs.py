@@ -33,6 +33,7 @@ class Asked:
     prompt: str  # in words, for those who look at the job
     bytes: int = 0  # of the sounds among the arguments
     deadline_s: float | None = None
+    ahead_s: float | None = None  # that a stream is made ahead of its listener; None: as the server has it
 
 
 @dataclass

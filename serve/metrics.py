@@ -44,6 +44,7 @@ class Metrics:
         self._interval = self._histogram("audio_chunk_interval_seconds", "Between two chunks of a clip.", model, _SECONDS)
         self._underrun = self._histogram("audio_underrun_seconds", "Silence that a listener heard in a clip.", model, (0, *_SECONDS))
         self._factor = self._histogram("audio_rtf", "Seconds that a second of a streamed clip took.", model, _FACTORS)
+        self._change = self._histogram("live_change_seconds", "From a changed prompt or setting to the ear.", model, _SECONDS)
         self._audio = Counter("musiclm_audio_seconds_total", "Audio that was sent.", model, registry=self.registry)
         self._continuous = Counter(
             "musiclm_audio_continuity_ok_total",
@@ -69,6 +70,10 @@ class Metrics:
     def count(self, job: Job) -> None:
         """Count a job that has ended."""
         self._requests.labels(job.asked.model, job.state).inc()
+
+    def changed(self, model: str, seconds: float) -> None:
+        """Count a change in a live session that is heard after so many seconds."""
+        self._change.labels(model).observe(seconds)
 
     def refused(self, reason: str) -> None:
         """Count a request that was not taken."""

@@ -66,6 +66,11 @@ class Models:
             raise Refusal(404, f"there is no model {name!r} here, only {', '.join(self._bundles)}.", "model", "model_not_found")
         return self._bundles[name or self.default]
 
+    def name(self, name: str | None) -> str:
+        """Return the name of a model, the default one's for None. Raises Refusal (404)."""
+        self.bundle(name)
+        return name or self.default
+
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[Loaded]:
         """Hold a model open, opening it if need be."""

@@ -15,6 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .app import create_app
+from .errors import stopping
 from .settings import Settings
 
 _LOG = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=int(settings.drain_s),
         h11_max_incomplete_event_size=_HEADER_BYTES,
         http=_protocol(settings.limits.header_s),
+        ws="websockets-sansio",
+        ws_max_size=settings.limits.upload_bytes * 4 // 3 + settings.limits.body_bytes,  # a sound in base64 may be part of a prompt
         loop="asyncio",
     )
     Draining(config, app.state.server, settings.drain_s).run([bound])
@@ -67,6 +70,10 @@ def _protocol(header_s: float) -> type[H11Protocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             self._waiting = self.loop.call_later(header_s, self._close_unasked)
+
+        def handle_websocket_upgrade(self, event: Any) -> None:
+            self._waiting.cancel()
+            super().handle_websocket_upgrade(event)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._waiting.cancel()
@@ -111,5 +118,10 @@ class Draining(uvicorn.Server):
             return
         self._draining = True
         _LOG.info("%s: requests that run may end within %g s; a second signal ends them at once.", signal.Signals(sig).name, self._drain_s)
-        task = asyncio.get_running_loop().create_task(self._server.runner.drain(self._drain_s))
+        task = asyncio.get_running_loop().create_task(self._drain())
         task.add_done_callback(lambda _: setattr(self, "should_exit", True))
+
+    async def _drain(self) -> None:
+        self._server.runner.draining = True
+        await self._server.live.end_all(stopping())  # who plays live has no end to wait for
+        await self._server.runner.drain(self._drain_s)

@@ -20,7 +20,7 @@ from ..runtime.scheduler import QueueFull
 from ..runtime.stream import Stream
 from ..runtime.track import Chunk
 from .admission import Admission, Place
-from .errors import Refusal
+from .errors import Refusal, stopping
 from .formats import pcm_sha256
 from .jobs import ENDED, Asked, Job, Jobs, Result
 from .metrics import Metrics
@@ -142,7 +142,7 @@ class Runner:
         try:
             async with self._models.use(job.asked.model) as loaded, self._place(job, None if complete else loaded) as place:
                 self._open_for_more()
-                arguments = {**job.asked.arguments, "ahead_s": self._limits.ahead_s}
+                arguments = {**job.asked.arguments, "ahead_s": job.asked.ahead_s or self._limits.ahead_s}
                 arguments.pop("num_samples", None)
                 if again is not None and candidate is not None:
                     arguments |= {"tokens": again.candidates[candidate], "start_s": max(start_s, job.begins_s)}
@@ -283,7 +283,7 @@ class Runner:
 
     def _open_for_more(self) -> None:
         if self.draining:
-            raise Refusal(503, "this server is being stopped.", code="shutting_down", retry_s=5)
+            raise stopping()
 
 
 def _late() -> Refusal:

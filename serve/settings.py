@@ -28,6 +28,10 @@ class Limits:
     body_s: float = 60.0  # in which the body of a request must have come
     idle_s: float = 30.0  # a client may take to read the next bytes of its answer, or to ask again on its connection
     ahead_s: float = 30.0  # of a stream, made before its client has read it
+    live_s: float = 3600.0  # of a live session, after which its music stops
+    live_idle_s: float = 120.0  # after which a session ends that does not play
+    live_gone_s: float = 30.0  # after which a session ends that nobody is connected to
+    recording_bytes: int = 256 << 20  # of recordings of live sessions, the oldest of which go first
     jobs: int = 256  # whose tokens are kept
     keep_s: float = 3600.0  # after a job has ended
 

@@ -9,6 +9,7 @@ from fastapi import Request
 
 from .jobs import Jobs
 from .keys import name_of
+from .live.sessions import Sessions
 from .metrics import Metrics
 from .models import Models
 from .records import Record
@@ -25,13 +26,15 @@ class Server:
     jobs: Jobs
     metrics: Metrics
     runner: Runner
+    live: Sessions
 
     @staticmethod
     def make(settings: Settings) -> Server:
         """Return a server of these settings. Raises BundleError for a damaged bundle."""
         models, jobs = Models(settings), Jobs(settings.limits)
         metrics = Metrics(models)
-        return Server(settings, models, jobs, metrics, Runner(models, jobs, settings.limits, metrics))
+        live = Sessions(settings.limits)
+        return Server(settings, models, jobs, metrics, Runner(models, jobs, settings.limits, metrics), live)
 
 
 def server_of(request: Request) -> Server:

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,17 @@ def kernel_bundle(good, export_by_command, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("kernels") / "bundle"
     assert "kernels: 100%" in export_by_command(good, out, "--kernels", "fp32", "--compute-capability", "90")
     return out
+
+
+@pytest.fixture(autouse=True)
+def no_clip_left() -> Iterator[None]:
+    """No clip runs any more when a test has ended: it would keep its rows, and the processor busy, for all that follow."""
+    yield
+    if running := [thread for thread in threading.enumerate() if thread.name == "musiclm"]:
+        gc.collect()  # a stream in the traceback of an error that was expected
+        for thread in running:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in running), "a clip runs on after this test"
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ SAMPLING = [
     {stage: md.SamplingConfig(filter_thres=0.3) for stage in STAGES},  # by default k would be 1 at this size
     {"semantic": md.SamplingConfig(filter_thres=0.3), "coarse": md.SamplingConfig(cond_scale=1.0, temperature=0.7, filter_thres=0.5)},
 ]
+WINDOWS = [None, {"semantic": md.Window(14, 10), "coarse": md.Window(10, 7), "fine": md.Window(3)}]
 CASES = {"fp32, native, unique": ("tiny", "native", True), "fp32, graph, timed": ("tiny", "graph", False)}
 CASES |= {"int8 and int4, native, timed": ("second", "native", False), "int8 and int4, graph, unique": ("second", "graph", True)}
 CASES |= {"fp32, a GPU's kernels, unique": ("tiny", "kernels", True)}
@@ -91,7 +92,8 @@ class Machine(RuleBasedStateMachine):
     # --- what clips are
 
     def play(self) -> None:
-        arguments = self.draw(st.fixed_dictionaries({**CLIP, "text": TEXT, "sampling": st.sampled_from(SAMPLING), "plan": PLAN}))
+        own = {"text": TEXT, "sampling": st.sampled_from(SAMPLING), "plan": PLAN, "windows": st.sampled_from(WINDOWS)}
+        arguments = self.draw(st.fixed_dictionaries({**CLIP, **own}))
         start, ahead_s = self.draw(st.sampled_from([0, 1, 4801])), self.draw(st.sampled_from([0.01, 0.2, 10.0]))
         request = self.ask(**arguments, first_window_s=0.06)
         stream, clip = self.engine.stream(request, start / 16000, ahead_s)
@@ -118,17 +120,17 @@ class Machine(RuleBasedStateMachine):
             one.taken.append(chunk.audio)
 
     def change(self) -> None:
-        one, text = self.one(), self.draw(TEXT)
+        one, change = self.one(), self.draw(st.one_of(TEXT, st.sampled_from(SAMPLING)))
         if one.clip.ends:  # whether its semantic tokens have ended by now is chance
             return
         before = len(one.clip.changes)
         try:
-            heard = one.stream.set_prompt(text)
+            heard = one.stream.set_prompt(change) if isinstance(change, str) else one.stream.set_sampling(change)
         except ValueError as error:
             assert "the last window of this clip has begun" in str(error) or "this stream has ended" in str(error)
             assert len(one.clip.changes) == before
         else:
-            frame = one.clip.changes[before][2]
+            frame = one.clip.changes[before][3]
             assert heard == frame * 320 / 16000
             assert not one.taken or one.start + sum(map(len, one.taken)) <= frame * 320
 

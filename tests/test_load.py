@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,23 @@ def test_no_more_than_the_queue_holds(music: MusicLM, monkeypatch) -> None:
     list(streams[0])  # until it has ended
     assert len(music.generate("x", **options(76, 0.1)).audio) == 1600
     streams[1].cancel()
+
+
+def test_who_waits_for_slots_lets_those_run_that_have_them(tiny_bundle, threads: ThreadPoolExecutor) -> None:
+    """Fault: an older request without a slot that is first, and never gets one, since the larger one behind it has them all."""
+    engine = Engine(tiny_bundle, "native", True)
+    known = [replace(one.tokens, fine=None) for one in engine.music.generate("x", num_samples=2, **options(80, 2.0)).candidates]
+    begin = threading.Event()
+    engine.calls.before["batch"] = lambda _: begin.wait(30)  # nothing begins until both are there
+    older = threads.submit(engine.music.generate, "y", **options(81, 1.0))
+    assert eventually(lambda: engine.music.activity.tasks == 1)
+    larger = threads.submit(engine.music.generate, "x", num_samples=2, tokens=known, **options(80, 2.0))  # it has only fine windows to make
+    assert eventually(lambda: engine.music.activity.tasks == 2)
+    begin.set()
+    try:
+        assert [len(one.result(60).audio) for one in (older, larger)] == [16000, 32000]
+    finally:
+        engine.close()
 
 
 # --- failures

@@ -196,7 +196,7 @@ int64_t Clip::change(StageContexts contexts) {
     window = reader_of((*plan_.semantic)[run].fresh);
   }
   if (complete_[kCoarse] || past_last_coarse(window)) {
-    throw Error(ML_ENDED, "the last window of this clip has begun: a new prompt would not be heard.");
+    throw Error(ML_ENDED, "the last window of this clip has begun: a change would not be heard.");
   }
   const int64_t frame = plan_.coarse[window].fresh;
   const auto later = [frame](const Conditioning& one) { return one.frame >= frame; };

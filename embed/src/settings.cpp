@@ -146,16 +146,13 @@ Settings stream_settings(const Options& options, const Manifest& manifest) {
 WindowPlan planned(const Options& options, const Settings& settings, const Manifest& manifest) {
   const Codec& codec = manifest.codec;
   Window windows[kStages];
-  bool own = false;
   for (int stage = 0; stage < kStages; stage++) {
     const std::string name = kStageNames[stage];
     if (const std::string* text = found(options, name + ".window")) {
       windows[stage].length = static_cast<int64_t>(whole(name + ".window", *text, 1, INT32_MAX, "a whole number of at least 1"));
-      own = true;
     }
     if (const std::string* text = found(options, name + ".overlap")) {
       windows[stage].overlap = static_cast<int64_t>(whole(name + ".overlap", *text, 0, INT32_MAX, "a whole number of at least 0"));
-      own = true;
     }
   }
   std::optional<int64_t> first;
@@ -168,7 +165,6 @@ WindowPlan planned(const Options& options, const Settings& settings, const Manif
     }
   }
   if (chosen(options, "plan", "trained", "low_latency")) {
-    if (own) throw Error(ML_BAD_ARGUMENT, "plan=low_latency and windows both say how a clip is cut into windows. Leave one of the two out.");
     first = std::max<int64_t>(std::llrint(first_window * codec.sample_hz / codec.samples_per_frame), first_chunk_frames(codec));
   }
   return plan_windows(manifest, settings.frames, settings.samples.value_or(0), windows, first, growth);

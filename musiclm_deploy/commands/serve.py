@@ -28,6 +28,10 @@ _MEANING = {
     "body_s": "seconds in which a body must have come",
     "idle_s": "seconds that a client may take to read the next bytes",
     "ahead_s": "seconds of a stream that are made before its client has read them",
+    "live_s": "seconds of a live session",
+    "live_idle_s": "seconds after which a live session ends that does not play",
+    "live_gone_s": "seconds after which one ends that nobody is connected to",
+    "recording_bytes": "largest size of all recordings of live sessions",
     "jobs": "ended jobs that are kept",
     "keep_s": "seconds for which they are kept",
 }

@@ -26,8 +26,9 @@ class Setup(Strict):
     model: str | None = Field(None, description="by default the server's first one")
     session: str | None = Field(None, description="of `ready`, to go on with a session whose connection was cut")
     from_sample: Sample | None = Field(None, description="the first sample that is wanted again, when a session is gone on with")
-    sample_rate: Whole | None = Field(None, ge=8000, le=192_000, description="Hz; by default the model's")
     lead_s: float = Field(1.0, ge=0.1, le=10, description="seconds that are sent before they are played")
+    step_s: float = Field(1.0, ge=0.2, le=30, description="seconds that have one prompt: fewer react sooner, and cost more")
+    seed: Seed = 0
 
 
 class SetPrompts(Strict):
@@ -175,26 +176,22 @@ class Failed(Strict):
     final: bool = Field(description="whether the connection is closed now")
 
 
-ServerMessage = Annotated[
-    Ready | StateChanged | Changed | Status | Warned | Recorded | Failed, Field(discriminator="type")
-]
+ServerMessage = Annotated[Ready | StateChanged | Changed | Status | Warned | Recorded | Failed, Field(discriminator="type")]
 
 CLIENT: TypeAdapter[Any] = TypeAdapter(ClientMessage)
 
 
 def catalogue() -> dict[str, Any]:
     """Return the JSON Schema of all messages."""
-    both: TypeAdapter[Any] = TypeAdapter(ClientMessage | ServerMessage)
-    schema = both.json_schema(ref_template="#/$defs/{model}")
-    sides = {"ClientMessage": ClientMessage, "ServerMessage": ServerMessage}
-    for name, side in sides.items():
-        own = TypeAdapter(side).json_schema(ref_template="#/$defs/{model}")
-        own.pop("$defs")
-        schema["$defs"][name] = own
+    definitions: dict[str, Any] = {}
+    for name, side in (("ClientMessage", CLIENT), ("ServerMessage", TypeAdapter[Any](ServerMessage))):
+        own = side.json_schema(ref_template="#/$defs/{model}")
+        definitions |= own.pop("$defs")
+        definitions[name] = own
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "Live",
-        "description": "Messages of /v1/live as JSON text frames.",
-        "anyOf": [{"$ref": f"#/$defs/{name}"} for name in sides],
-        "$defs": schema["$defs"],
+        "title": "LiveMessage",
+        "description": "The messages of /v1/live: JSON in text frames.",
+        "anyOf": [{"$ref": "#/$defs/ClientMessage"}, {"$ref": "#/$defs/ServerMessage"}],
+        "$defs": definitions,
     }

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ..errors import Refusal
+from ..errors import Refusal, stopping
 from ..state import owner_of, server_of
 
 router = APIRouter(tags=["status"])
@@ -27,7 +27,7 @@ async def ready(request: Request) -> dict[str, Any]:
     """Make a moment of music with the default model; 503 if that fails, takes too long, or the server is being stopped."""
     server = server_of(request)
     if server.runner.draining:
-        raise Refusal(503, "this server is being stopped.", code="shutting_down", retry_s=5)
+        raise stopping()
     try:
         async with asyncio.timeout(_READY_S), server.models.use(None) as loaded:
             stream = await asyncio.to_thread(loaded.model.stream, "music", seconds=_LEAST_S)

@@ -15,7 +15,7 @@ import numpy as np
 from musiclm_deploy.runtime.backends import Backend, on_device, open_backend
 from musiclm_deploy.runtime.batch import Batch, Made
 from musiclm_deploy.runtime.bundle import STAGES, Bundle, Manifest
-from musiclm_deploy.runtime.clip import Clip, Contexts
+from musiclm_deploy.runtime.clip import Clip, Contexts, Samplings
 from musiclm_deploy.runtime.codec import decode_codes
 from musiclm_deploy.runtime.encoders import Encoders
 from musiclm_deploy.runtime.music import Tokens
@@ -129,21 +129,21 @@ class RecordedBackend:
 
 
 class RecordedClip(Clip):
-    """A clip that remembers how many windows had begun whenever its prompt was changed."""
+    """A clip that remembers how many windows had begun whenever it was changed."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.arguments, self.begun = arguments, Counter[str]()
-        self.changes: list[tuple[Counter[str], Contexts, int]] = []  # windows begun by stage, what is read since then, the frame given
+        self.changes: list[tuple[Counter[str], Any, Any, int]] = []  # windows begun by stage, contexts, sampling, the frame given
 
     def begin(self, stage: str) -> Sequence:
         sequence = super().begin(stage)
         self.begun[stage] += 1
         return sequence
 
-    def change(self, contexts: Contexts) -> int:
-        frame = super().change(contexts)
-        self.changes.append((Counter(self.begun), contexts, frame))
+    def change(self, contexts: Contexts | None = None, sampling: Samplings | None = None) -> int:
+        frame = super().change(contexts, sampling)
+        self.changes.append((Counter(self.begun), contexts, sampling, frame))
         return frame
 
     def again(self) -> RecordedClip:
@@ -212,8 +212,8 @@ class Engine:
                 run_alone(batches[stage], again, again.begin(stage))
             else:
                 assert changes, "no window can begin, and the clip is not done"
-                _, contexts, frame = changes.pop(0)
-                assert again.change(contexts) == frame
+                _, contexts, sampling, frame = changes.pop(0)
+                assert again.change(contexts, sampling) == frame
         for batch in batches.values():
             batch.close()
         wave = decode_codes(self.bundle.manifest.codec, self._decode, again.codes(0, again.frames("fine")), lambda: None)
