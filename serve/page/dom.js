@@ -130,6 +130,11 @@ export function fileName(text) {
   return plain.slice(0, 48).toLowerCase() || "music";
 }
 
+/** Return a seed that nobody chose. */
+export function randomSeed() {
+  return Number(crypto.getRandomValues(new Uint32Array(1))[0]);
+}
+
 /** Return whether a person wants little to move. */
 export function calm() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -7,7 +7,7 @@
  * @typedef {import("./types.js").Sound} Sound
  */
 
-import { button, make } from "./dom.js";
+import { button, make, randomSeed } from "./dom.js";
 import { Reference } from "./reference.js";
 import { words } from "./strings.js";
 
@@ -64,7 +64,7 @@ export class Form {
 
   /** Draw another seed. */
   roll() {
-    this.seed.value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
+    this.seed.value = String(randomSeed());
   }
 
   /** @param {boolean} busy */

@@ -9,6 +9,7 @@
  */
 
 import { key, readSamples, wantKey } from "./api.js";
+import { randomSeed } from "./dom.js";
 
 const SAVED = "musiclm-live";
 const FIRST_S = 0.25; // between attempts; doubled each time
@@ -63,7 +64,7 @@ export class Live {
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       const sent = key();
-      const again = this.session ? { session: this.session, from_sample: this.end } : {};
+      const again = this.session ? { session: this.session, from_sample: this.end } : { seed: randomSeed() };
       const setup = { type: "setup", ...(sent ? { key: sent } : {}), ...(this.model ? { model: this.model } : {}), ...again };
       socket.send(JSON.stringify(setup));
     };

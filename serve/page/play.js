@@ -8,7 +8,7 @@
  */
 
 import { Changes } from "./changes.js";
-import { button, clock, dress, make } from "./dom.js";
+import { button, clock, dress, make, randomSeed } from "./dom.js";
 import { Live, saveSession, savedSession } from "./live.js";
 import { Mixer } from "./mixer.js";
 import { Player } from "./player.js";
@@ -47,7 +47,7 @@ export class Playing {
     this.display = make("div", { class: "display rolling" }, this.canvas, this.empty);
     this.switch = button("playpause", (event) => this.toggle(event.timeStamp), { class: "round" });
     this.stop = button(words.play.stop, () => this.#stop(), { icon: "stop" });
-    this.reset = button(words.play.reset, () => this.#live?.send({ type: "reset" }), { icon: "reset", title: words.play.resetTitle });
+    this.reset = button(words.play.reset, () => this.#reset(), { icon: "reset", title: words.play.resetTitle });
     this.recordings = new Recordings((message) => this.#live?.send(message), () => this.#player?.state.at ?? 0);
     this.time = make("span", { class: "time" }, clock(0));
     this.changes = new Changes();
@@ -142,6 +142,12 @@ export class Playing {
     this.#live?.send({ type: "stop" });
     saveSession(null);
     this.#show();
+  }
+
+  /** Begin other music with the same prompts, without a pause. */
+  #reset() {
+    this.#live?.send({ type: "config", seed: randomSeed() });
+    this.#live?.send({ type: "reset" });
   }
 
   /** @param {number} pressed */
