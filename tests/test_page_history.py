@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,14 @@ OUTLINE = """(() => {
   const { activeElement: focused } = document;
   return getComputedStyle(focused.matches(".unseen") ? focused.nextSibling : focused).outlineStyle;
 })()"""
+TAP = """() => {
+  window.gains = [];
+  const { postMessage } = MessagePort.prototype;
+  MessagePort.prototype.postMessage = function (message, ...rest) {
+    if (message?.type === "gain") window.gains[message.track] = message.gain;
+    return postMessage.call(this, message, ...rest);
+  };
+}"""
 SHOTS = os.environ.get("MUSICLM_SCREENSHOTS")  # a folder, for whoever wants to look
 
 
@@ -113,6 +122,7 @@ def test_a_and_b_are_switched_in_place(page: Page) -> None:
     """Fault: a comparison that begins anew at each switch, or that the louder clip wins."""
     make(page, "calm solo piano", 1, 6)
     make(page, "brass band", 2, 6, 2)
+    page.evaluate(TAP)
     page.click("#tab-history")
     page.click(".clip >> nth=0 >> .side >> nth=0")
     page.click(".clip >> nth=1 >> .side >> nth=1")
@@ -126,6 +136,9 @@ def test_a_and_b_are_switched_in_place(page: Page) -> None:
     assert page.inner_text(".transport .title") != title
     after = float(page.get_attribute(".display", "aria-valuenow") or 0)
     assert before <= after < before + 1
+    levels = [clip["lufs"] for clip in page.evaluate("import(new URL('page/store.js', document.baseURI)).then(({ clips }) => clips())")]
+    gains = page.evaluate("window.gains")
+    assert [20 * math.log10(gain) for gain in gains] == pytest.approx([min(levels) - level for level in levels], abs=1e-6)
     assert not violations(page)
 
 

@@ -141,6 +141,14 @@ def test_a_cut_line_is_taken_up_again(browser: Browser, server: Server) -> None:
         page.wait_for_timeout(3000)
         assert before + 2 < seconds(page) < before + 4
         assert page.inner_text("#view-play .note") == ""
+        before = seconds(page)
+        line.cut()
+        until(page, "document.querySelector('#view-play .note').textContent.includes('The connection was cut')")
+        page.wait_for_timeout(3000)
+        line.whole = True
+        until(page, "document.querySelector('#view-play .note').textContent === ''")
+        page.wait_for_timeout(2000)
+        assert before + 2 < seconds(page) < before + 12
     line.close()
 
 

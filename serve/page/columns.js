@@ -21,7 +21,6 @@ export class Columns {
   #start = 0; // number of the first of them
   #count = 0;
   #next = 0;
-  #range = new Float32Array(2);
 
   /**
    * @param {number} rate Hz
@@ -52,7 +51,7 @@ export class Columns {
     for (let done = 0; done < samples.length; ) {
       const room = this.#room();
       const part = samples.subarray(done, done + room);
-      for (let index = 0; index < part.length; index++) this.#kept[this.#count + index] = Number(part[index]) / 32768;
+      for (let index = 0; index < part.length; index++) this.#kept[this.#count + index] = part[index] / 32768;
       this.#count += part.length;
       done += part.length;
       yield* this.#complete(this.#start + this.#count);
@@ -98,7 +97,7 @@ export class Columns {
     const last = Math.min(Math.max(first + 1, Math.floor((index + 1) * this.perColumn) - this.#start), this.#count);
     const [low, high] = this.#extremes(Math.max(first, 0), last);
     const middle = Math.floor((index + 0.5) * this.perColumn) - this.#start - this.#size / 2;
-    this.#spectrum.measure((n) => (middle + n >= 0 && middle + n < this.#count ? Number(this.#kept[middle + n]) : 0));
+    this.#spectrum.measure((n) => (middle + n >= 0 && middle + n < this.#count ? this.#kept[middle + n] : 0));
     return { index, low, high, colours: this.#colours() };
   }
 
@@ -107,14 +106,12 @@ export class Columns {
    * @param {number} end
    */
   #extremes(first, end) {
-    const range = this.#range;
-    range.fill(0);
+    let [low, high] = [0, 0];
     for (let at = first; at < end; at++) {
-      const value = Number(this.#kept[at]);
-      if (value < Number(range[0])) range[0] = value;
-      if (value > Number(range[1])) range[1] = value;
+      low = Math.min(low, this.#kept[at]);
+      high = Math.max(high, this.#kept[at]);
     }
-    return /** @type {const} */ ([Number(range[0]), Number(range[1])]);
+    return [low, high];
   }
 
   #colours() {
@@ -122,8 +119,8 @@ export class Columns {
     const colours = new Uint8ClampedArray(4 * this.rows);
     this.#bins.forEach(([from, to], row) => {
       const low = Math.floor(from);
-      let power = Number(powers[low]) * (1 - (from - low)) + Number(powers[low + 1] ?? 0) * (from - low);
-      for (let bin = low + 1; bin <= to && bin < powers.length; bin++) power = Math.max(power, Number(powers[bin]));
+      let power = powers[low] * (1 - (from - low)) + (powers[low + 1] ?? 0) * (from - low);
+      for (let bin = low + 1; bin <= to && bin < powers.length; bin++) power = Math.max(power, powers[bin]);
       const level = Math.round((255 * (10 * Math.log10(power + 1e-12) - FLOOR_DB)) / (TOP_DB - FLOOR_DB));
       const from4 = 4 * Math.min(255, Math.max(0, level));
       colours.set(this.palette.subarray(from4, from4 + 4), 4 * row);
@@ -146,8 +143,7 @@ export function paletteOf(style) {
     const at = (level / 255) * (stops.length - 1);
     const low = Math.min(Math.floor(at), stops.length - 2);
     for (let part = 0; part < 3; part++) {
-      const [a, b] = [Number(stops[low]?.[part]), Number(stops[low + 1]?.[part])];
-      palette[4 * level + part] = a + (b - a) * (at - low);
+      palette[4 * level + part] = stops[low][part] + (stops[low + 1][part] - stops[low][part]) * (at - low);
     }
     palette[4 * level + 3] = 255;
   }

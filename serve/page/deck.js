@@ -118,7 +118,7 @@ export class Deck {
    * @param {Side[]} sides of one rate
    */
   load(sides) {
-    const player = this.prepare(/** @type {Side} */ (sides[0]).samples.rate);
+    const player = this.prepare(sides[0].samples.rate);
     player.clear();
     const quietest = Math.min(...sides.map((side) => side.lufs));
     sides.forEach(({ samples, lufs }, track) => {

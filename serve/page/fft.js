@@ -28,21 +28,21 @@ export class Spectrum {
   measure(sample) {
     const { size, re, im, window, cos, sin, reversed, powers } = this;
     for (let n = 0; n < size; n++) {
-      re[/** @type {number} */ (reversed[n])] = sample(n) * /** @type {number} */ (window[n]);
+      re[reversed[n]] = sample(n) * window[n];
     }
     im.fill(0);
     for (let span = 1; span < size; span *= 2) {
       const step = size / (2 * span);
       for (let start = 0; start < size; start += 2 * span) {
         for (let n = 0; n < span; n++) {
-          const c = /** @type {number} */ (cos[n * step]);
-          const s = /** @type {number} */ (sin[n * step]);
+          const c = cos[n * step];
+          const s = sin[n * step];
           const a = start + n;
           const b = a + span;
-          const reA = /** @type {number} */ (re[a]);
-          const imA = /** @type {number} */ (im[a]);
-          const reB = /** @type {number} */ (re[b]);
-          const imB = /** @type {number} */ (im[b]);
+          const reA = re[a];
+          const imA = im[a];
+          const reB = re[b];
+          const imB = im[b];
           const real = reB * c + imB * s;
           const imaginary = imB * c - reB * s;
           re[a] = reA + real;
@@ -53,6 +53,6 @@ export class Spectrum {
       }
     }
     const scale = (4 / size) ** 2; // a Hann window halves a sine, and half of it lies among the negative frequencies
-    for (let n = 0; n < powers.length; n++) powers[n] = (Number(re[n]) ** 2 + Number(im[n]) ** 2) * scale;
+    for (let n = 0; n < powers.length; n++) powers[n] = (re[n] ** 2 + im[n] ** 2) * scale;
   }
 }

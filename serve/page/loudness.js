@@ -26,9 +26,9 @@ export class Loudness {
   feed(samples) {
     const [shelf, pass] = this.filters;
     const state = this.#state;
-    let [s1, s2, p1, p2] = /** @type {[number, number, number, number]} */ (/** @type {unknown} */ (state));
+    let [s1, s2, p1, p2] = state;
     for (let index = 0; index < samples.length; index++) {
-      const x = /** @type {number} */ (samples[index]) / 32768;
+      const x = samples[index] / 32768;
       const y = shelf.b0 * x + s1;
       s1 = shelf.b1 * x - shelf.a1 * y + s2;
       s2 = shelf.b2 * x - shelf.a2 * y;

@@ -95,6 +95,7 @@ export class Making {
     this.form.busy = deck.making = true;
     deck.onplay();
     deck.clear();
+    deck.element.scrollIntoView({ block: "nearest" }); // in a small window the button is far below
     deck.say(settings.candidates > 1 ? words.make.waits : words.make.begins);
     try {
       await work(take);
@@ -118,7 +119,7 @@ export class Making {
    */
   #choose(job, settings, names) {
     const scores = job.scores ?? [];
-    const order = scores.map((_, index) => index).sort((a, b) => Number(scores[b] ?? 0) - Number(scores[a] ?? 0));
+    const order = scores.map((_, index) => index).sort((a, b) => (scores[b] ?? 0) - (scores[a] ?? 0));
     const buttons = order.map((candidate, place) => {
       const score = scores[candidate];
       const press = () => {

@@ -41,7 +41,7 @@ export function draw(context, columns, wave, place) {
     context.clearRect(x, 0, 1, top);
     const middle = top / 2;
     const [up, down] = [high, -low].map((peak) => peak ** 0.7 * middle * 0.96); // quiet music is seen too
-    context.fillRect(x, middle - Number(up), 1, Math.max(1, Number(up) + Number(down)));
+    context.fillRect(x, middle - up, 1, Math.max(1, up + down));
   }
 }
 

@@ -5,6 +5,7 @@
  * @typedef {import("./types.js").Transport} Transport
  */
 
+import { rest } from "./dom.js";
 import { Lead } from "./lead.js";
 
 /** Where sound comes out: a context and a volume, which all players share. */
@@ -15,7 +16,18 @@ export class Output {
     this.context = new AudioContext({ sampleRate: rate, latencyHint: "interactive" });
     this.gain = this.context.createGain();
     this.gain.connect(this.context.destination);
-    this.ready = this.context.audioWorklet.addModule(new URL("worklet.js", import.meta.url));
+    this.ready = this.#load();
+  }
+
+  /** Load the audio thread's module, again where the network was away. */
+  async #load() {
+    for (;;) {
+      try {
+        return await this.context.audioWorklet.addModule(new URL("worklet.js", import.meta.url));
+      } catch {
+        await rest(1);
+      }
+    }
   }
 
   /** Let it sound; browsers allow that after a press alone. */
@@ -133,7 +145,7 @@ export class Player {
    */
   push(start, samples, track = 0) {
     const floats = new Float32Array(samples.length);
-    for (let index = 0; index < samples.length; index++) floats[index] = /** @type {number} */ (samples[index]) / 32768;
+    for (let index = 0; index < samples.length; index++) floats[index] = samples[index] / 32768;
     this.#send({ type: "push", track, start, samples: floats }, [floats.buffer]);
   }
 

@@ -96,7 +96,7 @@ export class Reference {
     const mono = new Float32Array(Math.min(sound.length, MOST_S * sound.sampleRate));
     for (let channel = 0; channel < sound.numberOfChannels; channel++) {
       const data = sound.getChannelData(channel);
-      for (let at = 0; at < mono.length; at++) mono[at] = Number(mono[at]) + Number(data[at]) / sound.numberOfChannels;
+      for (let at = 0; at < mono.length; at++) mono[at] = mono[at] + data[at] / sound.numberOfChannels;
     }
     this.set({ name, data: await base64(wav(sixteenBits(mono), sound.sampleRate)) });
     if (mono.length < sound.length) this.#fail(words.reference.shortened(MOST_S));

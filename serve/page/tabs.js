@@ -21,7 +21,7 @@ export class Tabs {
     this.panels = views.map(({ id, element }) =>
       make("div", { role: "tabpanel", id: `view-${id}`, "aria-labelledby": `tab-${id}` }, element),
     );
-    this.show(views[0]?.id ?? "");
+    this.show(views[0].id);
   }
 
   /** @param {string} id */
@@ -45,8 +45,8 @@ export class Tabs {
     const now = this.buttons.findIndex((one) => one.getAttribute("aria-selected") === "true");
     const count = this.buttons.length;
     const next = Number.isFinite(step) ? (now + step + count) % count : step < 0 ? 0 : count - 1;
-    this.buttons[next]?.click();
-    this.buttons[next]?.focus();
+    this.buttons[next].click();
+    this.buttons[next].focus();
     event.preventDefault();
   }
 }

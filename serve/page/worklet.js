@@ -42,7 +42,7 @@ class Track {
   /** @param {number} at */
   read(at) {
     const block = this.blocks.get(Math.floor(at / BLOCK));
-    return block ? /** @type {number} */ (block[at % BLOCK]) * this.gain : 0;
+    return block ? block[at % BLOCK] * this.gain : 0;
   }
 
   /**
@@ -78,7 +78,7 @@ class Player extends Processor {
   }
 
   get track() {
-    return /** @type {Track} */ (this.tracks[this.current]);
+    return this.tracks[this.current];
   }
 
   /** @param {any} message */
@@ -141,7 +141,7 @@ class Player extends Processor {
    * @param {Float32Array[][]} outputs
    */
   process(_, outputs) {
-    const out = /** @type {Float32Array} */ (outputs[0]?.[0]);
+    const out = outputs[0][0];
     const track = this.track;
     if (this.playing && this.waiting && (track.whole || track.end - this.at >= this.lead)) {
       this.waiting = false;

@@ -64,7 +64,7 @@ def watched(browser: Browser, url: str, scheme: str = "dark", **options: Any) ->
         yield page
     finally:
         context.close()
-    assert not wrong
+    assert not wrong, wrong
 
 
 def until(page: Page, condition: str, argument: Any = None, seconds: float = 30.0) -> None:
