@@ -6,7 +6,6 @@
  */
 
 const LEAST_S = 0.1;
-const MOST_S = 8;
 const MARGIN = 1.25;
 
 /** Measures a line. One object lasts for all clips of a page: what was learned of the line holds for the next clip too. */
@@ -16,9 +15,14 @@ export class Lead {
   #debt = 0; // seconds by which the sound is behind the clock, since it was last ahead
   #worst = 0;
 
+  /** @param {number} most seconds: where a server sends no more in advance, more would be waited for in vain */
+  constructor(most = 8) {
+    this.most = most;
+  }
+
   /** Seconds that must be there. */
   get seconds() {
-    return Math.min(MOST_S, Math.max(LEAST_S, this.#worst * MARGIN));
+    return Math.min(this.most, Math.max(LEAST_S, this.#worst * MARGIN));
   }
 
   /** Begin another clip, whose first chunk is late after nothing. A bad line is half forgotten. */

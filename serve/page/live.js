@@ -12,6 +12,7 @@ import { key, readSamples, wantKey } from "./api.js";
 import { randomSeed } from "./dom.js";
 
 const SAVED = "musiclm-live";
+export const LEAD_S = 1; // that the server sends before it is played
 const FIRST_S = 0.25; // between attempts; doubled each time
 const MOST_S = 8;
 
@@ -41,12 +42,8 @@ export class Live {
   session = null;
   end = 0; // one past the last sample that came
 
-  /**
-   * @param {string | null} model
-   * @param {LiveEvents} events
-   */
-  constructor(model, events) {
-    this.model = model;
+  /** @param {LiveEvents} events */
+  constructor(events) {
     this.events = events;
     addEventListener("online", this.#online);
   }
@@ -65,7 +62,7 @@ export class Live {
     socket.onopen = () => {
       const sent = key();
       const again = this.session ? { session: this.session, from_sample: this.end } : { seed: randomSeed() };
-      const setup = { type: "setup", ...(sent ? { key: sent } : {}), ...(this.model ? { model: this.model } : {}), ...again };
+      const setup = { type: "setup", lead_s: LEAD_S, ...(sent ? { key: sent } : {}), ...again };
       socket.send(JSON.stringify(setup));
     };
     socket.onmessage = ({ data }) => (data instanceof ArrayBuffer ? this.#samples(data) : this.#message(JSON.parse(data)));
@@ -153,10 +150,6 @@ export class Live {
    */
   played(sample) {
     if (this.#ready) this.send({ type: "played", sample });
-  }
-
-  get connected() {
-    return this.#ready;
   }
 
   /** End the connection. */

@@ -9,7 +9,8 @@
 
 import { Changes } from "./changes.js";
 import { button, clock, dress, make, randomSeed } from "./dom.js";
-import { Live, saveSession, savedSession } from "./live.js";
+import { Lead } from "./lead.js";
+import { LEAD_S, Live, saveSession, savedSession } from "./live.js";
 import { Mixer } from "./mixer.js";
 import { Player } from "./player.js";
 import { Recordings } from "./recordings.js";
@@ -96,7 +97,7 @@ export class Playing {
 
   #makePlayer() {
     this.#rolling = new Rolling(this.canvas, this.rate);
-    return new Player(this.outputs.of(this.rate), KEPT_S);
+    return new Player(this.outputs.of(this.rate), new Lead(0.7 * LEAD_S), KEPT_S);
   }
 
   /** @param {number} pressed */
@@ -106,7 +107,7 @@ export class Playing {
     this.#rolling?.clear();
     this.#began = false;
     this.#say(words.play.connects);
-    const live = new Live(null, {
+    const live = new Live({
       message: (message) => this.#take(message),
       samples: (start, samples) => this.#samples(start, samples),
       cut: (seconds, why) => {
@@ -174,6 +175,7 @@ export class Playing {
   #take(message) {
     if (message.type === "ready") {
       this.#cutUntil = 0;
+      this.#player?.lead.begin(); // how long it was cut says nothing of the line
       this.#say("");
       const { prompts } = this.mixer;
       const had = message.prompts.map((/** @type {Prompt} */ { text, weight }) => ({ text, weight }));

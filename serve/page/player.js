@@ -73,7 +73,6 @@ export class Player {
   onchange = () => undefined;
   /** @type {() => void} */
   onended = () => undefined;
-  lead = new Lead();
   /** @type {AudioWorkletNode | null} */
   #node = null;
   /** @type {[object, Transferable[]][]} what is sent before the audio thread is there */
@@ -84,10 +83,12 @@ export class Player {
 
   /**
    * @param {Output} output
+   * @param {Lead} [lead]
    * @param {number} [keepS] seconds of sound behind the playhead that are kept; by default all
    */
-  constructor(output, keepS) {
+  constructor(output, lead = new Lead(), keepS) {
     this.output = output;
+    this.lead = lead;
     if (keepS !== undefined) this.#send({ type: "keep", samples: Math.round(keepS * output.rate) });
     output.ready.then(() => this.#open());
   }

@@ -43,10 +43,6 @@ export class Samples {
     return this.#data.subarray(0, this.length);
   }
 
-  get seconds() {
-    return this.length / this.rate;
-  }
-
   /**
    * Return the largest amplitude, from 0 to 1, in each of so many equal parts.
    * @param {number} parts
