@@ -58,7 +58,7 @@ def main() -> None:
         parser.error(f"{arguments.into} has no lines {' and '.join(mark.strip() for mark in marks)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     test = Clips(arguments.clips, "test")
-    judge, real = _judge(Clips(arguments.clips, "train")), _windows(test)
+    judge, real = judge_of(Clips(arguments.clips, "train")), _windows(test)
     styles, first = [piece.style for piece in test.pieces], arguments.bundles[0]
     pieces = range(min(arguments.per_style * len(STYLES), len(test)))
     takes = [piece + take * len(test) for take in range(arguments.takes) for piece in pieces]
@@ -96,8 +96,9 @@ def _windows(clips: Clips, count: int | None = None, seconds: float = SIZES.wind
     return np.stack([clips.part(piece, samples * (piece // len(STYLES) % fit), samples).numpy() for piece in pieces])
 
 
-def _judge(clips: Clips) -> Judge:
-    waves = _windows(clips, _TRAINED_PIECES)
+def judge_of(clips: Clips, seconds: float = SIZES.window_seconds) -> Judge:
+    """Return a judge of windows of so many seconds, fitted to training pieces."""
+    waves = _windows(clips, _TRAINED_PIECES, seconds)
     return Judge(waves, [piece.style for piece in clips.pieces[: len(waves)]], SIZES.sample_hz)
 
 

@@ -44,11 +44,16 @@ class Models:
     """Opens, shares and closes bundles."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises BundleError for a bundle that is damaged: better when the server starts than at the first request."""
+        """Raises BundleError for a bundle that is damaged, ValueError for one larger than the memory allowed: better when the server starts
+        than at the first request."""
         self._settings = settings
         self.created = int(time.time())
         self.default = next(iter(settings.bundles))
         self._bundles = {name: Bundle.open(path) for name, path in settings.bundles.items()}
+        for name, bundle in self._bundles.items():
+            if settings.memory_bytes is not None and (size := _size(bundle)) > settings.memory_bytes:
+                allowed = settings.memory_bytes / 1e9
+                raise ValueError(f"bundle {name} has {size / 1e9:.3g} GB: more than the {allowed:g} GB that open bundles may have.")
         self._open: dict[str, Loaded] = {}
         self._opening = asyncio.Lock()
 
@@ -92,7 +97,7 @@ class Models:
         async with self._opening:
             if (loaded := self._open.get(name)) is None:
                 bundle = self._bundles[name]
-                size = sum(record.bytes for record in bundle.manifest.files.values())
+                size = _size(bundle)
                 await self._make_room(size)
                 loaded = await asyncio.to_thread(self._load, name, bundle.root, size)
                 self._open[name] = loaded
@@ -124,6 +129,11 @@ class Models:
                 await loaded.watch
         await asyncio.to_thread(loaded.model.close)
         _LOG.info("model %s is closed", name)
+
+
+def _size(bundle: Bundle) -> int:
+    """Return the bytes of a bundle's files."""
+    return sum(record.bytes for record in bundle.manifest.files.values())
 
 
 def _measure(loaded: Loaded) -> None:

@@ -170,6 +170,8 @@ def test_the_dashboard(client: httpx.Client) -> None:
     assert len(labels) > 20 and labels["musiclm_requests_refused_total"] == {"reason"}
     assert "musiclm_pace" in shown
     labels["musiclm_pace"] = {"model", "clips"}  # once it has been measured, which takes longer than this test
+    assert "musiclm_live_change_seconds" in shown
+    labels["musiclm_live_change_seconds_bucket"] = {"model", "le"}  # once somebody has played live
 
     dashboard = json.loads((DEPLOY / "grafana.json").read_text(encoding="utf-8"))
     queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]

@@ -93,6 +93,10 @@ def test_browsers_of_other_origins(anna: httpx.Client) -> None:
     for origin, allowed in (("https://example.com", True), ("https://example.org", False)):
         answer = anna.options("/v1/audio/generations", headers={"Origin": origin, **asked})
         assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+        for headers, body, status in (({"Authorization": "Bearer wrong"}, b"{}", 401), ({}, b" " * 300_000, 413)):  # what the gate refuses
+            answer = anna.post("/v1/audio/generations", headers={"Origin": origin, **headers}, content=body)
+            assert answer.status_code == status
+            assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
 
 
 # --- how much

@@ -8,7 +8,8 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from support import npm
+from support import ROOT, npm
 from support.live import Live, live
 from support.server import Server, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -28,8 +29,8 @@ from musiclm_deploy.serve.live.session import live_plan
 
 RATE, STEP_S = 16000, 0.4
 DRAWN = {stage: {"filter_thres": 0.3} for stage in ("semantic", "coarse", "fine")}  # by default k would be 1 at this size
+DEMO = ROOT / "build" / "demo" / "bundle"
 KEY = "key-of-anna-0123456789"
-ENDS = {"retry_s": None}
 
 
 @pytest.fixture(scope="module")
@@ -357,3 +358,39 @@ def test_types_can_be_made_of_the_catalogue(server: Server, tmp_path: Path) -> N
     )
     checked = npm.run_node(modules / "typescript/bin/tsc", "--noEmit", "--strict", "--skipLibCheck", tmp_path / "use.ts", cwd=modules)
     assert not checked.returncode, checked.stdout + checked.stderr
+
+
+# --- many, for long
+
+
+@pytest.mark.parametrize("seconds", [8, pytest.param(600, marks=pytest.mark.nightly)])
+def test_four_play_at_once(tiny_bundle: Path, tmp_path: Path, seconds: int) -> None:
+    """Fault: a listener who runs dry after the first second while others play and change their prompts; memory that grows with time."""
+    bundle = DEMO if DEMO.is_dir() else tiny_bundle
+    with serving(tmp_path, bundle, threads=2) as server, ExitStack() as stack:
+        clients = [stack.enter_context(live(server.url, seed=seed)) for seed in range(4)]
+        for client in clients:
+            client.prompt("calm piano")
+            client.send("play")
+
+        def play(number: int) -> None:
+            client, end = clients[number], time.monotonic() + seconds
+            while time.monotonic() < end:
+                client.send("prompts", prompts=[{"text": "calm piano"}, {"text": "brass band", "weight": random.random()}])
+                client.listen(min(5.0 + number / 4, max(end - time.monotonic(), 0.1)))
+
+        threads = [threading.Thread(target=play, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds / 2)
+        middle = server.resident_bytes()
+        for thread in threads:
+            thread.join(seconds + 60)
+        assert server.resident_bytes() < 1.05 * middle, (middle, server.resident_bytes())
+        for client in clients:
+            rate, first = client.messages[0]["sample_rate"], client.came[0][0]
+            for (_, before), (when, _) in pairwise(client.came):  # who plays from when the first sample is there
+                assert when < first + 1 or before / rate >= when - first, (
+                    f"{when - first - before / rate:.3f} s of silence at {when - first:.1f}"
+                )
+            assert client.samples / rate >= seconds

@@ -60,6 +60,9 @@ def test_bundles_that_cannot_be_opened(tiny_bundle: Path, tmp_path: Path) -> Non
     ended = start(tiny_bundle, damaged, "--port", 0)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert ended.stderr.startswith(f"musiclm: the bundle {damaged} cannot be used:\n  - 'semantic.onnx': ")
+    ended = start(tiny_bundle, "--port", 0, "--memory-gb", 0.0001)
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "more than the 0.0001 GB that open bundles may have" in ended.stderr
     ended = start(tiny_bundle, "--port", 0, "--device", "cuda")
     assert ended.returncode == 1 and "Traceback" not in ended.stderr and ended.stderr.splitlines()[-1].startswith("musiclm: device='cuda'")
 

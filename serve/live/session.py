@@ -282,7 +282,7 @@ def fault_of(refusal: Refusal) -> Fault:
 
 
 def live_plan(manifest: Manifest, step_s: float) -> dict[str, Any]:
-    """Return arguments of `stream` by which a window makes about so many seconds, and reads as much before them as the model can."""
+    """Return arguments of `stream` by which a window makes about step_s seconds, and reads as much before them as the model can."""
     codec = manifest.codec
     frames = max(round(step_s * codec.sample_hz / codec.samples_per_frame), 1)
     steps = {"coarse": frames}
