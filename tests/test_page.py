@@ -201,6 +201,11 @@ def test_the_lead_grows_with_gaps(page: Page) -> None:
     assert page.evaluate(measure, bad)[-1] == pytest.approx(4 * 0.2 * 1.25)
 
 
+DROP = """() => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File(["anything"], "dropped.mp3"));
+  document.querySelector(".reference").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+}"""
 OFFLINE = """async ([rate, tracks, marks]) => {
   const context = new OfflineAudioContext(1, rate, rate);
   await context.audioWorklet.addModule(new URL("page/worklet.js", document.baseURI));
@@ -337,6 +342,12 @@ def test_a_server_that_is_gone(browser: Browser, server: Server) -> None:
     line.close()
 
 
+def test_a_page_without_sound(browser: Browser, server: Server) -> None:
+    """Fault: a page that is silent over plain http from another machine, where browsers have no worklets, and does not say why."""
+    with watched(browser, server.url.replace("127.0.0.1", "elsewhere.test") + "/") as page:
+        assert "over https" in page.inner_text(".notice")
+
+
 def test_a_cut_line_is_taken_up_again(browser: Browser, server: Server, client: httpx.Client) -> None:
     """Fault: samples that are lost, doubled or made otherwise when the network goes away while a clip is made."""
     line = Line(server.url)
@@ -401,6 +412,8 @@ def test_sounds_of_a_person(page: Page, tmp_path: Path) -> None:
     assert asked.value.post_data_json["audio"]["data"].startswith("UklGR")
     until_kept(page)
     assert kept(page)[0]["reference"] == "tone.wav"
+    page.evaluate(DROP)
+    until(page, "document.querySelector('.reference .name').textContent === 'dropped.mp3'")
     page.set_input_files("#reference-file", {"name": "text.txt", "mimeType": "text/plain", "buffer": b"not a sound"})
     until(page, "document.querySelector('.reference .note').textContent.includes('cannot be read')")
     page.click(".reference button:has-text('Record')")

@@ -2,8 +2,7 @@
 /**
  * Asks the server: adds the key, turns refusals into errors with the server's own words, reads samples as they come.
  *
- * @typedef {import("./types.js").Job} Job
- * @typedef {import("./types.js").Model} Model
+ * @import { Job, Model } from "./types.js"
  */
 
 import { words } from "./strings.js";

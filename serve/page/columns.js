@@ -4,7 +4,7 @@
  *
  * In: samples in order. Out: columns in order, each as soon as the samples are there that it shows. Frequencies are spaced as pitches are.
  *
- * @typedef {import("./types.js").Column} Column
+ * @import { Column } from "./types.js"
  */
 
 import { Spectrum } from "./fft.js";

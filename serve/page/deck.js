@@ -2,9 +2,8 @@
 /**
  * The deck: a clip that plays. Both a clip that is being made and one of the history lie on it, or two that are compared.
  *
- * @typedef {import("./types.js").Job} Job
- * @typedef {import("./player.js").Outputs} Outputs
- * @typedef {import("./types.js").Side} Side
+ * @import { Outputs } from "./player.js"
+ * @import { Job, Side } from "./types.js"
  */
 
 import { DeckLook } from "./decklook.js";

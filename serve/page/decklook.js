@@ -2,7 +2,7 @@
 /**
  * What the deck looks like: its elements, and what they show. deck.js decides what plays.
  *
- * @typedef {import("./types.js").Job} Job
+ * @import { Job } from "./types.js"
  */
 
 import { button, clock, dress, make, put } from "./dom.js";

@@ -2,9 +2,7 @@
 /**
  * The form of *Make*: words, sounds, length, seed, candidates, model. It asks nobody; it says what was chosen.
  *
- * @typedef {import("./types.js").Model} Model
- * @typedef {import("./types.js").Settings} Settings
- * @typedef {import("./types.js").Sound} Sound
+ * @import { Model, Settings, Sound } from "./types.js"
  */
 
 import { button, make, randomSeed } from "./dom.js";

@@ -2,7 +2,7 @@
 /**
  * Links that hold what a clip was made of: in the part of the address that browsers send to nobody.
  *
- * @typedef {import("./types.js").Settings} Settings
+ * @import { Settings } from "./types.js"
  */
 
 /**

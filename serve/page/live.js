@@ -2,10 +2,7 @@
 /**
  * The client of `/v1/live`, whose messages serve/live/messages.py defines: one session, over as many connections as it takes.
  *
- * @typedef {import("./types.js").Fault} Fault
- * @typedef {import("./types.js").LiveEvents} LiveEvents
- * @typedef {import("./types.js").Message} Message
- * @typedef {import("./types.js").SavedSession} SavedSession
+ * @import { Fault, LiveEvents, Message, SavedSession } from "./types.js"
  */
 
 import { key, readSamples, wantKey } from "./api.js";

@@ -60,6 +60,7 @@ function show(found) {
   making.form.models = found;
   deck.onplay = () => playing.pause();
   playing.onplay = () => deck.pause();
+  making.elsewhere = () => playing.on;
   making.onclip = (clip, samples) => shelf.add(clip, samples);
   const tabs = new Tabs([
     { id: "make", name: words.tabs.make, element: making.element },
@@ -136,4 +137,5 @@ function keyboard(toggle, skip) {
   });
 }
 
-begin();
+if (window.isSecureContext) begin();
+else tell(words.insecure);

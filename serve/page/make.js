@@ -2,12 +2,8 @@
 /**
  * The view *Make*: what a clip should be like, and the clip on the deck while it is made.
  *
- * @typedef {import("./types.js").Clip} Clip
- * @typedef {import("./types.js").Job} Job
- * @typedef {import("./types.js").Settings} Settings
- * @typedef {import("./types.js").Sources} Sources
- * @typedef {import("./types.js").Origin} Origin
- * @typedef {import("./deck.js").Streamed} Streamed
+ * @import { Streamed } from "./deck.js"
+ * @import { Clip, Job, Origin, Settings, Sources } from "./types.js"
  */
 
 import { announce, button, make } from "./dom.js";
@@ -21,6 +17,8 @@ export class Making {
   /** @type {Take | null} */
   #take = null;
   #candidate = new AbortController(); // that is being fetched
+  /** @type {() => boolean} whether something else plays, which a clip that is ready later does not interrupt */
+  elsewhere = () => false;
   /** @type {(clip: Clip, samples: Int16Array<ArrayBuffer>) => void} */
   onclip = () => undefined;
 
@@ -82,7 +80,8 @@ export class Making {
     let made = /** @type {{origin: Origin, side: Streamed} | null} */ (null);
     const take = new Take(settings, sounds, names, {
       begun: (origin) => {
-        made = { origin, side: deck.begin(title, origin.rate, Math.round(settings.seconds * origin.rate), pressed) };
+        const at = this.elsewhere() ? Number.NaN : pressed;
+        made = { origin, side: deck.begin(title, origin.rate, Math.round(settings.seconds * origin.rate), at) };
         deck.say(said);
       },
       samples: (more) => made && deck.add(made.side, more),
@@ -122,8 +121,9 @@ export class Making {
     const order = scores.map((_, index) => index).sort((a, b) => (scores[b] ?? 0) - (scores[a] ?? 0));
     const buttons = order.map((candidate, place) => {
       const score = scores[candidate];
-      const press = () => {
+      const press = (/** @type {MouseEvent} */ { isTrusted }) => {
         for (const one of buttons) one.setAttribute("aria-pressed", String(one === made));
+        if (isTrusted) this.deck.onplay(); // pressed by a person
         this.#fetch(job.id, candidate, settings, names);
       };
       const made = button(words.make.candidate(place + 1), press, { class: "candidate" });
@@ -150,7 +150,8 @@ export class Making {
     let made = /** @type {{origin: Origin, side: Streamed} | null} */ (null);
     /** @param {Origin} origin */
     const begun = (origin) => {
-      const side = this.deck.begin(titleOf(settings, names), origin.rate, Math.round(settings.seconds * origin.rate), performance.now());
+      const at = this.elsewhere() ? Number.NaN : performance.now();
+      const side = this.deck.begin(titleOf(settings, names), origin.rate, Math.round(settings.seconds * origin.rate), at);
       made = { origin, side };
     };
     try {

@@ -2,7 +2,7 @@
 /**
  * Prompts with weights, which blend: two to four lines of words, each with a slider.
  *
- * @typedef {import("./types.js").Prompt} Prompt
+ * @import { Prompt } from "./types.js"
  */
 
 import { announce, button, make } from "./dom.js";

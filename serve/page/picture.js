@@ -2,8 +2,8 @@
 /**
  * The picture of a clip: its wave above its spectrum, over its whole length, growing while samples come.
  *
- * @typedef {import("./samples.js").Samples} Samples
- * @typedef {import("./types.js").Column} Column
+ * @import { Samples } from "./samples.js"
+ * @import { Column } from "./types.js"
  */
 
 import { Columns, coloursOf } from "./columns.js";

@@ -2,9 +2,7 @@
 /**
  * The view *Play*: music without end, whose prompts are blended while it plays.
  *
- * @typedef {import("./types.js").Message} Message
- * @typedef {import("./types.js").Fault} Fault
- * @typedef {import("./types.js").Prompt} Prompt
+ * @import { Fault, Message, Prompt } from "./types.js"
  */
 
 import { Changes } from "./changes.js";
@@ -72,6 +70,11 @@ export class Playing {
     };
     requestAnimationFrame(frame);
     this.#show();
+  }
+
+  /** Whether it plays, or is about to. */
+  get on() {
+    return this.#wanted;
   }
 
   /** @param {number} [pressed] when, by `performance.now` */

@@ -2,7 +2,7 @@
 /**
  * The page's side of the audio thread: one context at the model's rate, and players on it.
  *
- * @typedef {import("./types.js").Transport} Transport
+ * @import { Transport } from "./types.js"
  */
 
 import { rest } from "./dom.js";

@@ -2,7 +2,7 @@
 /**
  * What is recorded of music without end: from what is heard at one press to what is heard at the next, as a file of the server.
  *
- * @typedef {import("./types.js").Message} Message
+ * @import { Message } from "./types.js"
  */
 
 import { ask } from "./api.js";

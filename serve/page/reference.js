@@ -2,7 +2,7 @@
 /**
  * A sound from a person: dropped, chosen as a file, or recorded by the microphone.
  *
- * @typedef {import("./types.js").Sound} Sound
+ * @import { Sound } from "./types.js"
  */
 
 import { announce, button, clock, dress, make } from "./dom.js";

@@ -4,10 +4,7 @@
  *
  * It draws and plays nothing: whoever has it made listens to its events.
  *
- * @typedef {import("./types.js").Origin} Origin
- * @typedef {import("./types.js").Settings} Settings
- * @typedef {import("./types.js").Sources} Sources
- * @typedef {import("./types.js").TakeEvents} TakeEvents
+ * @import { Origin, Settings, Sources, TakeEvents } from "./types.js"
  */
 
 import { Refused, createJob, deleteJob, generate, job, jobAudio, samplesOf } from "./api.js";

@@ -2,8 +2,7 @@
 /**
  * The view *History*: the clips of this browser, and what can be done with them.
  *
- * @typedef {import("./types.js").Clip} Clip
- * @typedef {import("./types.js").Sound} Sound
+ * @import { Clip, Sound } from "./types.js"
  */
 
 import { Refused, jobAudio } from "./api.js";

@@ -2,7 +2,7 @@
 /**
  * The clips of this browser, in IndexedDB: what they are in one table, their samples in another, so that a list reads no sound.
  *
- * @typedef {import("./types.js").Clip} Clip
+ * @import { Clip } from "./types.js"
  */
 
 export const MOST_CLIPS = 50;

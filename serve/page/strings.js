@@ -8,6 +8,8 @@ export const words = {
   volume: "Volume",
   footer: "Space plays and pauses, ← and → move by a second, Enter in the prompt makes music.",
 
+  insecure: "Browsers give sound to pages of https and of this machine alone. Open this page over https, or on the machine that serves it.",
+
   tabs: { label: "Views", make: "Make", play: "Play", history: "History" },
 
   key: { label: "Key of this server", enter: "Use key", needed: "This server needs a key." },

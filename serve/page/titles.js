@@ -2,8 +2,7 @@
 /**
  * What clips are called.
  *
- * @typedef {import("./types.js").Settings} Settings
- * @typedef {import("./types.js").Sources} Sources
+ * @import { Settings, Sources } from "./types.js"
  */
 
 import { words } from "./strings.js";

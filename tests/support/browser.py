@@ -24,6 +24,7 @@ ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # beside other tests a processo
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
+    "--host-resolver-rules=MAP elsewhere.test 127.0.0.1",  # a name that is not this machine's, to a browser
 )
 WATCH = """
 addEventListener("securitypolicyviolation", (event) => console.error("violation", event.violatedDirective, event.blockedURI));
