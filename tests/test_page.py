@@ -386,7 +386,7 @@ def test_a_key_is_asked_for(browser: Browser, bundle: Path, tmp_path: Path) -> N
     keys.chmod(0o600)
     with serving(tmp_path, f"demo={bundle}", "--keys", keys) as running, watched(browser, f"{running.url}/") as page:
         page.wait_for_selector("#key:visible")
-        assert "a key is needed" in page.inner_text(".key .note")
+        assert "needs a key" in page.inner_text(".key .note")
         assert not violations(page)
         page.fill("#key", "wrong")
         page.press("#key", "Enter")

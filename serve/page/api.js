@@ -25,14 +25,14 @@ export class Refused extends Error {
   }
 }
 
-/** @type {(message: string) => Promise<string>} */
+/** @type {(message: string, wrong: boolean) => Promise<string>} */
 let askForKey = () => Promise.reject(new Error(words.key.needed));
 /** @type {Promise<string> | null} */
 let asking = null;
 
 /**
  * Say how a person is asked for a key.
- * @param {(message: string) => Promise<string>} ask
+ * @param {(message: string, wrong: boolean) => Promise<string>} ask
  */
 export function onKeyWanted(ask) {
   askForKey = ask;
@@ -45,11 +45,10 @@ export function key() {
 
 /**
  * Have a person give a key, of which all calls that wait for one make use.
- * @param {string} message why
  * @returns {Promise<void>}
  */
-export async function wantKey(message) {
-  asking ??= askForKey(message).finally(() => (asking = null));
+export async function wantKey() {
+  asking ??= askForKey(key() ? words.key.unknown : words.key.needed, Boolean(key())).finally(() => (asking = null));
   sessionStorage.setItem(KEY, await asking);
 }
 
@@ -66,9 +65,8 @@ export async function ask(path, options = {}) {
     const headers = { ...options.headers, ...(sent ? { Authorization: `Bearer ${sent}` } : {}) };
     const response = await fetch(new URL(path, document.baseURI), { ...options, headers, cache: "no-store" });
     if (response.ok) return response;
-    const refused = await refusalOf(response);
-    if (response.status !== 401) throw refused;
-    if (sent === key()) await unless(wantKey(refused.message), options.signal);
+    if (response.status !== 401) throw await refusalOf(response);
+    if (sent === key()) await unless(wantKey(), options.signal);
   }
 }
 

@@ -11,7 +11,7 @@ export function keyField() {
   /** @type {(key: string) => void} */
   let given = () => undefined;
   const input = make("input", { id: "key", type: "password", autocomplete: "current-password", required: true, spellcheck: "false" });
-  const note = make("p", { class: "note wrong", role: "alert" });
+  const note = make("p", { class: "note", role: "alert" });
   const submit = (/** @type {Event} */ event) => {
     event.preventDefault();
     element.hidden = true;
@@ -23,11 +23,13 @@ export function keyField() {
   const element = make("form", { class: "panel key", hidden: true, submit }, make("div", { class: "row" }, label, input, enter), note);
   /**
    * @param {string} message
+   * @param {boolean} wrong
    * @returns {Promise<string>}
    */
-  function ask(message) {
+  function ask(message, wrong) {
     element.hidden = false;
     note.textContent = message;
+    note.classList.toggle("wrong", wrong);
     input.focus();
     return new Promise((done) => (given = done));
   }

@@ -96,7 +96,7 @@ export class Live {
   #refused(fault) {
     if (fault.code === "invalid_api_key") {
       this.#drop();
-      wantKey(fault.message).then(() => this.connect(), () => this.close());
+      wantKey().then(() => this.connect(), () => this.close());
     } else if (fault.retry_s !== null && fault.retry_s !== undefined) {
       this.#drop();
       this.#later(fault.retry_s, fault.message);

@@ -12,7 +12,7 @@ export const words = {
 
   tabs: { label: "Views", make: "Make", play: "Play", history: "History" },
 
-  key: { label: "Key of this server", enter: "Use key", needed: "This server needs a key." },
+  key: { label: "Key of this server", enter: "Use key", needed: "This server needs a key.", unknown: "This key is not known here." },
 
   /** @type {Record<string, string>} */
   stages: { prompt: "Prompt", semantic: "Melody and form", coarse: "Sound", fine: "Detail", codec: "Wave" },
