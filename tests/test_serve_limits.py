@@ -27,6 +27,7 @@ LONG = ASKED | {"seconds": 400.0}
 KEYS = {"anna": "key-of-anna-0123456789", "bert": "key-of-bert-0123456789"}
 LIMITS = ["--max-body-bytes", 10_000, "--max-upload-bytes", 200_000, "--max-upload-seconds", 2, "--max-waiting", 3]
 LIMITS += ["--max-waiting-per-key", 2, "--max-together", 1, "--max-header-s", 1, "--max-body-s", 1.5, "--max-idle-s", 2, "--max-ahead-s", 1]
+LIMITS += ["--deadline", "b=1.5"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,17 @@ def test_browsers_of_other_origins(anna: httpx.Client) -> None:
             answer = anna.post("/v1/audio/generations", headers={"Origin": origin, **headers}, content=body)
             assert answer.status_code == status
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+
+
+# --- how long
+
+
+@pytest.mark.parametrize(("model", "asked", "seconds"), [("b", 1.0, 1.0), ("b", 60.0, 1.5), ("a", 1.0, 1.0)])
+def test_the_shortest_deadline_holds(anna: httpx.Client, model: str, asked: float, seconds: float) -> None:
+    """Fault: a request's deadline beyond its model's, or one model's deadline for another."""
+    begun = time.monotonic()
+    answer = anna.post("/v1/audio/generations", json=LONG | {"model": model, "stream": False, "deadline_s": asked})
+    assert answer.status_code == 504 and seconds <= time.monotonic() - begun < seconds + 3  # a bundle may have to be opened
 
 
 # --- how much
