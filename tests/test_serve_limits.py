@@ -257,6 +257,23 @@ def test_it_is_told_to_stop(tiny_bundle: Path, tmp_path: Path, signals: int) -> 
         assert "Traceback" not in server.log.read_text(encoding="utf-8")
 
 
+def test_who_goes_on_when_it_must_end(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Fault: a client that reads nothing and keeps the server alive, or a traceback in place of a word about it."""
+    with serving(tmp_path, tiny_bundle, "--drain", 1) as server:
+        slow = connect(server)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps(LONG | {"response_format": "pcm"}).encode()
+        slow.sendall(b"POST /v1/audio/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        slow.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert eventually(lambda: "musiclm_requests_running 1.0" in httpx.get(f"{server.url}/metrics").text)
+        time.sleep(3)  # until what it does not read fills what the system keeps
+        begun = time.monotonic()
+        assert server.stop() == 0 and time.monotonic() - begun < 6
+        said = server.log.read_text(encoding="utf-8")
+        assert "Traceback" not in said and ("a request was cut off" in said or "without completing response" in said)
+        slow.close()
+
+
 def _asked(server: Server) -> int | None:
     try:
         return httpx.post(f"{server.url}/v1/audio/generations", json=ASKED).status_code
