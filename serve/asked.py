@@ -25,10 +25,12 @@ _CHANNELS = 8
 _PASSED = ("seed", "num_samples", "stop", "first_window_s", "window_growth", "max_semantic_tokens", "include_prime")
 
 
-def make_asked(body: bodies.Ours, model: str, prompt: Any, bundle: Bundle, limits: Limits, live: bool) -> Asked:
+def make_asked(body: bodies.Ours, model: str, prompt: Any, bundle: Bundle, limits: Limits, deadline_s: float, live: bool) -> Asked:
     """Return what a body asks.
 
-    prompt: a text, parts, or None; live: whether it is played while it is made. Raises Refusal (400 or 413) for what goes beyond a limit.
+    prompt: a text, parts, or None; deadline_s: that requests to this model have; live: whether it is played while it is made.
+
+    Raises Refusal (400 or 413) for what goes beyond a limit.
     """
     sounds = _Sounds(limits)
     arguments: dict[str, Any] = {name: value for name in _PASSED if (value := getattr(body, name)) is not None}
@@ -48,7 +50,8 @@ def make_asked(body: bodies.Ours, model: str, prompt: Any, bundle: Bundle, limit
     if not {"text", "audio", "prime"} & arguments.keys():
         raise Refusal(400, "say what the music should be like: a prompt, or a sound as audio or prime.", "prompt", "missing")
     words = str(arguments["text"]) if "text" in arguments else "a sound"
-    return Asked(model, arguments, seconds, words, sounds.bytes, min(body.deadline_s or limits.deadline_s, limits.deadline_s))
+    deadline_s = min(deadline_s, body.deadline_s or deadline_s)
+    return Asked(model, arguments, seconds, words, sounds.bytes, deadline_s)
 
 
 def _seconds(body: bodies.Ours, bundle: Bundle, limits: Limits) -> float:

@@ -31,8 +31,8 @@ class Asked:
     arguments: Mapping[str, Any]  # of `MusicLM.generate`
     seconds: float
     prompt: str  # in words, for those who look at the job
-    bytes: int = 0  # of the sounds among the arguments
-    deadline_s: float | None = None
+    bytes: int  # of the sounds among the arguments
+    deadline_s: float  # from the request to its last byte
     ahead_s: float | None = None  # that a stream is made ahead of its listener; None: as the server has it
 
 

@@ -155,7 +155,7 @@ class Runner:
                 if not complete:
                     job.state, job.cancel = "running", playing.cancel
                 try:
-                    async with asyncio.timeout(job.asked.deadline_s or self._limits.deadline_s):
+                    async with asyncio.timeout(job.asked.deadline_s):
                         yield playing
                 except BaseException as error:
                     stream.cancel()
@@ -239,7 +239,7 @@ class Runner:
     async def _collect(self, job: Job) -> None:
         cancel = threading.Event()
         job.state, job.cancel, job.begun = "running", cancel.set, time.time()
-        left = (job.asked.deadline_s or self._limits.deadline_s) - (time.time() - job.created)
+        left = job.asked.deadline_s - (time.time() - job.created)
         try:
             async with self._models.use(job.asked.model) as loaded, asyncio.timeout(left):
                 with refusing():

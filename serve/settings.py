@@ -53,6 +53,11 @@ class Settings:
     threads: int | None = None
     keys: Mapping[str, str] = field(default_factory=dict)  # key -> name of whoever has it; empty: nobody is asked for one
     origins: Sequence[str] = ()  # from which browsers may ask (CORS)
+    deadlines: Mapping[str, float] = field(default_factory=dict)  # `Limits.deadline_s` of a model, where it has less
     memory_bytes: int | None = None  # of loaded bundles, the least recently used of which is let go beyond that
     drain_s: float = 30.0  # that running requests have to end in when the server is told to stop
     limits: Limits = Limits()
+
+    def deadline_s(self, model: str) -> float:
+        """Return the seconds that a request to a model has until its last byte."""
+        return min(self.limits.deadline_s, self.deadlines.get(model, float("inf")))

@@ -27,6 +27,7 @@ LONG = ASKED | {"seconds": 400.0}
 KEYS = {"anna": "key-of-anna-0123456789", "bert": "key-of-bert-0123456789"}
 LIMITS = ["--max-body-bytes", 10_000, "--max-upload-bytes", 200_000, "--max-upload-seconds", 2, "--max-waiting", 3]
 LIMITS += ["--max-waiting-per-key", 2, "--max-together", 1, "--max-header-s", 1, "--max-body-s", 1.5, "--max-idle-s", 2, "--max-ahead-s", 1]
+LIMITS += ["--deadline", "b=1.5"]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,17 @@ def test_browsers_of_other_origins(anna: httpx.Client) -> None:
             answer = anna.post("/v1/audio/generations", headers={"Origin": origin, **headers}, content=body)
             assert answer.status_code == status
             assert (answer.headers.get("access-control-allow-origin") == origin) == allowed
+
+
+# --- how long
+
+
+@pytest.mark.parametrize(("model", "asked", "seconds"), [("b", 1.0, 1.0), ("b", 60.0, 1.5), ("a", 1.0, 1.0)])
+def test_the_shortest_deadline_holds(anna: httpx.Client, model: str, asked: float, seconds: float) -> None:
+    """Fault: a request's deadline beyond its model's, or one model's deadline for another."""
+    begun = time.monotonic()
+    answer = anna.post("/v1/audio/generations", json=LONG | {"model": model, "stream": False, "deadline_s": asked})
+    assert answer.status_code == 504 and seconds <= time.monotonic() - begun < seconds + 3  # a bundle may have to be opened
 
 
 # --- how much
@@ -243,6 +255,23 @@ def test_it_is_told_to_stop(tiny_bundle: Path, tmp_path: Path, signals: int) -> 
                 assert len(got + b"".join(pieces)) == 2 * 20 * 16000
         assert server.process.wait(10) == 0
         assert "Traceback" not in server.log.read_text(encoding="utf-8")
+
+
+def test_who_goes_on_when_it_must_end(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Fault: a client that reads nothing and keeps the server alive, or a traceback in place of a word about it."""
+    with serving(tmp_path, tiny_bundle, "--drain", 1) as server:
+        slow = connect(server)
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = json.dumps(LONG | {"response_format": "pcm"}).encode()
+        slow.sendall(b"POST /v1/audio/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        slow.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        assert eventually(lambda: "musiclm_requests_running 1.0" in httpx.get(f"{server.url}/metrics").text)
+        time.sleep(3)  # until what it does not read fills what the system keeps
+        begun = time.monotonic()
+        assert server.stop() == 0 and time.monotonic() - begun < 6
+        said = server.log.read_text(encoding="utf-8")
+        assert "Traceback" not in said and ("a request was cut off" in said or "without completing response" in said)
+        slow.close()
 
 
 def _asked(server: Server) -> int | None:

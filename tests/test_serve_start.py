@@ -84,6 +84,8 @@ def test_the_extra_is_missing(tiny_bundle: Path) -> None:
         (("{}", "--port", "65536"), "argument --port: expected a whole number from 0 to 65535, got '65536'"),
         (("{}", "--drain", "-1"), "argument --drain: expected a number above 0, got '-1'"),
         (("{}", "--threads", "0"), "argument --threads: expected a whole number of at least 1, got '0'"),
+        (("x={}", "--deadline", "x=0"), "--deadline x=0: expected a number above 0, got '0'"),
+        (("x={}", "--deadline", "y=3"), "--deadline y=3: there is no bundle 'y', only x"),
         (("{}", "--max-upload-bytes", "0"), "--max-upload-bytes must be above 0, got 0."),
     ],
 )

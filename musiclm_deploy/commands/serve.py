@@ -56,6 +56,9 @@ def add_options(commands: Any) -> None:
     parser.add_argument(
         "--drain", type=_above_zero, default=30.0, metavar="S", help="seconds that requests have when it is stopped (default: 30)"
     )
+    parser.add_argument(
+        "--deadline", action="append", default=[], metavar="NAME=S", help="seconds that a request to this bundle has; repeat for others"
+    )
     parser.add_argument("--log-json", action="store_true", help="log as JSON, a line each")
     limits = parser.add_argument_group("limits")
     for name, kind, default in _limits():
@@ -118,12 +121,19 @@ def run(options: argparse.Namespace) -> int:
         limits = Limits(**{name: getattr(options, f"max_{name}") for name, _, _ in _limits()})
     except ValueError as error:
         options.wrong_usage(f"--max-{error}")
+    deadlines = {}
+    for given in options.deadline:
+        name, _, seconds = given.partition("=")
+        try:
+            deadlines[name] = _above_zero(seconds)
+        except argparse.ArgumentTypeError as error:
+            options.wrong_usage(f"--deadline {given}: {error}")
+        if name not in bundles:
+            options.wrong_usage(f"--deadline {given}: there is no bundle {name!r}, only {', '.join(bundles)}")
     log(options.verbose, options.log_json)
     keys = read_keys(options.keys) if options.keys else {}
     memory = None if options.memory_gb is None else int(options.memory_gb * 1e9)
-    serve(
-        Settings(
-            bundles, options.host, options.port, options.device, options.threads, keys, options.allow_origin, memory, options.drain, limits
-        )
-    )
+    where = {"host": options.host, "port": options.port, "device": options.device, "threads": options.threads}
+    who = {"keys": keys, "origins": options.allow_origin}
+    serve(Settings(bundles, **where, **who, deadlines=deadlines, memory_bytes=memory, drain_s=options.drain, limits=limits))
     return 0

@@ -116,13 +116,12 @@ class Session:
         body = JobBody.model_validate(fields)
         limits = self._server.settings.limits
         with refusing():
-            asked = make_asked(body, self.model, body.prompt, self._bundle, limits, live=True)
+            asked = make_asked(body, self.model, body.prompt, self._bundle, limits, limits.live_s, live=True)
         return replace(
             asked,
             arguments={**asked.arguments, "seconds": None, **live_plan(self._bundle.manifest, self._step_s)},
             seconds=limits.live_s,
             ahead_s=AHEAD_S,
-            deadline_s=limits.live_s,
         )
 
     # --- whether it plays

@@ -32,7 +32,8 @@ async def ask(request: Request, body: bodies.Ours, model: str | None, prompt: An
     server = server_of(request)
     bundle = server.models.bundle(model)
     with refusing():
-        asked = asking.make_asked(body, model or server.models.default, prompt, bundle, server.settings.limits, live)
+        name, settings = model or server.models.default, server.settings
+        asked = asking.make_asked(body, name, prompt, bundle, settings.limits, settings.deadline_s(name), live)
     await server.runner.check(asked)
     return server, asked
 
