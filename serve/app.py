@@ -19,7 +19,7 @@ from .. import __version__
 from . import bodies
 from .errors import Refusal, stopping
 from .limits import Gate, refused
-from .records import QUIET_PATHS
+from .records import is_quiet
 from .routes import elevenlabs, generations, live, openai, page, status
 from .settings import Settings
 from .state import Server, request_id
@@ -47,7 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=__version__,
         description="Music from text, while it is made.",
         lifespan=lifespan,
-        telemetry={"exclude": lambda scope: scope["path"] in QUIET_PATHS},
+        telemetry={"exclude": lambda scope: is_quiet(scope["path"])},
     )
     app.state.server = server
     for router in (generations.router, openai.router, elevenlabs.router, live.router, status.router):

@@ -11,10 +11,16 @@ from typing import Any
 from urllib.parse import quote
 
 from .jobs import Job
+from .keys import OPEN_FOLDER
 
 _LOG = logging.getLogger("musiclm_deploy.serve.access")
-QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds by what watches servers
+_QUIET_PATHS = ("/health", "/ready", "/metrics")  # asked every few seconds by what watches servers
 _STAGES = {"prompt": "mulan", "semantic": "semantic", "coarse": "coarse", "fine": "fine", "codec": "codec"}  # ours: of a job's timings
+
+
+def is_quiet(path: str) -> bool:
+    """Return whether a request for a path is not worth a line in the log, or a span: what watches servers, and each file of the page."""
+    return path in _QUIET_PATHS or path.startswith(OPEN_FOLDER)
 
 
 class Record:
@@ -64,7 +70,7 @@ class Record:
         """Log it."""
         self.note(seconds=self.seconds)
         known = {"request_id": self.request_id, "method": self.method, "path": self.path, **self.fields}
-        quiet = self.path in QUIET_PATHS and self.fields.get("status", 0) < 400
+        quiet = is_quiet(self.path) and self.fields.get("status", 0) < 400
         _LOG.log(logging.DEBUG if quiet else logging.INFO, "%s", self._sentence(), extra={"fields": known})
 
     def _sentence(self) -> str:

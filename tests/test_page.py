@@ -365,6 +365,21 @@ def test_a_cut_line_is_taken_up_again(browser: Browser, server: Server, client: 
     assert np.array_equal(samples, api_samples(client, prompt="calm solo piano", seconds=60, seed=7))
 
 
+def test_a_dead_line_is_noticed(browser: Browser, server: Server, client: httpx.Client) -> None:
+    """Fault: a clip that never ends, since nobody told the browser that its connection is gone, as after a sleep."""
+    line = Line(server.url)
+    with watched(browser, line.url) as page:
+        ready(page)
+        before = line.bytes
+        ask(page, seconds=60)
+        assert eventually(lambda: line.bytes > before + 200_000)
+        line.silence()
+        until_kept(page)
+        _, samples = kept(page)
+    line.close()
+    assert np.array_equal(samples, api_samples(client, prompt="calm solo piano", seconds=60, seed=7))
+
+
 def test_a_reload_goes_on(page: Page, client: httpx.Client) -> None:
     """Fault: a clip that is lost with the page that showed it."""
     ask(page, seconds=60)

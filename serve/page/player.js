@@ -113,6 +113,7 @@ export class Player {
       this.#reported = performance.now();
       this.onchange();
     } else if (message.type === "sound" && !Number.isNaN(this.#pressed)) {
+      // for tests, and for the curious
       document.documentElement.dataset.firstSoundMs = (performance.now() - this.#pressed).toFixed(0);
       this.#pressed = Number.NaN;
     } else if (message.type === "ended") this.onended();

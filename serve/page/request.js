@@ -14,6 +14,7 @@ import { words } from "./strings.js";
 
 const SAVED = "musiclm-take";
 const LOOK_S = 0.5;
+const SILENT_S = 3; // after which a line is taken for dead, if the server has made all that it was to send
 
 /**
  * Return the request that a reload interrupted, if there was one.
@@ -28,7 +29,8 @@ export class Take {
   #stop = new AbortController();
   #patience;
   #line = new AbortController(); // of the answer that is read now
-  #received = 0;
+  #received = 0; // samples
+  #heard = 0; // when the last of them came
   #over = false;
   /** @type {string | null} */
   #job = null;
@@ -117,6 +119,7 @@ export class Take {
       try {
         for await (const samples of samplesOf(response)) {
           this.#received += samples.length;
+          this.#heard = performance.now();
           this.events.samples(samples);
         }
         return;
@@ -151,11 +154,14 @@ export class Take {
   /** Look at the job now and then, while this answer is read, and say how far each stage is. */
   async #look() {
     const line = this.#line;
+    this.#heard = performance.now();
     while (line === this.#line && !this.#over && !this.cancelled) {
       try {
-        const state = await job(/** @type {string} */ (this.#job), this.#stop.signal);
+        const patience = AbortSignal.any([this.#stop.signal, AbortSignal.timeout(1000 * SILENT_S)]);
+        const state = await job(/** @type {string} */ (this.#job), patience);
         if (line === this.#line && !this.#over) this.events.progress(state);
-        if (state.state === "cut") line.abort(); // it is dead, as after a sleep, and has not noticed
+        const silent = performance.now() - this.#heard > 1000 * SILENT_S;
+        if (state.state !== "running" && silent) line.abort(); // it is dead, as after a sleep, and has not noticed
         await rest(LOOK_S, this.#stop.signal);
       } catch {
         if (!this.cancelled) await rest(2 * LOOK_S); // the samples themselves will say what is wrong

@@ -105,6 +105,7 @@ class Line:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
         self.bytes, self.whole = 0, True  # bytes that the server has sent; whether the line takes connections
+        self._count = self._dead = 0  # connections so far; how many of them the server is not heard on any more
         self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}/"
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -115,6 +116,10 @@ class Line:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
         self._sockets.clear()
+
+    def silence(self) -> None:
+        """Lose what the server sends on the connections of now, which stay open."""
+        self._dead = self._count
 
     def close(self) -> None:
         """Take no more connections."""
@@ -130,14 +135,17 @@ class Line:
                     continue
                 server = socket.create_connection(("127.0.0.1", self._port))
                 self._sockets += [client, server]
-                for source, sink in ((client, server), (server, client)):
-                    threading.Thread(target=self._copy, args=(source, sink, source is server), daemon=True).start()
+                self._count += 1
+                for source, sink, number in ((client, server, 0), (server, client, self._count)):
+                    threading.Thread(target=self._copy, args=(source, sink, number), daemon=True).start()
 
-    def _copy(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+    def _copy(self, source: socket.socket, sink: socket.socket, number: int) -> None:
+        """Copy one direction. number: of the connection, if it is the server that sends."""
         with suppress(OSError):
             while data := source.recv(1 << 14):
-                sink.sendall(data)
-                self.bytes += len(data) if counted else 0
+                if not 0 < number <= self._dead:
+                    sink.sendall(data)
+                    self.bytes += len(data) if number else 0
         for one in (source, sink):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
