@@ -169,11 +169,15 @@ export async function deleteJob(id) {
  */
 export async function* samplesOf(response) {
   const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  let whole = false;
   let odd = new Uint8Array(0); // a chunk may end in the middle of a sample
   try {
     for (;;) {
       const { done, value } = await reader.read();
-      if (done) return;
+      if (done) {
+        whole = true;
+        return;
+      }
       const bytes = new Uint8Array(odd.length + value.length);
       bytes.set(odd);
       bytes.set(value, odd.length);
@@ -182,7 +186,7 @@ export async function* samplesOf(response) {
       if (count) yield readSamples(bytes.buffer, 0, count);
     }
   } finally {
-    reader.cancel().catch(() => undefined);
+    if (!whole) reader.cancel().catch(() => undefined);
   }
 }
 

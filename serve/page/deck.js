@@ -3,7 +3,7 @@
  * The deck: a clip that plays. Both a clip that is being made and one of the history lie on it, or two that are compared.
  *
  * @import { Outputs } from "./player.js"
- * @import { Job, Side } from "./types.js"
+ * @import { Side } from "./types.js"
  */
 
 import { DeckLook } from "./decklook.js";
@@ -180,11 +180,6 @@ export class Deck {
   set making(making) {
     this.#making = making;
     this.look.making = making;
-  }
-
-  /** @param {Job} job says how far it is */
-  progress(job) {
-    if (this.#making) this.look.progress(job);
   }
 
   /**

@@ -97,6 +97,7 @@ export class DeckLook {
    * @param {Job} job
    */
   progress(job) {
+    if (this.cancel.hidden) return; // it has ended meanwhile
     if (job.position) this.say(words.deck.queued(job.position));
     else if (this.note.dataset.queued) this.say("");
     this.note.dataset.queued = job.position ? "true" : "";

@@ -85,7 +85,7 @@ export class Making {
         deck.say(said);
       },
       samples: (more) => made && deck.add(made.side, more),
-      progress: (job) => deck.progress(job),
+      progress: (job) => deck.look.progress(job),
       waits: (message, seconds) => deck.say(message && words.make.again(message, seconds)),
       candidates: (job) => this.#choose(job, settings, names),
     });

@@ -136,12 +136,23 @@ export class Take {
    */
   async #rest() {
     try {
-      const query = { response_format: "pcm", start_sample: this.#received };
-      return await this.#patience.ask(() => jobAudio(/** @type {string} */ (this.#job), query, this.#newLine()), true);
+      return await this.#patience.ask(() => this.#reopen(), true);
     } catch (error) {
       if (error instanceof Refused && error.status === 416) return null;
       if (error instanceof Refused && error.status === 404) throw new Refused(404, words.error.forgotten, error.code, null);
       throw error;
+    }
+  }
+
+  /** Ask for the rest once; a server that says nothing is asked over another connection. */
+  async #reopen() {
+    const signal = this.#newLine();
+    const line = this.#line;
+    const timer = setTimeout(() => line.abort(), 1000 * SILENT_S);
+    try {
+      return await jobAudio(/** @type {string} */ (this.#job), { response_format: "pcm", start_sample: this.#received }, signal);
+    } finally {
+      clearTimeout(timer);
     }
   }
 

@@ -1,6 +1,6 @@
 // @ts-check
 /**
- * All words of the page. Another language is another file of this shape.
+ * All words of the page. Another language is another file of this shape. Defaults of parameters say what they are; all are given.
  */
 
 export const words = {
@@ -27,9 +27,9 @@ export const words = {
     cancel: "Cancel",
     loudness: "Integrated loudness of what is there (ITU-R BS.1770)",
     sides: "Which of the two clips is heard",
-    hears: (/** @type {string} */ title) => `Now: ${title}`,
-    of: (/** @type {string} */ now, /** @type {string} */ total) => `${now} of ${total}`,
-    queued: (/** @type {number} */ place) => (place === 1 ? "Next in the queue." : `Number ${place} in the queue.`),
+    hears: (title = "") => `Now: ${title}`,
+    of: (now = "", total = "") => `${now} of ${total}`,
+    queued: (place = 0) => (place === 1 ? "Next in the queue." : `Number ${place} in the queue.`),
   },
 
   form: {
@@ -43,7 +43,7 @@ export const words = {
     go: "Make music",
     anew: "Make anew",
     nothing: "Say in words what the music should be like, or give a sound.",
-    goesOn: (/** @type {string} */ name) => `Goes on from “${name}”. Seconds include it.`,
+    goesOn: (name = "") => `Goes on from “${name}”. Seconds include it.`,
     removePrime: "Do not go on from this clip",
   },
 
@@ -55,25 +55,25 @@ export const words = {
     stop: "Stop",
     remove: "Remove the reference sound",
     records: "Recording from the microphone.",
-    recording: (/** @type {string} */ time) => `Recording ${time}`,
-    recorded: (/** @type {string} */ time) => `microphone, ${time}`,
-    unreadable: (/** @type {string} */ name) => `${name} cannot be read as sound. Try a wav, flac, ogg or mp3 file.`,
-    shortened: (/** @type {number} */ seconds) => `Only its first ${seconds} seconds are used.`,
+    recording: (time = "") => `Recording ${time}`,
+    recorded: (time = "") => `microphone, ${time}`,
+    unreadable: (name = "") => `${name} cannot be read as sound. Try a wav, flac, ogg or mp3 file.`,
+    shortened: (seconds = 0) => `Only its first ${seconds} seconds are used.`,
     noMicrophone: "The microphone cannot be used. Allow it for this page, or choose a file.",
   },
 
   make: {
     candidates: "Candidates, the best first",
-    candidate: (/** @type {number} */ place) => `Candidate ${place}`,
+    candidate: (place = 0) => `Candidate ${place}`,
     score: "How close it is to the prompt, by the model’s own measure",
     begins: "Begins…",
     waits: "All candidates are made first, then compared.",
     done: "The clip is whole.",
     cancelled: "Cancelled.",
     resumed: "This clip was being made before the page was loaded again. Press play to hear it.",
-    again: (/** @type {string} */ message, /** @type {number} */ seconds) => `${message} Trying again in ${seconds} s.`,
-    like: (/** @type {string} */ name) => `like ${name}`,
-    after: (/** @type {string} */ name) => `on from ${name}`,
+    again: (message = "", seconds = 0) => `${message} Trying again in ${seconds} s.`,
+    like: (name = "") => `like ${name}`,
+    after: (name = "") => `on from ${name}`,
   },
 
   mixer: {
@@ -101,9 +101,9 @@ export const words = {
     lost: "This session is over: the server was restarted, or it was too long ago.",
     resume: "Music was playing before the page was loaded again. Press play to go on.",
     heard: "The change is heard.",
-    heardIn: (/** @type {number} */ seconds) => `Change heard in ${seconds.toFixed(1)} s`,
+    heardIn: (seconds = 0) => `Change heard in ${seconds.toFixed(1)} s`,
     cut: "The connection was cut. What is here plays on.",
-    again: (/** @type {number} */ seconds) => (seconds ? `Trying again in ${seconds} s.` : "Trying again…"),
+    again: (seconds = 0) => (seconds ? `Trying again in ${seconds} s.` : "Trying again…"),
   },
 
   record: {
@@ -114,7 +114,7 @@ export const words = {
     records: "Recording.",
     ends: "The recording has ended.",
     ready: "The recording is ready.",
-    download: (/** @type {string} */ format, /** @type {string} */ time) => `Download ${format}, ${time}`,
+    download: (format = "", time = "") => `Download ${format}, ${time}`,
   },
 
   history: {
@@ -122,20 +122,20 @@ export const words = {
     empty: "No clips yet.",
     closed: "This browser keeps nothing for this page, as in a private window: clips are gone when it is closed.",
     full: "There is no room for this clip in this browser. Delete some, or download it now.",
-    gone: (/** @type {number} */ count) => `${count === 1 ? "The oldest clip" : `The ${count} oldest clips`} made room for this one.`,
-    play: (/** @type {string} */ title) => `Play ${title}`,
-    side: (/** @type {string} */ name) => `Compare as ${name}`,
-    sideOf: (/** @type {string} */ name, /** @type {string} */ title) => `${name}: compare ${title}`,
+    gone: (count = 0) => `${count === 1 ? "The oldest clip" : `The ${count} oldest clips`} made room for this one.`,
+    play: (title = "") => `Play ${title}`,
+    side: (name = "") => `Compare as ${name}`,
+    sideOf: (name = "", title = "") => `${name}: compare ${title}`,
     compare: "Compare A and B",
     compares: "A and B play at the same loudness. Switch between them on the deck.",
     rates: "These clips have different sample rates and cannot be switched in place.",
-    seed: (/** @type {number} */ seed) => `seed ${seed}`,
+    seed: (seed = 0) => `seed ${seed}`,
     goOn: "Go on",
     goOnTitle: "Make music that goes on from this clip",
     vary: "Vary",
     varyTitle: "Same seed, another prompt",
     download: "Download",
-    downloadOf: (/** @type {string} */ title) => `Download ${title}`,
+    downloadOf: (title = "") => `Download ${title}`,
     wavOnly: "The server no longer has this clip, so it can be downloaded as wav alone.",
     link: "Link",
     linkTitle: "Copy a link that makes the same clip",
@@ -144,8 +144,7 @@ export const words = {
     without: "Its sounds are not in the link.",
     remove: "Delete",
     removed: "Deleted.",
-    comment: (/** @type {string} */ title, /** @type {number} */ seed, /** @type {number} */ seconds, /** @type {string} */ bundle) =>
-      `prompt: ${title}; seed: ${seed}; seconds: ${seconds}; bundle: ${bundle}`,
+    comment: (title = "", seed = 0, seconds = 0, bundle = "") => `prompt: ${title}; seed: ${seed}; seconds: ${seconds}; bundle: ${bundle}`,
   },
 
   link: {
@@ -157,7 +156,7 @@ export const words = {
     gone: "The server does not answer. Check that it runs, then try again.",
     cut: "The connection was cut.",
     forgotten: "The server no longer has this clip. Make it anew: the same seed gives the same clip.",
-    status: (/** @type {number} */ status) => `The server answered ${status}. Try again later.`,
-    ended: (/** @type {string} */ state) => `The job has ended: ${state}. Make it anew.`,
+    status: (status = 0) => `The server answered ${status}. Try again later.`,
+    ended: (state = "") => `The job has ended: ${state}. Make it anew.`,
   },
 };
