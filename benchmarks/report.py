@@ -54,6 +54,18 @@ EMBED = Section(
 )
 
 
+SERVE = Section(
+    "Over HTTP: from a request to a stream's first samples",
+    "serve",
+    (*SIZE, "form", "clients", "seconds"),
+    (
+        *MODEL,
+        *(("clients", field("clients")), ("clip s", field("seconds")), ("streams", field("n"))),
+        *(("first audio ms: median", number("median_ms")), ("p95", number("p95_ms")), ("p99", number("p99_ms"))),
+    ),
+)
+
+
 def ratio(rows: Sequence[Row], field: str, above: dict[str, Any], below: dict[str, Any]) -> float | None:
     """`field` of a row over that of another, both of the last run that has both; None where there is none."""
     runs: dict[tuple, dict[str, Row]] = {}
@@ -143,7 +155,7 @@ def markdown(rows: Sequence[Row], picture: str) -> str:
         model = f"dim {of_largest[0]['dim']} × {of_largest[0]['depth']}"
         parts.append(f"**Aims and measurements**, {model}\n\n{as_markdown(targets(of_largest))}")
         parts.append(f"![Step time by rows and by context, real-time factors]({picture})")
-    for section in (*SECTIONS, PEER_CLIPS, EMBED, *ON_A_GPU):
+    for section in (*SECTIONS, PEER_CLIPS, EMBED, SERVE, *ON_A_GPU):
         if table := cells(rows, section):
             parts.append(f"**{section.title}**\n\n{as_markdown(table)}")
             if section.kind == "gpu step":

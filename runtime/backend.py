@@ -69,14 +69,14 @@ def useful_threads(threads: int | None) -> int | None:
 
 
 def open_session(
-    path: Path, threads: int | None, device: str = "cpu", data: Mapping[str, Path] | None = None, in_chunks: bool = False
+    path: Path, threads: int | None, device: str = "cpu", data: Mapping[str, Path] | None = None, spins: bool = True
 ) -> ort.InferenceSession:
     """Open a session on "cpu" or "cuda". `threads` None takes one per physical core, or one per processor if this process may not use all.
 
     data: the files that the graph may take weights from, by the names that it has for them. By default ONNX Runtime opens what the graph
     names, in the graph's own folder only, so that most links to other folders are refused.
-    in_chunks: whether its calls come between those of something else, which its threads must not disturb by waiting for the next call
-    without sleeping, as they do by default for some milliseconds.
+    spins: whether its threads wait for the next call without sleeping, for some milliseconds: of calls that follow one another. Between
+    those of something else they would disturb it.
     Raises BundleError for a graph that does not load, MemoryError for one that does not fit, and BackendError if it would run on another
     device than was asked for.
     """
@@ -86,7 +86,7 @@ def open_session(
     # At the second call of every shape a block for all of its values is laid out anew, which for MuLaN and a clip of 10 s takes as long as
     # the call itself, and saves nothing later that the arena has not saved.
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.force_spinning_stop", str(int(in_chunks)))
+    options.add_session_config_entry("session.force_spinning_stop", str(int(not spins)))
     if threads is None and available_processors() < (os.cpu_count() or 1):
         threads = available_processors()  # ONNX Runtime would count all of the machine's
     if threads is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backend import open_session
-from .bundle import Bundle, Spectrogram
+from .bundle import STAGES, Bundle, Spectrogram
 from .device.driver import Driver, Engines
 from .device.patches import Patches
 from .shortage import naming_shortage
@@ -52,8 +52,8 @@ class Graphs:
             if graph not in self._sessions:
                 with self._current():
                     path, data = self.bundle.path(graph), self.bundle.data_to_map()
-                    in_chunks = graph == self.bundle.manifest.codec.stream  # between the steps of the transformers
-                    self._sessions[graph] = open_session(path, self.threads, self._device, data, in_chunks)
+                    spins = any(graph == getattr(self.bundle.manifest, stage).graph for stage in STAGES)  # step after step
+                    self._sessions[graph] = open_session(path, self.threads, self._device, data, spins)
             return self._sessions[graph]
 
     @property

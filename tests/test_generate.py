@@ -242,8 +242,8 @@ def test_unknown_devices_are_errors_by_name(tiny_bundle) -> None:
         md.load(tiny_bundle, device="tensorrt")
 
 
-def test_the_codecs_threads_sleep_between_chunks(music: md.MusicLM) -> None:
-    """Fault: threads that spin after each chunk on the processors that compute the next tokens meanwhile."""
+def test_threads_sleep_between_the_steps(music: md.MusicLM) -> None:
+    """Fault: threads that spin after a prompt or a chunk on the processors that compute the next tokens meanwhile."""
     manifest, entry = music.bundle.manifest, "session.force_spinning_stop"
-    graphs = (manifest.codec.stream, manifest.mulan.text)
-    assert [music.graphs.session(graph).get_session_options().get_session_config_entry(entry) for graph in graphs] == ["1", "0"]
+    graphs = (manifest.codec.stream, manifest.mulan.text, manifest.coarse.graph)
+    assert [music.graphs.session(graph).get_session_options().get_session_config_entry(entry) for graph in graphs] == ["1", "1", "0"]

@@ -23,6 +23,7 @@ from .messages import EndRecord, Failed, Pause, Play, Played, Record, Reset, Set
 from .session import Session
 
 _WAITING = 64  # messages of a client that are read before the first of them is done
+_OLDER = 4  # prompts that came together, of which the latest that can be is taken
 _STATUS_S = 1.0
 _BAD = 100  # messages that a connection may send which are none
 _CLOSED = 1008  # the code of a connection that is closed for what the client has done (RFC 6455, 7.4.1)
@@ -34,7 +35,7 @@ class Connection:
     def __init__(self, socket: WebSocket, session: Session, lead_s: float, idle_s: float) -> None:
         """lead_s: seconds that are sent before they are played; idle_s: that the client may take to read what is sent."""
         self.session, self._socket, self._lead_s, self._idle_s = session, socket, lead_s, idle_s
-        self._come: deque[Any] = deque()
+        self._come: deque[list[Any]] = deque()  # messages, each with those before it that it takes the place of, the latest first
         self._changed = asyncio.Event()  # something has come
         self._bad = 0
 
@@ -83,9 +84,10 @@ class Connection:
                 self.session.tell(refusal, final=self._bad >= _BAD)
                 continue
             for message in messages:
-                if isinstance(message, SetPrompts) and self._come and isinstance(self._come[-1], SetPrompts):
-                    self._come.pop()  # a slider that is moved: where it is now counts
-                self._come.append(message)
+                if isinstance(message, SetPrompts) and self._come and isinstance(self._come[-1][0], SetPrompts):
+                    self._come[-1] = [message, *self._come[-1][: _OLDER - 1]]  # a slider that is moved: where it is now counts
+                else:
+                    self._come.append([message])
             self._changed.set()
             while len(self._come) >= _WAITING:
                 await asyncio.sleep(0.01)
@@ -103,11 +105,12 @@ class Connection:
             while not self._come:
                 self._changed.clear()
                 await self._changed.wait()
-            message = self._come.popleft()
-            try:
-                await self.obey(message)
-            except Refusal as refusal:
-                self.refused(message, refusal)
+            for message in self._come.popleft():
+                try:
+                    await self.obey(message)
+                    break
+                except Refusal as refusal:  # then the one before counts
+                    self.refused(message, refusal)
 
     def refused(self, message: Any, refusal: Refusal) -> None:
         """Tell the client that a message was refused."""

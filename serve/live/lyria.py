@@ -185,7 +185,9 @@ async def serve_lyria(socket: WebSocket, server: Server) -> Session | None:
         return None
     session = Session(server, owner, model, _STEP_S, 0)
     server.live.add(session)
-    await socket.send_text(json.dumps({"setupComplete": {}}))
-    await LyriaConnection(socket, session, server).run()
-    await server.live.end(session, Refusal(410, "the client has gone away.", code="gone"))  # the protocol cannot go on with it
+    try:
+        await socket.send_text(json.dumps({"setupComplete": {}}))
+        await LyriaConnection(socket, session, server).run()
+    finally:  # the protocol cannot go on with it
+        await server.live.end(session, Refusal(410, "the client has gone away.", code="gone"))
     return session
