@@ -126,7 +126,7 @@ export function save(blob, name) {
  * @param {string} text
  */
 export function fileName(text) {
-  const plain = text.normalize("NFKD").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "");
+  const plain = text.normalize("NFKD").replace(/\p{M}/gu, "").replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-+|-+$/g, "");
   return plain.slice(0, 48).toLowerCase() || "music";
 }
 
