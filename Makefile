@@ -31,7 +31,8 @@ demo: setup
 	$(BIN)/python demo/demo.py
 
 test: setup
-	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder -m "not nightly and not realtime"
+	$(BIN)/pytest -q -m "realtime and not nightly"
 
 # Of C and C++ what embed/.clang-format says; other versions than 14 lay out some lines otherwise.
 FORMATTER := $(if $(findstring version 14.,$(shell clang-format --version 2>/dev/null)),clang-format)

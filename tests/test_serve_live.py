@@ -366,6 +366,7 @@ def test_types_can_be_made_of_the_catalogue(server: Server, tmp_path: Path) -> N
 # --- many, for long
 
 
+@pytest.mark.realtime
 @pytest.mark.parametrize("seconds", [8, pytest.param(600, marks=pytest.mark.nightly)])
 def test_four_play_at_once(tiny_bundle: Path, tmp_path: Path, seconds: int) -> None:
     """Fault: a listener who runs dry after the first second while others play and change their prompts; memory that grows with time."""
