@@ -58,13 +58,13 @@ def _all_of(log) -> str:
 def first_audio_s(client: httpx.Client, seconds: float, seed: int) -> float:
     """Return the seconds from a request to the first samples of a stream, which is read to its end."""
     asked, first = {"prompt": TEXT, "seconds": seconds, "seed": seed, "response_format": "pcm"}, None
-    began, samples = time.perf_counter(), 0
+    began, size = time.perf_counter(), 0
     with client.stream("POST", _PATH, json=asked) as answer:
         answer.raise_for_status()
         for data in answer.iter_raw():
-            first, samples = first or time.perf_counter(), samples + len(data) // 2
-    if first is None or samples != round(seconds * int(answer.headers["x-sample-rate"])):
-        raise RuntimeError(f"a clip of {seconds:g} s has {samples} samples.")
+            first, size = first or time.perf_counter(), size + len(data)
+    if first is None or size != 2 * round(seconds * int(answer.headers["x-sample-rate"])):
+        raise RuntimeError(f"a clip of {seconds:g} s has {size} bytes.")
     return first - began
 
 
