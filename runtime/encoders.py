@@ -5,6 +5,8 @@ In: texts and sounds in any form that the readers take. Out: arrays. Every metho
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -24,6 +26,8 @@ from .sounds import Sound, SoundInput, read_waves
 from .tokenizer_file import read_tokenizer
 from .words import unknown_words
 
+_KEPT_TEXTS = 256  # whose latents are kept: a blend that is turned while it plays, and a request that is checked first, ask again
+
 
 class Encoders:
     """The encoders of one loaded bundle."""
@@ -33,7 +37,14 @@ class Encoders:
         mulan = bundle.manifest.mulan
         self.tokenizer = read_tokenizer(bundle.path(mulan.tokenizer), bool(mulan.tokenizer_from_file), mulan.pad_id or 0)
         packed = mulan.trained_tokens
+        self._embedded: OrderedDict[str, np.ndarray] = OrderedDict()  # latents by text, the one that was asked for last at the end
+        self._turn = threading.Lock()
         self._trained_tokens = None if packed is None else unpack_tokens(packed, self.tokenizer.tokens)
+
+    def close(self) -> None:
+        """Forget what is kept."""
+        with self._turn:
+            self._embedded.clear()
 
     def unknown_words(self, texts: str | Sequence[str]) -> list[str]:
         """Return the words of texts that no caption of MuLaN's training had, each once. Empty if the bundle does not know them."""
@@ -47,13 +58,22 @@ class Encoders:
         texts = read_texts(texts)
         if not texts:
             raise ValueError("no text: the list is empty.")
-        mulan = self._bundle.manifest.mulan
         # one text at a time: padding is masked, but a text alone costs what it is long
-        latents = []
-        for text in texts:
-            input_ids, attention_mask = self.tokenizer.encode_batch([text], mulan.max_tokens)
-            latents.append(self._graphs.run(mulan.text, input_ids=input_ids, attention_mask=attention_mask)["latent"])
-        return np.concatenate(latents)
+        return np.concatenate([self._embed_one(text) for text in texts])
+
+    def _embed_one(self, text: str) -> np.ndarray:
+        with self._turn:
+            if text in self._embedded:
+                self._embedded.move_to_end(text)
+                return self._embedded[text]
+        mulan = self._bundle.manifest.mulan
+        input_ids, attention_mask = self.tokenizer.encode_batch([text], mulan.max_tokens)
+        latent = self._graphs.run(mulan.text, input_ids=input_ids, attention_mask=attention_mask)["latent"]
+        with self._turn:
+            self._embedded[text] = latent
+            if len(self._embedded) > _KEPT_TEXTS:
+                self._embedded.popitem(last=False)
+        return latent
 
     def embed_audio(self, audio: SoundInput | Sequence[SoundInput]) -> np.ndarray:
         """Return MuLaN's latents of a sound, or of a list of sounds of one length: float32 [B, dim_latent], of length 1."""

@@ -244,6 +244,7 @@ class MusicLM:
         """Free the model's memory. A request that is still running ends within a frame, with an error that says so."""
         self._scheduler.close()
         self.backend.close()
+        self.encoders.close()  # what follows finds the graphs closed
 
     def __enter__(self) -> MusicLM:
         return self

@@ -188,9 +188,41 @@ def test_one_object_serves_several_threads(music) -> None:
 def test_closed(tiny_bundle) -> None:
     """Fault: a closed model that crashes the process, or that still answers."""
     model = md.load(tiny_bundle)
+    model.embed_text("x")
     model.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        model.generate("x", **SHORT)
+    for ask in (lambda: model.generate("x", **SHORT), lambda: model.embed_text("x")):
+        with pytest.raises(RuntimeError, match="closed"):
+            ask()
+
+
+def test_a_text_is_embedded_once(tiny_bundle) -> None:
+    """Fault: a text that is embedded anew for every step of a slider, one that gets another's latent, or latents without bound."""
+    with md.load(tiny_bundle) as model:
+        first = model.embed_text(["calm piano", "brass"])
+        first[0] = 0  # the caller's own
+        ran = monitored(model)
+        again = model.embed_text(["brass", "calm piano", "flute"])
+        assert len(ran) == 1
+        np.testing.assert_array_equal(again[0], first[1])
+        assert abs(float(np.linalg.norm(again[1])) - 1) < 1e-5
+        for number in range(300):
+            model.embed_text(str(number))
+        model.embed_text("299")
+        assert len(ran) == 301
+        model.embed_text("flute")  # long ago
+        assert len(ran) == 302
+
+
+def monitored(model: md.MusicLM) -> list[str]:
+    """Return the list in which the graphs are noted that run from now on."""
+    ran, run = list[str](), model.graphs.run
+
+    def noted(graph: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        ran.append(graph)
+        return run(graph, **inputs)
+
+    model.graphs.run = noted  # type: ignore[method-assign]
+    return ran
 
 
 def test_memory_is_checked_before_it_is_taken(music, monkeypatch) -> None:

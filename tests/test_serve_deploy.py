@@ -21,6 +21,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import ROOT
+from support.live import live
 from support.server import Server, serving
 
 from musiclm_deploy.cli import make_parser
@@ -63,7 +64,7 @@ def nginx(folder: Path, url: str) -> Iterator[str]:
         port = free.getsockname()[1]
     (folder / "nginx.conf").write_text(MAIN.format(port=port))
     given = (DEPLOY / "nginx.conf").read_text(encoding="utf-8")
-    assert given.count("http://127.0.0.1:8000;") == 2
+    assert given.count("http://127.0.0.1:8000;") == 3
     (folder / "musiclm.conf").write_text(given.replace("http://127.0.0.1:8000;", f"{url};"))
     process = subprocess.Popen([program, "-p", folder, "-c", folder / "nginx.conf", "-e", folder / "error.log"])
     try:
@@ -156,6 +157,18 @@ def test_large_bodies_through_nginx(behind: httpx.Client) -> None:
     most = limits.body_bytes + limits.upload_bytes * 4 // 3
     answer = behind.post("/v1/audio/generations", content=b"x" * most, headers=json_type)
     assert answer.status_code == 400 and "not JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("origin", [None, "own"])
+def test_live_behind_nginx(behind: httpx.Client, origin: str | None) -> None:
+    """Fault: a proxy that does not pass a WebSocket on, or a page that may not connect since its host is another one behind it."""
+    url = str(behind.base_url).rstrip("/")
+    with live(url, headers=None if origin is None else {"Origin": url}) as client:
+        assert client.prompt("calm piano")["type"] == "changed"
+        client.send("play")
+        assert len(client.hear(8000)) == 8000
+        client.send("stop")
+        client.until_it_is("stopped")
 
 
 def test_the_dashboard(client: httpx.Client) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import threading
@@ -20,7 +19,6 @@ from .npm import packages
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ALONE = "PYTEST_XDIST_WORKER" not in os.environ  # beside other tests a processor may be taken, and no time says anything of the page
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
