@@ -244,6 +244,29 @@ def test_sessions_end_by_themselves(tiny_bundle: Path, tmp_path: Path) -> None:
             assert last.messages[-1]["error"]["code"] == "shutting_down"
 
 
+def test_a_place_is_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Fault: live music beside which others run dry; a refusal that ends the session; a place that a stop does not free."""
+    with serving(tmp_path, tiny_bundle) as server, ExitStack() as stack:
+        playing: list[Live] = []
+        for seed in range(20):  # a batch has 16 slots
+            client = stack.enter_context(live(server.url, seed=seed))
+            client.prompt("x")
+            client.send("play")
+            while client.samples < RATE // 4 and client.messages[-1]["type"] != "error":
+                client.take()
+            if client.messages[-1]["type"] == "error":
+                break
+            playing.append(client)
+        refused = client.messages[-1]["error"]
+        assert 1 <= len(playing) <= 16 and refused["code"] == "rate_limit_exceeded" and not client.messages[-1]["final"], refused
+        assert client.messages[-2]["state"] == "stopped" and "streams are playing" in client.messages[-2]["reason"]
+        assert httpx.get(f"{server.url}/metrics").text.count('refused_total{reason="capacity"}') == 1
+        for one in playing:
+            one.send("stop")
+        client.send("play")
+        assert len(client.hear(RATE // 4)) == RATE // 4
+
+
 # --- who means it badly
 
 
