@@ -12,13 +12,14 @@ from pathlib import Path
 
 from ..runtime.bundle import Bundle
 from ..runtime.musiclm import MusicLM, load
+from ..runtime.stream import Stream
 from .capacity import Capacity
 from .errors import Refusal
 from .settings import Settings
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 0.25
-_WARM_S = 1.0  # of the clips that are made when a bundle is opened, so that its pace is known
+_WARM_S = 4.0  # of the clips that are made when a bundle is opened, so that its pace is known
 
 
 @dataclass(eq=False)
@@ -137,13 +138,22 @@ def _size(bundle: Bundle) -> int:
 
 
 def _measure(loaded: Loaded) -> None:
-    """Make clips, so that graphs are open and the first request finds a pace to be judged by."""
+    """Make clips, so that graphs are open and the first request finds a pace to be judged by.
+
+    Two that run together begin one after another, as those of listeners do: begun at once they would share every step.
+    """
     model, capacity = loaded.model, loaded.capacity
-    for _ in model.stream("music", seconds=_WARM_S, plan="low_latency"):  # opens the graphs
+    for _ in model.stream("music", seconds=1.0, plan="low_latency"):  # opens the graphs
         pass
-    for count in (1, 4):
+    for count in (1, 2):
         capacity.look(model.activity)
-        streams = [model.stream("music", seconds=_WARM_S, seed=seed, plan="low_latency") for seed in range(count)]
+        streams: list[Stream] = []
+        for seed in range(count):
+            streams.append(model.stream("music", seconds=_WARM_S, seed=seed, plan="low_latency", ahead_s=_WARM_S))
+            for chunk in streams[-1]:
+                capacity.look(model.activity)
+                if chunk.start_s >= _WARM_S / count:
+                    break
         for stream in streams:
             for _ in stream:
                 capacity.look(model.activity)

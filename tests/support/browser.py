@@ -17,7 +17,7 @@ import pytest
 from .npm import packages
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -55,10 +55,18 @@ def watched(browser: Browser, url: str, scheme: str = "dark", **options: Any) ->
     context = browser.new_context(viewport={"width": 1100, "height": 900}, color_scheme=scheme, **options)  # type: ignore[arg-type]
     context.add_init_script(WATCH)
     page = context.new_page()
-    origin, wrong = urlsplit(url).netloc, []
-    page.on("request", lambda asked: urlsplit(asked.url).netloc in (origin, "") or wrong.append(asked.url))
-    page.on("console", lambda said: "violat" in said.text.lower() and wrong.append(said.text))
-    page.on("console", lambda said: said.text.startswith("rejection") and wrong.append(said.text))
+    origin, wrong = urlsplit(url).netloc, list[str]()
+
+    def requested(asked: Request) -> None:
+        if urlsplit(asked.url).netloc not in (origin, ""):
+            wrong.append(asked.url)
+
+    def logged(said: ConsoleMessage) -> None:
+        if "violat" in said.text.lower() or said.text.startswith("rejection"):
+            wrong.append(said.text)
+
+    page.on("request", requested)
+    page.on("console", logged)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(url)
     try:

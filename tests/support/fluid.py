@@ -143,7 +143,9 @@ async def overload(
             await asyncio.sleep(0.25)
 
     async def client(number: int, length: float) -> None:
-        job: Any = SimpleNamespace(owner="anyone", body_sha256=str(number), asked=SimpleNamespace(seconds=length))
+        job: Any = SimpleNamespace(
+            owner="anyone", body_sha256=str(number), asked=SimpleNamespace(arguments={"seconds": length}, seconds=length)
+        )
         for attempt in range(retries + 1):
             asked = loop.time()
             try:
