@@ -82,7 +82,7 @@ def main() -> int:
     bundle = Bundle.open(given.bundle)
     codec = bundle.manifest.codec
     encoders = Encoders(bundle, Graphs(bundle, "cpu", given.threads, None))
-    session = open_session(bundle.path(codec.stream), given.threads, in_chunks=True, data=bundle.data_to_map())
+    session = open_session(bundle.path(codec.stream), given.threads, spins=False, data=bundle.data_to_map())
     names = [output.name for output in session.get_outputs()]
 
     def graph(**inputs: np.ndarray) -> dict[str, np.ndarray]:
