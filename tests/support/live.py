@@ -86,7 +86,7 @@ class Live:
 @contextmanager
 def live(url: str, headers: dict[str, str] | None = None, **setup: Any) -> Iterator[Live]:
     """Connect to a server, and set a session up; its `ready` or `error` is the first message."""
-    with connect(url.replace("http", "ws", 1) + "/v1/live", max_size=None, additional_headers=headers) as socket:
+    with connect(url.replace("http", "ws", 1) + "/v1/live", max_size=None, max_queue=None, additional_headers=headers) as socket:
         client = Live(socket)
         client.send("setup", **setup)
         client.take()
