@@ -244,6 +244,7 @@ def test_sessions_end_by_themselves(tiny_bundle: Path, tmp_path: Path) -> None:
             assert last.messages[-1]["error"]["code"] == "shutting_down"
 
 
+@pytest.mark.nightly  # a batch is filled, a listener after the other
 def test_a_place_is_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
     """Fault: live music beside which others run dry; a refusal that ends the session; a place that a stop does not free."""
     with serving(tmp_path, tiny_bundle) as server, ExitStack() as stack:
