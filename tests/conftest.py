@@ -238,6 +238,23 @@ def music(tiny_bundle):
         yield model
 
 
+@pytest.fixture(scope="module")
+def bundle(request: pytest.FixtureRequest) -> Path:
+    """The demo's bundle, where it was made: it makes music. Otherwise the tiny one, which makes noise."""
+    from support.browser import DEMO
+
+    return DEMO if (DEMO / "musiclm.json").is_file() else request.getfixturevalue("tiny_bundle")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window."""
+    from support.browser import chromium
+
+    with chromium() as started:
+        yield started
+
+
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path) -> Callable[..., tuple[int, str, str]]:
     """`run("inspect", ...)`, the command line in an empty folder, gives the exit status, standard output and standard error."""

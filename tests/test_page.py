@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 from support import ROOT
-from support.browser import Line, chromium, kept, ready, until, violations, watched
+from support.browser import Line, kept, number, ready, until, violations, watched
 from support.npm import packages, run_node
-from support.server import Server, serving
+from support.server import Server, eventually, serving
 
 from musiclm_deploy.runtime.loudness import loudness
 
@@ -24,15 +23,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 PAGE = ROOT / "serve" / "page"
-DEMO = ROOT / "build" / "demo" / "bundle"
 MOST_BYTES = 150_000
 FIRST_MS = 400  # from the press to sound in the audio graph
-
-
-@pytest.fixture(scope="module")
-def bundle(request: pytest.FixtureRequest) -> Path:
-    """The demo's bundle, where it was made: it makes music. Otherwise the tiny one, which makes noise."""
-    return DEMO if (DEMO / "musiclm.json").is_file() else request.getfixturevalue("tiny_bundle")
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +38,6 @@ def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def client(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=60) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture
@@ -76,22 +62,8 @@ def until_kept(page: Page, count: int = 1) -> None:
     until(page, "(count) => document.querySelectorAll('.clip').length === count", argument=count)
 
 
-def number(page: Page, name: str) -> float:
-    """Return a number that the page says of itself."""
-    return float(page.evaluate("(name) => document.documentElement.dataset[name] ?? '0'", name))
-
-
 def note(page: Page) -> str:
     return page.inner_text(".deck .note")
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def rows(client: httpx.Client) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,14 +13,12 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from support import ROOT
-from support.browser import chromium, kept, ready, until, violations, watched
+from support.browser import DEMO, SHOTS, kept, ready, until, violations, watched
 from support.server import Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-DEMO = ROOT / "build" / "demo" / "bundle"
 FOCUSED = "document.activeElement.id || document.activeElement.className || document.activeElement.tagName"
 OUTLINE = """(() => {
   const { activeElement: focused } = document;
@@ -35,25 +32,12 @@ TAP = """() => {
     return postMessage.call(this, message, ...rest);
   };
 }"""
-SHOTS = os.environ.get("MUSICLM_SCREENSHOTS")  # a folder, for whoever wants to look
-
-
-@pytest.fixture(scope="module")
-def bundle(request: pytest.FixtureRequest) -> Path:
-    """The demo's bundle, where it was made: it makes music. Otherwise the tiny one, which makes noise."""
-    return DEMO if (DEMO / "musiclm.json").is_file() else request.getfixturevalue("tiny_bundle")
 
 
 @pytest.fixture(scope="module")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("page"), f"demo={bundle}") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import soundfile
-from support import ROOT
-from support.browser import Line, chromium, ready, until, violations, watched
+from support.browser import SHOTS, Line, number, ready, until, violations, watched
 from support.server import Server, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-DEMO = ROOT / "build" / "demo" / "bundle"
-SHOTS = os.environ.get("MUSICLM_SCREENSHOTS")  # a folder, for whoever wants to look
 FIRST_MS = 600  # from the press to sound: a connection and the first window lie between
 FORGET = """() => addEventListener("pagehide", () => {
   const saved = JSON.parse(sessionStorage.getItem("musiclm-live"));
@@ -28,16 +24,9 @@ FORGET = """() => addEventListener("pagehide", () => {
 
 
 @pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    bundle: Path = DEMO if (DEMO / "musiclm.json").is_file() else request.getfixturevalue("tiny_bundle")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(tmp_path_factory.mktemp("live"), f"demo={bundle}") as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture
@@ -51,11 +40,6 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 def play(page: Page) -> None:
     page.click("#view-play .round")
     until(page, "document.documentElement.dataset.firstSoundMs !== undefined")
-
-
-def number(page: Page, name: str) -> float:
-    """Return a number that the page says of itself."""
-    return float(page.evaluate("(name) => document.documentElement.dataset[name] ?? '0'", name))
 
 
 def seconds(page: Page) -> float:

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from support.server import Server, serving
+from support.server import Server, eventually, serving
 
 from musiclm_deploy.runtime.bundle import STAGES
 
@@ -50,15 +50,6 @@ def anna(server: Server) -> Iterator[httpx.Client]:
 def bert(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30, headers={"xi-api-key": KEYS["bert"]}) as client:
         yield client
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def connect(server: Server) -> socket.socket:

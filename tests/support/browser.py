@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import threading
@@ -14,11 +15,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from . import ROOT
 from .npm import packages
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
+DEMO = ROOT / "build" / "demo" / "bundle"
+SHOTS = os.environ.get("MUSICLM_SCREENSHOTS")  # a folder, for whoever wants to look
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"),
@@ -52,7 +56,7 @@ def chromium() -> Iterator[Browser]:
 @contextmanager
 def watched(browser: Browser, url: str, scheme: str = "dark", **options: Any) -> Iterator[Page]:
     """Open a page in a profile of its own. At the end no request may have gone elsewhere, and its policy may have refused nothing."""
-    context = browser.new_context(viewport={"width": 1100, "height": 900}, color_scheme=scheme, **options)  # type: ignore[arg-type]
+    context = browser.new_context(viewport={"width": 1100, "height": 900}, color_scheme=scheme, **options)  # type: ignore[arg-type]  # a str is one of its literals
     context.add_init_script(WATCH)
     page = context.new_page()
     origin, wrong = urlsplit(url).netloc, list[str]()
@@ -87,6 +91,11 @@ def until(page: Page, condition: str, argument: Any = None, seconds: float = 30.
 def ready(page: Page) -> None:
     """Wait until the page can be used."""
     page.wait_for_selector("html[data-ready]")
+
+
+def number(page: Page, name: str) -> float:
+    """Return a number that the page says of itself."""
+    return float(page.evaluate("(name) => document.documentElement.dataset[name] ?? '0'", name))
 
 
 def kept(page: Page, clip: str | None = None) -> tuple[dict[str, Any], np.ndarray]:
