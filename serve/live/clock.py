@@ -1,4 +1,4 @@
-"""How far a client has played what it was sent."""
+"""The clock of a client: how far it has played what it was sent."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
@@ -29,7 +30,7 @@ _BAD = 100  # messages that a connection may send which are none
 _CLOSED = 1008  # the code of a connection that is closed for what the client has done (RFC 6455, 7.4.1)
 
 
-class Connection:
+class Connection(ABC):
     """One client that is connected to a session."""
 
     def __init__(self, socket: WebSocket, session: Session, lead_s: float, idle_s: float) -> None:
@@ -41,17 +42,17 @@ class Connection:
 
     # --- the protocol's
 
+    @abstractmethod
     def read(self, text: str) -> list[Any]:
         """Return the messages of a text frame, in our own words. Raises ValidationError or Refusal."""
-        raise NotImplementedError
 
+    @abstractmethod
     def frame(self, first: int, audio: np.ndarray) -> bytes | str:
         """Return the frame of samples, float32 [t]. first: the number of the first one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def say(self, message: Any) -> str | None:
         """Return the text frame of one of our messages; None: the protocol has no word for it."""
-        raise NotImplementedError
 
     # --- what all have in common
 

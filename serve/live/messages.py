@@ -32,14 +32,14 @@ class Setup(Strict):
 
 
 class SetPrompts(Strict):
-    """What the music is to be like from now on."""
+    """Sets what the music is like from now on."""
 
     type: Literal["prompts"]
     prompts: Prompts
 
 
 class SetConfig(Strict):
-    """How tokens are drawn from now on; what is left out stays as it is."""
+    """Sets how tokens are drawn from now on; what is left out stays as it is."""
 
     type: Literal["config"]
     sampling: dict[Stage, Sampling] | None = None
@@ -71,7 +71,7 @@ class Reset(Strict):
 
 
 class Played(Strict):
-    """How far the client has played; a client that never says so is taken to play as its clock goes."""
+    """Says how far the client has played; without this message a client is taken to play as time passes."""
 
     type: Literal["played"]
     sample: Sample

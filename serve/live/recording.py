@@ -1,4 +1,4 @@
-"""What is heard of a session, kept as a file."""
+"""Recordings of live sessions, kept as files."""
 
 from __future__ import annotations
 

@@ -58,7 +58,6 @@ class Session:
         self.messages: asyncio.Queue[object] = asyncio.Queue()  # for the client
         self._recording: Recording | None = None
         self.connected, self.idle_since = False, time.monotonic()
-        self._job: Job | None = None
         self._making: asyncio.Task[None] | None = None
         self._playing: Playing | None = None
         self._begins = 0  # the sample with which the clip that is made begins
@@ -66,7 +65,7 @@ class Session:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody hears anything."""
+        """Whether the session is silent: it does not play, or no client is connected."""
         return self.state != "playing" or not self.connected
 
     # --- what it is like
@@ -96,15 +95,15 @@ class Session:
 
     async def _change(self, asked: Asked | None, change: Callable[[Playing], float]) -> Changed:
         """Change what is made, or see whether it could be made so. Return when that is heard."""
-        playing, sample = self._playing, self.sent
-        if playing is not None:
-            with refusing():
-                sample = self._begins + round(await asyncio.to_thread(change, playing) * self.rate)
-        elif asked is not None:
-            await self._server.runner.check(asked)
-        seconds = max(sample - self.played, 0) / self.rate if playing is not None else 0.0
-        if playing is not None:
-            self._server.metrics.changed(self.model, seconds)
+        playing = self._playing
+        if playing is None:
+            if asked is not None:
+                await self._server.runner.check(asked)
+            return Changed(sample=self.sent, in_s=0.0)
+        with refusing():
+            sample = self._begins + round(await asyncio.to_thread(change, playing) * self.rate)
+        seconds = max(sample - self.played, 0) / self.rate
+        self._server.metrics.changed(self.model, seconds)
         return Changed(sample=sample, in_s=round(seconds, 3))
 
     def _asked(self, prompts: Sequence[Part] | None = None, sampling: dict[Stage, Sampling] | None = None) -> Asked:
@@ -165,11 +164,11 @@ class Session:
             self.tell(reason, final=True)
 
     def _begin(self) -> None:
-        self._job, _ = self._server.jobs.add(self.owner, self._asked())
+        job, _ = self._server.jobs.add(self.owner, self._asked())
         self._begins = self.sent
         self.clock.start(self.sent)
         self._set_state("playing")
-        self._making = asyncio.create_task(self._make(self._job))
+        self._making = asyncio.create_task(self._make(job))
 
     async def _end(self) -> None:
         task, self._making = self._making, None
