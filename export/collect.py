@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint, from_package, read_checkpoint
 from .codec import infer_codec
 from .errors import ExportError, MissingCheckpoint, naming
 from .fit import faults_of_fit, namespace_of, stages_with_quantizer, warnings_of_text
-from .mulan import check_conditioner, conditioner_weights, infer_mulan, infer_quantizer, split_quantizer_state
+from .mulan import check_conditioner, codebooks_of, conditioner_weights, infer_mulan, infer_quantizer, is_bare, split_quantizer_state
 from .semantic_tokens import infer_mel, read_hubert_alone, read_hubert_kmeans
 from .settings import Settings
 from .tensor_names import mulan_tensors
@@ -200,15 +200,19 @@ def warnings_of(collected: Collected) -> list[str]:
     )
 
 
-def conditioner_tables(collected: Collected) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return `{stage: (codebooks [Q, K, D], table [Q, K, dim])}` of the conditioned stages, each checked for itself."""
+def conditioner_tables(collected: Collected) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return `{stage: (codebooks [Q, K, D], table [Q, K, dim])}` of the conditioned stages, each checked for itself; None where a stage
+    reads codes as tokens."""
     if not collected.conditioned:
         raise ExportError("none of the three transformers is conditioned: a prompt would have no effect. Was one trained with a prefix?")
     tables = {}
     for stage in collected.conditioned:
         quantizer, settings = collected.checkpoints[f"quantizer.{stage}"], collected.settings[f"quantizer.{stage}"]
         with naming(quantizer.name):
-            tables[stage] = conditioner_weights(quantizer.state)[namespace_of(settings, stage)]
+            if is_bare(quantizer.state):
+                tables[stage] = codebooks_of(quantizer.state), None
+            else:
+                tables[stage] = conditioner_weights(quantizer.state)[namespace_of(settings, stage)]
             check_conditioner({stage: tables[stage]})
     return tables
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..kernels.attention.onnx_form import cached_attention, cross_attention, masked_bias, scattered_attention, table_bias
-from ..kernels.geglu.onnx_form import feed_forward, layer_norm
+from ..kernels.attention.onnx_form import cached_attention, cross_attention, masked_bias, normalised, scattered_attention, table_bias
+from ..kernels.geglu.onnx_form import causal_convolution, feed_forward, layer_norm
 from ..kernels.geglu.reference import FeedForward
 from ..kernels.hyper_connection.onnx_form import hyper_connection, residual
 from ..kernels.hyper_connection.reference import HyperConnection
@@ -18,6 +18,7 @@ from ..kernels.quantized_product import Form
 from ..kernels.quantized_product.onnx_form import product
 from .checkpoint import Checkpoint
 from .graph import BOOL, FLOAT, INT32, INT64, OPSET, Graph
+from .open_musiclm import SEQUENCES, is_open_musiclm, key_scale
 from .settings import Settings
 from .transformers import branch
 
@@ -44,13 +45,16 @@ class DecoderBuilder:
         self.streams: int = settings["num_residual_streams"] if self.attends else 2  # see `_without_attention`
         self.wrapped = branch(0, 0, True) + "to_q.weight" in checkpoint.state
         self.prefix: bool = settings["cond_as_self_attn_prefix"]
-        self.cross: bool = settings["audio_text_condition"] and not self.prefix
-        self.inner: int = checkpoint.shape(branch(0, 2, self.wrapped) + "3.gamma", 1)[0]
+        self.tokens = is_open_musiclm(checkpoint.state)  # whether it is open-musiclm's: its condition is tokens, its queries have length 1
+        self.cross: bool = settings["audio_text_condition"] and not self.prefix and not self.tokens
+        self.convolves: bool = self.tokens and settings["use_conv_ff"]
+        self.inner: int = checkpoint.shape(f"{branch(0, 2, self.wrapped)}{3 + self.convolves}.gamma", 1)[0]
         self.g = Graph(stage, opset=24 if capacity else OPSET)  # 24 brings TensorScatter
         self._first_values: str | None = None
         self._first = ""  # where a call's positions begin, in TensorRT's form
 
-    def decoder(self, rows: np.ndarray, bias: np.ndarray | None) -> Graph:
+    def decoder(self, rows: np.ndarray, bias: np.ndarray | None, positions: np.ndarray | None = None) -> Graph:
+        """Return the graph. rows: the table of input embeddings; positions: that of absolute positions, if there is one."""
         g, dim, depth, D = self.g, self.settings["dim"], self.settings["depth"], cache_head_size(self.settings)
         row_ids = g.input("row_ids", INT64, ["B", "S"])
         coordinates, bias_values = ("", ""), ""
@@ -71,6 +75,9 @@ class DecoderBuilder:
             g.input("prefix_mask", BOOL, ["B", "S", 1])
             g.input("prefix_embeddings", FLOAT, ["B", "S", dim])
         for layer in range(depth):
+            if self.convolves:
+                g.input(f"past_conv.{layer}", FLOAT, ["B", 2, 2 * self.inner])
+                g.output(f"present_conv.{layer}", FLOAT, ["B", 2, 2 * self.inner])
             for part in ("key", "value"):
                 g.input(f"past_key_values.{layer}.{part}", FLOAT, ["B", 1, self.capacity or "T", D])
                 g.output(f"present.{layer}.{part}", FLOAT, ["B", 1, self.capacity or "T", D])
@@ -79,13 +86,15 @@ class DecoderBuilder:
                 g.input(f"context.{layer}.value", FLOAT, ["B", "C", self.settings["dim_head"]])
 
         x = g.op("Gather", g.weight("rows", rows), row_ids)
+        if positions is not None:
+            x = g.op("Add", x, g.op("Gather", g.weight("positions", positions), g.input("position_ids", INT64, ["B", "S"])))
         if self.streams > 1:
             x = g.op("Expand", g.op("Unsqueeze", x, g.constant([2])), g.constant([1, 1, self.streams, 1]))
         for layer in range(depth):
             x = self._connect(x, layer, 0, lambda y, layer=layer: self._self_attention(y, layer, bias_values))
             if self.cross:
                 x = self._connect(x, layer, 1, lambda y, layer=layer: self._cross_attention(y, layer))
-            x = self._connect(x, layer, 2, lambda y, layer=layer: self._feed_forward(y, layer))
+            x = self._connect(x, layer, 2, lambda y, layer=layer: self._feed_forward(y, layer, last))
 
         x = g.op("GatherND", x, g.op("Unsqueeze", last, g.constant([1])), batch_dims=1)
         if self.streams > 1:
@@ -155,10 +164,16 @@ class DecoderBuilder:
             value = g.op("Add", value, self._first_values)
         elif self.settings["add_value_residual"] and self.settings["depth"] > 1:
             self._first_values = g.op("Mul", value, g.constant(0.5, np.float32))
+        scale = D**-0.5
+        if self.tokens:
+            query = normalised(g, g.op("Reshape", query, g.constant([0, 0, H, padded])))
+            query, scale = g.op("Reshape", query, g.constant([0, 0, H * padded])), 1.0
+            gains = np.pad(key_scale(self.checkpoint, self.settings, layer), (0, padded - D))
+            key = g.op("Mul", normalised(g, key), g.weight(f"{name}.key_scale", gains))
         if self.capacity:
-            output = scattered_attention(g, query, key, value, layer, bias, self._first, padded, D**-0.5)
+            output = scattered_attention(g, query, key, value, layer, bias, self._first, padded, scale)
         else:
-            output = cached_attention(g, query, key, value, layer, bias, H, D**-0.5)
+            output = cached_attention(g, query, key, value, layer, bias, H, scale)
         return self._product(f"{name}.w_out", output, w_out)
 
     def _cross_attention(self, x: str, layer: int) -> str:
@@ -170,12 +185,15 @@ class DecoderBuilder:
         output = cross_attention(g, query, *context, self.settings["heads"], self.settings["dim_head"])
         return self._product(f"{name}.w_out", output, self._weight(at + "to_out.0", inner, dim))
 
-    def _feed_forward(self, x: str, layer: int) -> str:
-        at = branch(layer, 2, self.wrapped)
-        dim, inner = self.settings["dim"], self.inner
-        w_in, w_out = self._weight(at + "1", dim, 2 * inner), self._weight(at + "5", inner, dim)
-        weights = FeedForward(*self._norm(at + "0"), w_in, *self._norm(at + "3", inner), w_out)
-        return feed_forward(self.g, f"layers.{layer}.feed_forward", weights, x, self.form)
+    def _feed_forward(self, x: str, layer: int, last: str) -> str:
+        g, name, at = self.g, f"layers.{layer}.feed_forward", branch(layer, 2, self.wrapped)
+        dim, inner, shift = self.settings["dim"], self.inner, int(self.convolves)
+        w_in, w_out = self._weight(at + "1", dim, 2 * inner), self._weight(f"{at}{5 + shift}", inner, dim)
+        weights = FeedForward(*self._norm(at + "0"), w_in, *self._norm(f"{at}{3 + shift}", inner), w_out)
+        if not self.convolves:
+            return feed_forward(g, name, weights, x, self.form)
+        taps = self.checkpoint.array(at + "2.ds_conv.weight", 2 * inner, 1, 3)[:, 0].T.copy()
+        return feed_forward(g, name, weights, x, self.form, lambda y: causal_convolution(g, name, taps, y, layer, last))
 
     def _product(self, name: str, x: str, w: np.ndarray) -> str:
         return product(self.g, name, x, w, self.form)
@@ -189,13 +207,14 @@ class DecoderBuilder:
     def _head(self, x: str) -> str:
         """x [B, dim] -> logits [B, V]; of several heads only the one that input `head` names is read."""
         g = self.g
-        if self.stage == "semantic":
+        if self.stage == "semantic" and not self.tokens:
             V = self.settings["num_semantic_tokens"] + 1
             product = g.op("MatMul", x, g.weight("head.0.weight", self._weight("to_logits", self.settings["dim"], V)))
             return g.op("Add", product, g.weight("head.bias", self.checkpoint.array("to_logits.bias", V)), outputs=["logits"])
-        heads = self.checkpoint.array(
-            f"{self.stage}_logit_weights", *self.checkpoint.shape(f"{self.stage}_logit_weights", 3)[:2], self.settings["dim"]
-        )
+        weights = f"{self.stage}_logit_weights"
+        if self.tokens:
+            weights = f"logit_weights.{len(SEQUENCES[self.stage]) - 1}"
+        heads = self.checkpoint.array(weights, *self.checkpoint.shape(weights, 3)[:2], self.settings["dim"])
         if len(heads) == 1:
             return g.op("MatMul", x, g.weight("head.0.weight", heads[0].T), outputs=["logits"])
         head = g.input("head", INT64, [1])

@@ -26,7 +26,7 @@ from .collect import Collected, conditioner_tables, gather, settings_table, warn
 from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
 from .errors import ExportError, MissingCheckpoint, naming
 from .fit import conditioning_dim, faults_of_fit
-from .mulan import build_mulan, check_conditioner, conditioner_weights, split_quantizer_state
+from .mulan import build_mulan, check_conditioner, codebooks_of, conditioner_weights, is_bare, split_quantizer_state
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .stage import build_stage
@@ -183,4 +183,5 @@ def _check_conditioning(collected: Collected) -> None:
     else:  # some transformers are not there: every table of what is there
         for stage in known:
             with naming(collected.checkpoints[f"quantizer.{stage}"].name):
-                check_conditioner(conditioner_weights(collected.checkpoints[f"quantizer.{stage}"].state))
+                state = collected.checkpoints[f"quantizer.{stage}"].state
+                check_conditioner({stage: (codebooks_of(state), None)} if is_bare(state) else conditioner_weights(state))

@@ -193,6 +193,7 @@ def write_stages(
         **decoders,
         codec=codec,
         wav2vec=wav2vec,
+        seconds=settings["semantic"].values().get("output_seconds"),
         unique_consecutive=settings["semantic"]["unique_consecutive"],
         semantic_tokens_per_second=float(settings["semantic"]["tokens_per_second"]),
         made_by={

@@ -10,6 +10,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .errors import ExportError
+from .mulan import is_bare
+from .open_musiclm import is_open_musiclm
 from .semantic_tokens import tokens_per_second
 from .settings import Settings
 from .text_tokenizer import faults_of_tokenizer, warnings_of_tokenizer
@@ -63,6 +65,10 @@ def faults_of_fit(collected: Collected) -> list[str]:
         tensor.all() for name, tensor in collected.checkpoints["codec"].state.items() if name.endswith(_INITIALISED)
     ):
         faults.append(f"{names['codec']}: its codebooks were never initialised; train the codec, then save it")
+    kinds = {stage: is_open_musiclm(collected.checkpoints[stage].state) for stage in STAGES if stage in s}
+    if len(set(kinds.values())) > 1:
+        said = ", ".join(f"{names[stage]} is {'open-musiclm' if kind else 'audiolm-pytorch'}'s" for stage, kind in kinds.items())
+        faults.append(f"the transformers are of two packages: {said}")
     for stage in stages_with_quantizer(collected):
         faults += _faults_of_condition(collected, stage)
     if "mulan" in s:
@@ -112,6 +118,8 @@ def _faults_of_condition(collected: Collected, stage: str) -> list[str | None]:
     dim = conditioning_dim(s[quantizer], stage)
     if stage not in s:
         pass  # what it takes is not known
+    elif is_bare(collected.checkpoints[quantizer].state) or is_open_musiclm(collected.checkpoints[stage].state):
+        faults += _faults_of_codes(collected, stage)
     elif dim is None:
         faults.append(f"{names[quantizer]}: has no table for {stage}, only {', '.join(s[quantizer]['namespaces'])}")
     elif dim != s[stage]["cond_dim"]:
@@ -125,6 +133,19 @@ def _faults_of_condition(collected: Collected, stage: str) -> list[str | None]:
             f"{names[quantizer]}: its codebooks were never initialised; run it in training mode over your data once, then save it"
         )
     return faults
+
+
+def _faults_of_codes(collected: Collected, stage: str) -> list[str | None]:
+    """Return what is wrong between a quantizer and a transformer, one of which is open-musiclm's, so that codes are tokens."""
+    quantizer, names = f"quantizer.{stage}", _names(collected)
+    if not is_bare(collected.checkpoints[quantizer].state):
+        return [f"{names[stage]}: reads codes as tokens, as open-musiclm's do, but {names[quantizer]} is a MuLaNEmbedQuantizer"]
+    if not is_open_musiclm(collected.checkpoints[stage].state):
+        return [f"{names[stage]}: takes embeddings of codes, but {names[quantizer]} is codebooks alone, as open-musiclm has them"]
+    return [
+        _differ(collected, stage, "num_clap_quantizers", quantizer, "rq_num_quantizers"),
+        _differ(collected, stage, "clap_codebook_size", quantizer, "codebook_size"),
+    ]
 
 
 def _same_tensors(first: Any, second: Any) -> bool:

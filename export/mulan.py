@@ -139,7 +139,8 @@ def split_quantizer_state(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
 def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -> Settings:
     """Settings of a quantizer without its MuLaN. `uninitialised` says that some codebook has never seen data: its codes mean nothing;
     `untrained_tables` names the namespaces whose conditioning is as it was drawn."""
-    settings = Settings("quantizer", overrides)
+    settings, tokens = Settings("quantizer", overrides), is_bare(state)
+    state = _named(state)
     quantizers = _count(state, "rq.layers.")
     books = {f"rq.layers.{i}._codebook.embed": _shape(state, f"rq.layers.{i}._codebook.embed", 3) for i in range(max(quantizers, 1))}
     heads, codebook_size, dim_latent = books["rq.layers.0._codebook.embed"]
@@ -159,7 +160,7 @@ def infer_quantizer(state: Mapping[str, Tensor], overrides: Mapping[str, Any]) -
     foreign = [
         name for name in state if not name.startswith("cond_embeddings.") and "._codebook." not in name and not serves_training(name)
     ]
-    if foreign or not tables:
+    if foreign or bool(tables) == tokens:
         raise ExportError(f"quantizer: not a MuLaNEmbedQuantizer: {f'unknown tensors {foreign[:5]}' if foreign else 'no cond_embeddings'}.")
     return settings.finish()
 
@@ -171,9 +172,25 @@ def _as_drawn(table: Tensor) -> bool:
     return all(error.abs() < 5 * math.sqrt(variance / len(x)) for error, variance in errors)
 
 
-def conditioner_weights(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """`{namespace: (codebooks [Q, K, D], table [Q, K, dim])}` of a quantizer's own tensors."""
-    codebooks = torch.stack([_tensor(state, f"rq.layers.{i}._codebook.embed")[0] for i in range(_count(state, "rq.layers."))])
+def is_bare(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a quantizer is codebooks alone, as open-musiclm has it: nothing is conditioned on embeddings of its codes."""
+    return "layers.0._codebook.embed" in state
+
+
+def _named(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors under the names that a MuLaNEmbedQuantizer gives them."""
+    return {f"rq.{name}": tensor for name, tensor in state.items()} if is_bare(state) else state
+
+
+def codebooks_of(state: Mapping[str, Tensor]) -> Tensor:
+    """Return the codebooks [Q, K, D] of a quantizer."""
+    state = _named(state)
+    return torch.stack([_tensor(state, f"rq.layers.{i}._codebook.embed")[0] for i in range(_count(state, "rq.layers."))])
+
+
+def conditioner_weights(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return `{namespace: (codebooks [Q, K, D], table [Q, K, dim])}` of a quantizer's own tensors."""
+    codebooks = codebooks_of(state)
     return {namespace: (codebooks, table) for namespace, table in _below(state, "cond_embeddings.").items()}
 
 
@@ -190,21 +207,24 @@ def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
     trace(_AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
 
 
-def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> None:
+def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor | None]], path: Path) -> None:
     """Write `latent` [batch, D] -> `codes.<namespace>` [batch, Q] int64 and `conditioning.<namespace>` [batch, Q, dim], for each namespace
-    of `stages`: {namespace: (codebooks [Q, K, D], table [Q, K, dim])}. Namespaces with equal codebooks share their search."""
+    of `stages`: {namespace: (codebooks [Q, K, D], table [Q, K, dim])}; without a table the codes alone. Namespaces with equal codebooks
+    share their search."""
     dim = check_conditioner(stages)
-    outputs = [f"codes.{namespace}" for namespace in stages] + [f"conditioning.{namespace}" for namespace in stages]
+    outputs = [f"codes.{namespace}" for namespace in stages]
+    outputs += [f"conditioning.{namespace}" for namespace, (_, table) in stages.items() if table is not None]
     trace(_Conditioner(list(stages.values())), (torch.zeros(2, dim),), path, ["latent"], outputs, [{0: Dim("batch")}])
 
 
-def check_conditioner(stages: Mapping[str, tuple[Tensor, Tensor]]) -> int:
+def check_conditioner(stages: Mapping[str, tuple[Tensor, Tensor | None]]) -> int:
     """The width D of the latents that all codebooks take; ExportError where tables, codebooks or their values do not go together."""
     for namespace, (codebooks, table) in stages.items():
-        if codebooks.ndim != 3 or table.ndim != 3 or codebooks.shape[:2] != table.shape[:2]:
-            got = f"codebooks {list(codebooks.shape)} and a table {list(table.shape)}"
+        if codebooks.ndim != 3 or (table is not None and (table.ndim != 3 or codebooks.shape[:2] != table.shape[:2])):
+            got = f"codebooks {list(codebooks.shape)} and {'no table' if table is None else f'a table {list(table.shape)}'}"
             raise ExportError(f"conditioner: {namespace} has {got}, expected [Q, K, D] and [Q, K, dim].")
-        check_finite("conditioner", {f"codebooks of {namespace}": codebooks, f"table of {namespace}": table})
+        tensors = {f"codebooks of {namespace}": codebooks} | ({} if table is None else {f"table of {namespace}": table})
+        check_finite("conditioner", tensors)
     dims = {codebooks.shape[-1] for codebooks, _ in stages.values()}
     if len(dims) != 1:
         raise ExportError(f"conditioner: all codebooks must have the width of MuLaN's latents, got {sorted(dims)}.")
@@ -260,7 +280,7 @@ class _AudioLatents(nn.Module):
 class _Conditioner(nn.Module):
     """Residual vector quantization, then one table row per code."""
 
-    def __init__(self, stages: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, stages: Sequence[tuple[Tensor, Tensor | None]]) -> None:
         super().__init__()
         self.codebooks = nn.ParameterList()
         self.tables = nn.ParameterList()  # of each stage, [Q * K, dim]
@@ -270,11 +290,14 @@ class _Conditioner(nn.Module):
             self.search += same or [len(self.codebooks)]
             if not same:
                 self.codebooks.append(nn.Parameter(codebooks.float(), requires_grad=False))
-            self.tables.append(nn.Parameter(table.float().flatten(0, 1), requires_grad=False))
+            if table is not None:
+                self.tables.append(nn.Parameter(table.float().flatten(0, 1), requires_grad=False))
 
     def forward(self, latent: Tensor) -> tuple[Tensor, ...]:
         found = [nearest_codes(latent, books) for books in self.codebooks]
         codes = [found[i].clone() for i in self.search]  # an output each, of its own name
+        if not len(self.tables):
+            return (*codes,)
         rows = [code + torch.arange(code.shape[1]) * self.codebooks[i].shape[1] for code, i in zip(codes, self.search, strict=True)]
         return *codes, *(F.embedding(row, table) for row, table in zip(rows, self.tables, strict=True))
 

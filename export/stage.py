@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..kernels.quantized_product import PRECISIONS
 from ..runtime.bundle import Bias, Decoder, Sampling, Step
+from . import open_musiclm
 from .checkpoint import Checkpoint
 from .decoder import DecoderBuilder, build_context, cache_head_size
 from .errors import ExportError
@@ -59,48 +60,73 @@ def build_stage(
     length = settings["max_length"] if stage == "semantic" else settings["max_time_steps"]
     if not isinstance(length, int) or length < 1:
         raise ExportError(f"{stage}: the trained window must be a whole number of at least 1, got {length!r}.")
-    rows, first_rows = build_rows(stage, checkpoint, settings)
-    bias = build_bias(stage, checkpoint, settings, _positions(stage, settings, length, semantic_length, groups))
     builder = DecoderBuilder(stage, checkpoint, settings, form, capacity)
-    graph = builder.decoder(rows, bias)
-    context = build_context(stage, checkpoint, settings) if settings["audio_text_condition"] else None
-    checkpoint.refuse_unread(ignored=(*_TRAINING_HEADS[stage], *([] if context else ["proj_text_embed."])))
+    context, positions, parts = None, None, None
+    if builder.tokens:
+        if groups > 1:
+            raise ExportError(f"{checkpoint.name}: open-musiclm's transformers know no residual groups, and the codec has {groups}.")
+        parts = open_musiclm.segments(stage, settings)
+        rows, first_rows = open_musiclm.build_rows(stage, checkpoint, settings), {"padding": 0}
+        reads = settings.values().get("semantic_window", semantic_length)
+        bias = open_musiclm.build_bias(checkpoint, settings, open_musiclm.longest(stage, settings, length, reads))
+        positions = open_musiclm.build_positions(stage, checkpoint, settings)
+    else:
+        rows, first_rows = build_rows(stage, checkpoint, settings)
+        bias = build_bias(stage, checkpoint, settings, _positions(stage, settings, length, semantic_length, groups))
+        context = build_context(stage, checkpoint, settings) if settings["audio_text_condition"] else None
+    graph = builder.decoder(rows, bias, positions)
+    unused = ("logit_weights.",) if builder.tokens else _TRAINING_HEADS[stage]
+    checkpoint.refuse_unread(ignored=(*unused, *([] if context else ["proj_text_embed."])))
 
     values = settings.values()
     coarse, fine = values.get("num_coarse_quantizers"), values.get("num_fine_quantizers")
     record = None
-    if bias is not None and stage == "fine":
+    if bias is not None and stage == "fine" and not builder.tokens:
         record = Bias(bias.shape[1], 2 * (values["num_coarse_quantizers"] + values["num_fine_quantizers"]) - 1, length * groups)
     elif bias is not None:
         record = Bias(bias.shape[1], 1)
     decoder = Decoder(
         graph=f"{stage}.onnx",
         context=None if context is None else f"{stage}_context.onnx",
-        conditioning="none" if context is None else "prefix" if settings["cond_as_self_attn_prefix"] else "cross_attention",
+        conditioning=_conditioning(settings, builder),
         # with embeddings as condition, upstream drops it in training in the coarse stage alone: elsewhere a null pass equals the first
         guidance=context is not None and stage == "coarse",
         dim=settings["dim"],
         depth=settings["depth"],
         heads=settings["heads"],
         cache_head_size=cache_head_size(settings),
-        vocabulary=values["codebook_size"] + (stage == "coarse") if stage != "semantic" else values["num_semantic_tokens"] + 1,
+        # an end in every stage but audiolm-pytorch's fine one
+        vocabulary=values["num_semantic_tokens" if stage == "semantic" else "codebook_size"] + (stage != "fine" or builder.tokens),
         coarse_quantizers=coarse,
         fine_quantizers=fine,
         rows=first_rows,
+        segments=parts,
         bias=record,
         max_length=length,
+        semantic_window=values.get("semantic_window"),
         step=Step(
             dim_head=settings["dim_head"],
             inner=builder.inner,
             streams=builder.streams,
             value_residual=settings["add_value_residual"],
+            normalised_attention=builder.tokens,
+            convolution=builder.convolves,
+            positions=None if positions is None else len(positions),
             precision=precision,
             block=form.block,
             weights=graph.layout(),
         ),
-        sampling=Sampling(),
+        sampling=Sampling(**{name: float(values[name]) for name in ("temperature", "filter_thres") if name in values}),
     )
     return Built(graph, context, decoder)
+
+
+def _conditioning(settings: Settings, builder: DecoderBuilder) -> str:
+    if builder.tokens:
+        return "tokens"
+    if not settings["audio_text_condition"]:
+        return "none"
+    return "prefix" if settings["cond_as_self_attn_prefix"] else "cross_attention"
 
 
 def _positions(stage: str, settings: Settings, length: int, semantic_length: int, groups: int) -> int:

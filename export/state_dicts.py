@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import ExportError
 
+OPEN_MUSICLM = "start_tokens.0"  # a tensor that each transformer of open-musiclm has
 # Names of tensors that only this kind of checkpoint has, all of them. Of two models inside one another the first here counts.
 _MARKS = (
     ("semantic", "start_token"),
@@ -25,10 +26,12 @@ _MARKS = (
     ("codec", "quantizer.vq.layers.0._codebook.embed"),  # EnCodec, of its own package
     ("codec", "quantizer.layers.0.codebook.embed"),  # and of transformers
     ("quantizer", "rq.layers.0._codebook.embed"),
+    ("open-musiclm", f"{OPEN_MUSICLM}|logit_weights.1"),  # its kind is the stage
     ("mulan", "audio_to_latents.weight"),
     ("semantic-features", "centres|spec.mel_layout"),
     ("hubert", "feature_extractor.conv_layers.0.0.weight"),  # of fairseq
     ("hubert", "feature_extractor.conv_layers.0.conv.weight"),  # of transformers
+    ("quantizer", "layers.0._codebook.embed"),  # the ResidualVQ of open-musiclm, which nothing is around
 )
 DESCRIPTIONS = {
     "semantic": "a semantic transformer",
@@ -135,7 +138,15 @@ def _models(entry: str, state: Mapping[str, Tensor], packages: tuple[Mapping[Any
                 continue
             taken.append(prefix)
             tensors = {name.removeprefix(prefix): state[saved] for name, saved in plain.items() if name.startswith(prefix)}
+            kind = _stage_of_open_musiclm(tensors) if kind == "open-musiclm" else kind
             yield StateDict(kind, tensors, entry, prefix, packages, len(plain) - len(tensors))
+
+
+def _stage_of_open_musiclm(state: Mapping[str, Tensor]) -> str:
+    """Return the stage of a transformer that reads two sequences, or three, of which the second has one quantizer (coarse) or several."""
+    if "start_tokens.2" not in state:
+        return "semantic"
+    return "coarse" if len(state["logit_weights.1"]) == 1 else "fine"
 
 
 def _without_wrappers(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The two tables that make three transformers one graph: rows (every input embedding) and biases (every attention bias).
 
 In: a checkpoint and its settings. Out: `rows` float32 [R, dim] with the first row of each kind of token, and `bias` float32 [H, M + 1].
-The runtime turns tokens into row numbers and positions into coordinates; `runtime.stages` is the other side of this file.
+The runtime turns tokens into row numbers and positions into coordinates; `runtime.sequence` is the other side of this file.
 """
 
 import numpy as np
@@ -66,18 +66,18 @@ def build_bias(stage: str, checkpoint: Checkpoint, settings: Settings, positions
         Q = settings["num_coarse_quantizers"] + settings["num_fine_quantizers"]
         frames, quantizers = np.meshgrid(np.arange(2 * positions - 1), np.arange(2 * Q - 1), indexing="ij")
         grid = np.stack([frames.ravel(), quantizers.ravel()], axis=-1)
-        bias = _mlp(checkpoint, [f"pos_bias_mlp.{i}" for i in (0, 2, 4)], grid, settings["heads"]).T
+        bias = mlp(checkpoint, [f"pos_bias_mlp.{i}" for i in (0, 2, 4)], grid, settings["heads"]).T
         bias[:, 0] = 0  # (0, 0): a query N - 1 frames before its key, at the first quantizer against the last: never causal
         far = checkpoint.array("null_pos_bias", settings["heads"], 1, 1)
     else:
         layers = ["transformer.rel_pos_bias.net.0.0", "transformer.rel_pos_bias.net.1.0", "transformer.rel_pos_bias.net.2.0"]
-        bias = _mlp(checkpoint, [*layers, "transformer.rel_pos_bias.net.3"], np.arange(positions)[:, None], settings["heads"]).T
+        bias = mlp(checkpoint, [*layers, "transformer.rel_pos_bias.net.3"], np.arange(positions)[:, None], settings["heads"]).T
         bias = np.concatenate([np.zeros((settings["heads"], 1)), bias], axis=1)
         far = checkpoint.array("cross_attn_bias", settings["heads"], 1, 1) if stage == "coarse" else np.zeros((settings["heads"], 1, 1))
     return np.concatenate([bias, far.reshape(-1, 1)], axis=1).astype(np.float32)
 
 
-def _mlp(checkpoint: Checkpoint, layers: list[str], x: np.ndarray, heads: int) -> np.ndarray:
+def mlp(checkpoint: Checkpoint, layers: list[str], x: np.ndarray, heads: int) -> np.ndarray:
     """Linear layers with SiLU between them, in float64. x [n, in] -> [n, heads]."""
     x = x.astype(np.float64)
     for index, layer in enumerate(layers):

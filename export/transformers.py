@@ -11,6 +11,7 @@ import torch
 
 from .checkpoint import Checkpoint
 from .errors import ExportError
+from .open_musiclm import infer_open_musiclm, is_open_musiclm
 from .settings import Settings
 from .versions import covered, numbers, releases_of
 
@@ -29,6 +30,8 @@ def branch(layer: int, index: int, streams: bool) -> str:
 def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Settings:
     """Settings of the semantic, coarse or fine transformer in `checkpoint`."""
     state, shape = checkpoint.state, checkpoint.shape
+    if is_open_musiclm(state):
+        return infer_open_musiclm(stage, checkpoint, overrides)
     settings = Settings(stage, overrides)
     start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
     (dim,) = shape(start, 1)

@@ -34,6 +34,7 @@ from .calibration import of_sounds, of_texts, texts_for
 from .collect import Collected, collect
 from .errors import ExportError
 from .mulan import build_mulan
+from .open_musiclm import is_open_musiclm, open_musiclm_transformer
 from .quality import measure
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
@@ -198,13 +199,18 @@ def transformer_error(stage: str, model: MusicLM, collected: Collected) -> float
         made = model.run(decoder.context, conditioning=condition["text_embeds"].numpy())
         contexts = [Context({name: np.ascontiguousarray(array[row : row + 1]) for name, array in made.items()}) for row in range(_ROWS)]
 
+    codes = None
+    if decoder.segments:
+        condition = {}
+        codes = torch.randint(0, decoder.segments[0].codebook, (_ROWS, decoder.segments[0].quantizers))
+        contexts = [Context(codes=row) for row in codes.numpy()]
     draw = Draw(0, 0, 0, Sampling(temperature=1.0, filter_thres=0.0, cond_scale=1.0))
     frames = min(_FRAMES, decoder.max_length)
     none = np.zeros((0, groups * decoder.outputs), np.int64)
     if stage == "semantic":
         tokens = _random_tokens(decoder, decoder.max_length)
         sequences = [semantic_sequence(decoder, tokens.shape[1], True, none.ravel(), draw, context) for context in contexts]
-        expected = reference(ids=tokens, **condition)
+        expected = reference(codes, tokens) if codes is not None else reference(ids=tokens, **condition)
     elif stage == "coarse":
         frame_tokens = settings["num_coarse_quantizers"] * groups
         tokens = _random_tokens(decoder, frames * frame_tokens)
@@ -213,16 +219,22 @@ def transformer_error(stage: str, model: MusicLM, collected: Collected) -> float
             coarse_sequence(decoder, row, frames, frame_tokens, True, none, draw, context)
             for row, context in zip(semantic.numpy(), contexts, strict=True)
         ]
-        expected = reference(semantic_token_ids=semantic, coarse_token_ids=tokens, return_only_coarse_logits=True, **condition)[1]
+        if codes is not None:
+            expected = reference(codes, semantic, tokens)
+        else:
+            expected = reference(semantic_token_ids=semantic, coarse_token_ids=tokens, return_only_coarse_logits=True, **condition)[1]
     else:
         frame_tokens = settings["num_fine_quantizers"] * groups
         tokens = _random_tokens(decoder, frames * frame_tokens)
-        coarse = torch.randint(0, decoder.vocabulary, (_ROWS, frames, settings["num_coarse_quantizers"] * groups))
+        coarse = torch.randint(0, _codes(decoder), (_ROWS, frames, settings["num_coarse_quantizers"] * groups))
         sequences = [
             fine_sequence(decoder, row, frame_tokens, none, draw, context, frames * groups)
             for row, context in zip(coarse.numpy(), contexts, strict=True)
         ]
-        expected = reference(coarse_token_ids=coarse, fine_token_ids=tokens, return_only_fine_logits=True, **condition)[1]
+        if codes is not None:
+            expected = reference(codes, coarse.flatten(1), tokens)
+        else:
+            expected = reference(coarse_token_ids=coarse, fine_token_ids=tokens, return_only_fine_logits=True, **condition)[1]
     batches: list[HostBatch] = [GraphBatch(model.graphs.session(decoder.graph), decoder)]
     if model.backend.native:
         batches.append(cast(HostBatch, model.backend.batch(stage)))
@@ -232,12 +244,20 @@ def transformer_error(stage: str, model: MusicLM, collected: Collected) -> float
 
 def _random_tokens(decoder: Decoder, most: int) -> Tensor:
     """Return tokens int64 [rows, n] other than the end: n is _STEPS, or `most` if that is less."""
-    codes = decoder.vocabulary - (decoder.fine_quantizers is None)  # the fine stage alone has no end
-    return torch.randint(0, codes, (_ROWS, min(_STEPS, most)))
+    return torch.randint(0, _codes(decoder), (_ROWS, min(_STEPS, most)))
+
+
+def _codes(decoder: Decoder) -> int:
+    """Return how many tokens other than the end a stage can draw: audiolm-pytorch's fine stage alone has no end."""
+    return decoder.segments[-1].codebook if decoder.segments else decoder.vocabulary - (decoder.fine_quantizers is None)
 
 
 def upstream_transformer(stage: str, settings: Settings, state: dict[str, Tensor]) -> Any:
-    """audiolm-pytorch's own transformer with these weights; tensors of versions before 2.4 get the names of today."""
+    """Return audiolm-pytorch's own transformer with these weights; tensors of versions before 2.4 get the names of today.
+
+    Of open-musiclm's, which is no package, `model.open_musiclm` is the reference."""
+    if is_open_musiclm(state):
+        return open_musiclm_transformer(stage, settings, state)
     load_upstream()
     import audiolm_pytorch
 

@@ -8,7 +8,8 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
     mulan_text    input_ids int64 [B, n], attention_mask int64 [B, n] -> latent [B, dim_latent]
     mulan_audio   wave [B, t] -> latent [B, dim_latent]
     mulan_patches patches [B, rows, columns, bins * frames] of a spectrogram -> latent [B, dim_latent]; in bundles with kernels
-    conditioner   latent [B, dim_latent] -> codes.<namespace> int64 [B, C], conditioning.<namespace> [B, C, dim]
+    conditioner   latent [B, dim_latent] -> codes.<namespace> int64 [B, C], conditioning.<namespace> [B, C, dim]; the codes alone where
+                  the transformers read them as tokens
     <stage>_context   conditioning [B, C, dim] -> context.<layer>.key [B, D, C + 1], context.<layer>.value [B, C + 1, D]
                   or, with a prefix: prefix_embeddings [B, C, dim]
     <stage>       row_ids int64 [B, S], seqlens_k int32 [B] (positions of each row including this call, less one),
@@ -16,7 +17,8 @@ Inputs and outputs of the graphs (B rows, S positions in a call, T capacity of t
                   past_key_values.<layer>.key|value [B, 1, T, D] (bind past and present to the same memory)
                   with bias: query_coordinates int64 [B, S], key_coordinates int64 [B, T]; with several heads: head int64 [1]
                   with a prefix: prefix_mask bool [B, S, 1], prefix_embeddings [B, S, dim]; with cross-attention: the context
-                  -> logits [B, V] of each row's last position, present.<layer>.key|value
+                  with absolute positions: position_ids int64 [B, S]; with a convolution: past_conv.<layer> [B, 2, 2 * inner]
+                  -> logits [B, V] of each row's last position, present.<layer>.key|value, present_conv.<layer>
     codec_stream  codes int64 [B, n, Q] (the next n frames of a clip), state.frames int64 [1] (frames before them),
                   state.<name> float32 [B, ...], with the dimensions of `Codec.states`; all of them are 0 in the first call of a clip
                   -> wave [B, n * samples_per_frame], next.frames, next.<name> (the state of the next call)
@@ -44,7 +46,7 @@ import numpy as np
 
 from .user_files import LFS_POINTER, escape_surrogates, expanded, is_lfs_pointer
 
-FORMAT = 6  # rises when the layout changes
+FORMAT = 7  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
 
@@ -103,7 +105,7 @@ class Conditioner:
     graph: str
     quantizers: int  # conditioning tokens per namespace
     codebook_size: int
-    namespaces: dict[str, int]  # name -> width of its conditioning
+    namespaces: dict[str, int]  # name -> width of its conditioning; 0 where codes are read as tokens
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,18 @@ class Bias:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A sequence of tokens in the input of a transformer that reads several, one after the other: start token, tokens, end."""
+
+    name: str  # "clap", "semantic", "coarse" or "fine"
+    start: int  # row of its start token in the table of input embeddings
+    first: int  # row of code 0; code c of quantizer q is at first + q * codebook + c
+    quantizers: int
+    codebook: int  # V: codes of a quantizer, and the number of the end
+    positions: int | None  # row of its first token in the table of absolute positions; None in a model without
+
+
+@dataclass(frozen=True)
 class Step:
     """What a decode step that is not the graph's must know (kernels/decoder_step): the graph's own weights, and how they are meant."""
 
@@ -123,6 +137,9 @@ class Step:
     inner: int  # width of the feed-forward
     streams: int
     value_residual: bool  # values of layer 0 are averaged into the later layers
+    normalised_attention: bool  # queries and keys have length 1, then keys a scale
+    convolution: bool  # over three positions, in the feed-forward
+    positions: int | None  # rows of the table of absolute positions; None in a model without
     precision: str  # of the layers' matrices: "fp32", "int8" or "int4" (kernels/quantized_product); all else is float32
     block: int  # inputs that share a scale, at 8 and 4 bits
     weights: dict[str, list[Any]]  # name -> type, byte offset in `<graph>.data`, then the dimensions
@@ -134,7 +151,7 @@ class Decoder:
 
     graph: str
     context: str | None  # graph; None for a stage without condition
-    conditioning: str  # "none", "cross_attention" or "prefix"
+    conditioning: str  # "none", "cross_attention", "prefix", or "tokens": the codes of the condition are the first segment
     guidance: bool  # whether a null condition was trained
     dim: int
     depth: int
@@ -143,9 +160,11 @@ class Decoder:
     vocabulary: int  # V: entries of the logits, the end among them where there is one
     coarse_quantizers: int | None  # of the transformer, before residual groups
     fine_quantizers: int | None
-    rows: dict[str, int]  # first row of each kind of token in the table of input embeddings
+    rows: dict[str, int]  # first row of each kind of token in the table of input embeddings; of segments "padding" alone
+    segments: list[Segment] | None  # with conditioning "tokens": what it reads, and last what it predicts
     bias: Bias | None
     max_length: int  # trained window: semantic tokens, or frames
+    semantic_window: int | None  # coarse: most semantic tokens that a window reads; None: all that sound with it
     step: Step
     sampling: Sampling = field(default_factory=Sampling)
 
@@ -198,6 +217,7 @@ class Manifest:
     fine: Decoder
     codec: Codec
     wav2vec: SemanticTokenizer | None  # upstream's word for it; None in a bundle that takes no sound for its tokens
+    seconds: float | None  # of a clip for which nothing else is asked; None: the longest that takes one window of every stage
     unique_consecutive: bool  # repeated semantic tokens were collapsed in training
     semantic_tokens_per_second: float
     made_by: dict[str, str]  # tool -> version; opset
@@ -207,6 +227,11 @@ class Manifest:
     quality: dict[str, dict[str, Any]]  # stage -> measure -> value; of a transformer what its precision loses (export/quality.py)
     files: dict[str, FileRecord]
     format: int = FORMAT
+
+    @property
+    def reads_segments(self) -> bool:
+        """Whether the transformers are open-musiclm's, which read token sequences one after the other, the condition's codes first."""
+        return self.semantic.segments is not None
 
     def columns(self, stage: str) -> int:
         """Return the coarse or fine tokens of a frame, those of all residual groups."""

@@ -121,11 +121,13 @@ class Encoders:
         outputs = self._graphs.run(manifest.conditioner.graph, latent=latents)
         contexts: list[dict[str, Context]] = [{} for _ in latents]
         for stage in STAGES:
-            graph, arrays = getattr(manifest, stage).context, {}
+            decoder, arrays = getattr(manifest, stage), {}
+            graph, codes = decoder.context, outputs.get(f"codes.{namespace or stage}") if decoder.segments else None
             if graph:
                 arrays = self._graphs.run(graph, conditioning=outputs[f"conditioning.{namespace or stage}"])
             for row, of_prompt in enumerate(contexts):
-                of_prompt[stage] = Context({name: np.ascontiguousarray(array[row : row + 1]) for name, array in arrays.items()})
+                own = {name: np.ascontiguousarray(array[row : row + 1]) for name, array in arrays.items()}
+                of_prompt[stage] = Context(own, None if codes is None else codes[row])
         return contexts
 
     def prime_tokens(self, prime: Prime) -> Tokens:

@@ -111,7 +111,9 @@ def _rehearsal(manifest: Manifest, request: Request) -> Clip:
         known = Known(given, tuple(stage for stage in STAGES if getattr(given, stage) is not None))
     elif primes := [prime for prime in request.primes if prime is not None]:
         known = Known(_made_up(manifest, max(primes, key=lambda prime: prime.frames)), is_sound=True)
-    contexts = {stage: Context() for stage in STAGES}
+    # codes are counted, whichever they are
+    codes = np.zeros(manifest.conditioner.quantizers, np.int64) if manifest.reads_segments else None
+    contexts = {stage: Context(codes=codes) for stage in STAGES}
     sampling = {stage: unguided(getattr(manifest, stage), request.sampling[stage]) for stage in STAGES}
     return Clip(manifest, request.windows, sampling, 0, 0, contexts, request.end_allowed, known)
 

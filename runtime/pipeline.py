@@ -24,6 +24,7 @@ from .codec import decode_codes
 from .encoders import Encoders
 from .music import Candidate, Music, Tokens
 from .noise import CallerNoise, NoiseSource
+from .open_musiclm import OpenMusicLM
 from .progress import Progress
 from .provenance import make_record
 from .request import Request
@@ -168,7 +169,8 @@ class Pipeline:
                     batch.close()
             timings[stage] = time.perf_counter() - started
 
-        tokens = Upstream(manifest, request, prepared.contexts, prepared.primes, items, reports, decoding).run()
+        made_by = OpenMusicLM if manifest.reads_segments else Upstream
+        tokens = made_by(manifest, request, prepared.contexts, prepared.primes, items, reports, decoding).run()
         started, waves, decoded = time.perf_counter(), [], 0
         total = sum(0 if one.coarse is None else len(one.coarse) for one in tokens)
         graph = partial(self.backend.graphs.run, manifest.codec.stream)

@@ -6,6 +6,7 @@ was got, what is possible and what to do.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from .bundle import STAGES, Manifest, Sampling
 from .codec import first_chunk_frames
 from .config import GenerationConfig
 from .music import Tokens
+from .open_musiclm import output_frames, seconds_of
 from .primes import Prime, make_primes
 from .prompts import Prompt, make_prompts, sounds_of
 from .resume import check_covered, given_tokens
@@ -107,7 +109,13 @@ def make_request(
     if candidates * len(prompts) > MOST_ITEMS:
         raise ValueError(f"{candidates} samples of {len(prompts)} prompts are more than the {MOST_ITEMS} clips of one request.")
     endless = endless and config.seconds is None
-    frames, samples = (None, None) if endless else _duration(manifest, config, None if goes_on else given, max(lengths))
+    if config.upstream and manifest.reads_segments:
+        if given is not None:
+            raise ValueError("compat='upstream' does not go on from tokens with open-musiclm's transformers. Leave one of the two out.")
+        frames = output_frames(manifest, seconds_of(manifest, config.seconds), max(lengths) > 0) + max(lengths)
+        samples = frames * manifest.codec.samples_per_frame
+    else:
+        frames, samples = (None, None) if endless else _duration(manifest, config, None if goes_on else given, max(lengths))
     windows = _windows(manifest, frames, samples, config)
     if given is not None and not _end_allowed(config) and not goes_on:
         check_covered(windows, given, manifest)
@@ -171,7 +179,9 @@ def _end_allowed(config: GenerationConfig) -> bool:
 
 
 def default_frames(manifest: Manifest) -> int:
-    """Return the codec frames of a default clip: the longest that takes one window of every stage."""
+    """Return the codec frames of a default clip: as the bundle says, or the longest that takes one window of every stage."""
+    if manifest.seconds is not None:
+        return math.ceil(manifest.seconds * manifest.codec.sample_hz / manifest.codec.samples_per_frame)
     return min(most_coarse_frames(manifest), manifest.fine.max_length)
 
 
@@ -210,7 +220,7 @@ def _duration(manifest: Manifest, config: GenerationConfig, given: list[Tokens] 
 
 def _windows(manifest: Manifest, frames: int | None, samples: int | None, config: GenerationConfig) -> WindowPlan:
     """Plan the windows of the clip, with at most as many semantic tokens as the config allows."""
-    if config.upstream:
+    if config.upstream and not manifest.reads_segments:
         assert frames is not None
         most = manifest.semantic.max_length
         return one_window(manifest, frames, _most_tokens(config, most, "the window of the model", most))
@@ -248,9 +258,7 @@ def resolve_sampling(manifest: Manifest, configs: Mapping[str, SamplingConfig]) 
     for stage in STAGES:
         decoder, config = getattr(manifest, stage), configs.get(stage, SamplingConfig())
         if config.cond_scale is not None and not decoder.guidance:
-            raise ValueError(
-                f"cond_scale has no effect on the {stage} stage: audiolm-pytorch trains it without a null condition. Leave it out."
-            )
+            raise ValueError(f"cond_scale has no effect on the {stage} stage, which was trained without a null condition. Leave it out.")
         chosen = {name: float(value) for name, value in vars(config).items() if value is not None}
         resolved[stage] = replace(decoder.sampling, **chosen)
     return resolved

@@ -40,10 +40,11 @@ class Context:
     """The outputs of a stage's context graph for one conditioning, each [1, ...]; equal only to itself.
 
     `context.<layer>.key` [1, dim_head, C] and `context.<layer>.value` [1, C, dim_head], where entry 0 of C is the null condition; or
-    `prefix_embeddings` [1, P, dim]. Empty for a stage without conditioning.
+    `prefix_embeddings` [1, P, dim]. Empty for a stage without conditioning, and for one that reads the condition's codes as tokens.
     """
 
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    codes: np.ndarray | None = None  # int64 [C] of the condition, for a stage that reads them as tokens
 
     @property
     def prefix(self) -> np.ndarray | None:
@@ -82,6 +83,7 @@ class Sequence:
     steps: int  # tokens to sample at most
     draw: Draw
     context: Context
+    position_ids: np.ndarray | None = None  # int64 [capacity], rows of the table of absolute positions, in a model with one
 
     @property
     def guided(self) -> bool:
@@ -117,6 +119,8 @@ def place_tokens(place: Place, index: int | np.ndarray, tokens: np.ndarray) -> P
 
 def semantic_sequence(decoder: Decoder, length: int, end_allowed: bool, prefix: np.ndarray, draw: Draw, context: Context) -> Sequence:
     """Return a semantic window of `length` tokens at most, its prefix, int64 [n], included."""
+    if decoder.segments:
+        return segment_sequence(decoder, [_codes(context)], length, end_allowed, prefix, draw, context)
     padding = decoder.rows["padding"]
     place = Place(decoder.rows["semantic"], 0, 1, origin=1, per_frame=1, stride=1, shift=1, padding=padding)
     start = _shift(_line(np.array([decoder.rows["start"]]), np.array([0])), 1)
@@ -140,6 +144,8 @@ def coarse_sequence(
     semantic: int64 [n] that it reads; -1 is embedded as zeros, as upstream does with what follows an end. counts_prefix: whether the first
     frame, on which no end is allowed, is the prefix's, or the first one sampled, as upstream has it.
     """
+    if decoder.segments:
+        return segment_sequence(decoder, [_codes(context), semantic], frames * frame_tokens, end_allowed, prefix.ravel(), draw, context)
     quantizers = decoder.outputs
     place = Place(
         decoder.rows["coarse"],
@@ -175,6 +181,10 @@ def fine_sequence(
 
     `trained_frames` is N of the bias table; None takes the bundle's.
     """
+    if decoder.segments:
+        return segment_sequence(
+            decoder, [_codes(context), coarse.ravel()], len(coarse) * frame_tokens, False, prefix.ravel(), draw, context
+        )
     assert decoder.coarse_quantizers is not None and decoder.fine_quantizers is not None
     coarse_quantizers, fine_quantizers = decoder.coarse_quantizers, decoder.fine_quantizers
     shift = 0
@@ -188,6 +198,48 @@ def fine_sequence(
     prompt = Positions.join(_start(decoder, "coarse_start"), codes, _start(decoder, "fine_start"))
     rules = _rules(decoder, "fine", place, frame_tokens, -1, draw)
     return _begun(prompt, rules, prefix.ravel(), len(coarse) * frame_tokens, prefix.size, draw, context)
+
+
+def segment_sequence(
+    decoder: Decoder,
+    read: list[np.ndarray],
+    tokens: int,
+    end_allowed: bool,
+    prefix: np.ndarray,
+    draw: Draw,
+    context: Context,
+    hide_ends: bool = True,
+) -> Sequence:
+    """Return a window of `tokens` tokens, its prefix, int64 [n], included, of a decoder that reads segments.
+
+    read: int64 [n] of each segment before the last, flat; each is followed by its end. hide_ends: whether ends are what they were in
+    training, code 0 that no query sees; else what open-musiclm's inference makes of them: seen, in the row of their own number. An end
+    that may be drawn is allowed for the last quantizer of a frame.
+    """
+    assert decoder.segments is not None and len(read) == len(decoder.segments) - 1
+    parts, first, absolute = [], 0, []
+    for segment, codes in zip(decoder.segments, read, strict=False):
+        n = len(codes)
+        place = Place(segment.first, segment.codebook, segment.quantizers, first + 1, 1, 1, shift=1, padding=0)
+        key = FAR if hide_ends else first + 1 + n
+        end = Positions(np.array([segment.first + (0 if hide_ends else segment.codebook)]), np.array([first + 2 + n]), np.array([key]))
+        parts += [_shift(_line(np.array([segment.start]), np.array([first])), 1), place_tokens(place, np.arange(n), codes), end]
+        absolute += [np.zeros(1, np.int64), (segment.positions or 0) + np.arange(n + 1)]
+        first += n + 2
+    last = decoder.segments[-1]
+    parts.append(_shift(_line(np.array([last.start]), np.array([first])), 1))
+    place = Place(last.first, last.codebook, last.quantizers, first + 1, 1, 1, shift=1, padding=0)
+    rules = _rules(decoder, last.name, place, last.quantizers if end_allowed else ALWAYS, last.codebook, draw)
+    made = _begun(Positions.join(*parts), rules, prefix, tokens, len(prefix) + 1, draw, context)
+    if last.positions is None:
+        return made
+    absolute += [np.zeros(1, np.int64), last.positions + np.arange(tokens - 1)]
+    return replace(made, position_ids=np.concatenate(absolute)[: made.capacity])
+
+
+def _codes(context: Context) -> np.ndarray:
+    assert context.codes is not None
+    return context.codes
 
 
 def _rules(decoder: Decoder, stage: str, place: Place, frame: int, end: int, draw: Draw) -> Rules:

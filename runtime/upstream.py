@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +17,10 @@ from .bundle import Manifest
 from .clip import Contexts
 from .music import Tokens
 from .noise import ItemNoise
-from .request import Request
 from .sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence, unguided, unique_consecutive
+
+if TYPE_CHECKING:
+    from .request import Request
 
 Report = Callable[[str, int, int], None]  # (stage, done, total)
 

@@ -101,6 +101,7 @@ class WindowPlan:
     tokens_per_frame: Fraction  # semantic tokens in the time of a frame, before repeats are collapsed
     semantic_length: int  # most semantic tokens that a window sees
     semantic_overlap: int | None  # tokens told from the run before; None: the share that the coarse overlap has of its window
+    most_read: int | None = None  # semantic tokens that a coarse window reads at most; None: all that sound with it
 
     @property
     def frames(self) -> int | None:
@@ -153,12 +154,13 @@ class WindowPlan:
     def seen(self, window: int) -> slice:
         """Return the semantic tokens that a coarse window sees, where they carry time: all that sound with it."""
         if self.frames is not None and len(self.coarse) == 1:
-            return slice(0, self.semantic_length)  # also what was asked for beyond its time
+            return slice(0, self.most_read or self.semantic_length)  # also what was asked for beyond its time
         return self.in_time(self.coarse[window])
 
     def in_time(self, span: Span) -> slice:
         """Return the semantic tokens in the time of a coarse window, before repeats are collapsed."""
-        return slice(math.floor(span.start * self.tokens_per_frame), math.ceil(span.stop * self.tokens_per_frame))
+        start, stop = math.floor(span.start * self.tokens_per_frame), math.ceil(span.stop * self.tokens_per_frame)
+        return slice(start, stop if self.most_read is None else min(stop, start + self.most_read))
 
     def reached(self, window: int, tokens: int) -> bool:
         """Return whether so many semantic tokens go on to what this coarse window makes, where they carry time."""
@@ -169,7 +171,8 @@ def one_window(manifest: Manifest, frames: int, semantic_steps: int) -> WindowPl
     """Plan a clip of one window of each stage, as upstream makes it."""
     rate, length = tokens_per_frame(manifest), manifest.semantic.max_length
     whole = Spans(frames, frames)
-    return WindowPlan(whole, whole, Spans(semantic_steps, max(semantic_steps, 1)), (), rate, length, None)
+    semantic = Spans(semantic_steps, max(semantic_steps, 1))
+    return WindowPlan(whole, whole, semantic, (), rate, length, None, manifest.coarse.semantic_window)
 
 
 def plan_windows(
@@ -199,7 +202,8 @@ def plan_windows(
         ends = [math.ceil(stop * rate) for stop in _growing(first_frames, growth, coarse[0])]
         ends = [*(end for end in ends if end < semantic[0]), semantic[0]] if ends else []
         over_semantic = Spans(steps, *semantic, ends)
-        return WindowPlan(over_coarse, over_fine, over_semantic, (), rate, manifest.semantic.max_length, None)
+        length = manifest.semantic.max_length
+        return WindowPlan(over_coarse, over_fine, over_semantic, (), rate, length, None, manifest.coarse.semantic_window)
     runs: list[int] = []
     hop = manifest.codec.samples_per_frame
     few = over_coarse if frames is not None else islice(over_coarse, 32)  # of an endless clip they are all alike by then

@@ -38,6 +38,12 @@ def cached_attention(g: Any, query: str, key: str, value: str, layer: int, bias:
     return output
 
 
+def normalised(g: Any, x: str) -> str:
+    """x [..., D] at length 1 over the last axis (Henry et al. 2020, arxiv.org/abs/2010.04245); zeros stay zeros."""
+    length = g.op("ReduceL2", x, g.constant([-1]), keepdims=1)
+    return g.op("Div", x, g.op("Max", length, g.constant(1e-12, np.float32)))
+
+
 def masked_bias(g: Any, table: np.ndarray | None, heads: int, coordinates: tuple[str, str], lengths: str, capacity: int) -> str:
     """Bias [B, S * H, capacity], far below any score where a key is no query's yet.
 

@@ -98,6 +98,8 @@ class _Slot:
         shape = (R, 1, capacity, decoder.cache_head_size)
         self.caches = {f"{layer}.{part}": _aligned_zeros(shape) for layer in range(depth) for part in ("key", "value")}
         self.key_coordinates = np.zeros((R, capacity), np.int64)
+        self.states = {f"{layer}": _aligned_zeros((R, 2, 2 * decoder.step.inner)) for layer in range(depth * decoder.step.convolution)}
+        self.kept: dict[str, np.ndarray] = {}  # the states where the prompt ended, for other slots of the same prompt
         self.logits = np.zeros((R, decoder.vocabulary), np.float32)
         self.frame_logits = np.zeros((outputs, *self.logits.shape), np.float32)
         conditions = [sequence.context.arrays, sequence.context.without_condition()][:R]
@@ -122,16 +124,19 @@ class _Slot:
         """Let go of the caches: rows and binding point back at the slot, and Python frees such circles late."""
         self.rows.clear()
         self.caches.clear()
+        self.states.clear()
         self._binding = None
 
     def step(self, head: int) -> None:
         """Feed the next position of every row, and sample."""
         if self._binding is None:
+            self.kept = {name: state.copy() for name, state in self.states.items()}
             self._binding = Binding(self, slice(0, len(self.rows)), 1)
         for row in self.rows:
             self.key_coordinates[row.row, row.fed] = self._next.key[0]
             row.fed += 1
-        self._binding.run(self._next.ids, self._next.query, np.array([row.fed for row in self.rows]), head)
+        lengths = np.array([row.fed for row in self.rows])
+        self._binding.run(self._next.ids, self._next.query, lengths, head, lengths.max() - 1)
         self.frame_logits[head] = self.logits
         try:
             token = self._sample()
@@ -181,6 +186,8 @@ class _Row:
         first, last = self.fed, min(source.fed, len(self.prompt) - 1)
         for name, cache in self.slot.caches.items():
             cache[self.row, 0, first:last] = source.slot.caches[name][source.row, 0, first:last]
+        for name, state in (source.slot.kept or source.slot.states).items():
+            self.slot.states[name][self.row] = state[source.row]
         self.fed = last
 
     def feed(self) -> int:
@@ -196,7 +203,7 @@ class _Row:
                 masks[0][0, : len(told)], masks[1][0, : len(told)] = True, told
         piece = slice(first, self.fed)
         binding = Binding(self.slot, slice(self.row, self.row + 1), count, *masks)
-        binding.run(self.prompt.ids[piece], self.prompt.query[piece], np.arange(first + 1, self.fed + 1), 0)
+        binding.run(self.prompt.ids[piece], self.prompt.query[piece], np.arange(first + 1, self.fed + 1), 0, first)
         return count
 
 
@@ -209,11 +216,13 @@ class Binding:
         R = rows.stop - rows.start
         self._slot, self._session = slot, slot.session
         self._ids, self._query, self._lengths = (np.zeros((R, count), np.int64) for _ in range(3))
+        self._positions = np.zeros((R, count), np.int64)
         self._head, self._seqlens, self._total = np.zeros(1, np.int64), np.zeros(R, np.int32), np.zeros(1, np.int32)
         share = import_onnxruntime().OrtValue.ortvalue_from_numpy  # on the CPU the value and the array are the same memory
         self._binding = self._session.io_binding()
         inputs = {"row_ids": self._ids, "query_coordinates": self._query, "key_coordinates": slot.key_coordinates[rows]}
         inputs |= {"seqlens_k": self._seqlens, "total_sequence_length": self._total, "lengths": self._lengths, "head": self._head}
+        inputs["position_ids"] = self._positions
         inputs |= {name: np.ascontiguousarray(array[rows]) for name, array in slot.context.items()}
         if slot.sequence.context.prefix is not None:
             dim = slot.sequence.context.prefix.shape[1]
@@ -226,15 +235,27 @@ class Binding:
             cache = share(array[rows])
             self._binding.bind_ortvalue_input(f"past_key_values.{name}", cache)
             self._binding.bind_ortvalue_output(f"present.{name}", cache)
+        # a state is read where the next one is written, so these two are not the same memory
+        self._states = [(state[rows], np.zeros_like(state[rows])) for state in slot.states.values()]
+        for name, (before, after) in zip(slot.states, self._states, strict=True):
+            self._binding.bind_ortvalue_input(f"past_conv.{name}", share(before))
+            self._binding.bind_ortvalue_output(f"present_conv.{name}", share(after))
         self._binding.bind_ortvalue_output("logits", share(slot.logits[rows]))
 
-    def run(self, ids: np.ndarray, query: np.ndarray, lengths: np.ndarray, head: int) -> None:
-        """ids, query: int64 [count], the same in all rows; lengths: int64 [count] or [R], the positions up to each one."""
+    def run(self, ids: np.ndarray, query: np.ndarray, lengths: np.ndarray, head: int, first: int) -> None:
+        """ids, query: int64 [count], the same in all rows; lengths: int64 [count] or [R], the positions up to each one.
+
+        first: number of the first of these positions in its sequence.
+        """
         self._ids[:], self._query[:] = ids, query
+        if (absolute := self._slot.sequence.position_ids) is not None:
+            self._positions[:] = absolute[first : first + len(ids)]
         self._lengths[:] = lengths.reshape(self._lengths.shape)
         self._seqlens[:] = self._lengths[:, -1] - 1
         self._total[0], self._head[0] = self._lengths.max(), head
         self._session.run_with_iobinding(self._binding)
+        for before, after in self._states:
+            before[:] = after
 
 
 def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:

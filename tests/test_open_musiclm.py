@@ -1,0 +1,149 @@
+"""open-musiclm's transformers from its files: logits and tokens of its own code, which wrote the golden files with random weights.
+
+`tests/golden/open_musiclm/<stage>.<bias>.<feed-forward>.p0.<positions>.npz` hold settings, weights, noise by its seed, and what its
+`TokenConditionedTransformerWrapper.generate` gave: `tokens.*` of a batch of two, `logits.*` of prompts and of each step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from musiclm_deploy.export.checkpoint import Checkpoint
+from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.export.stage import export_stage
+from musiclm_deploy.export.transformers import infer_transformer
+from musiclm_deploy.runtime.backend import open_session
+from musiclm_deploy.runtime.bundle import Decoder, Sampling
+from musiclm_deploy.runtime.forcing import HostBatch, forced, logits_of
+from musiclm_deploy.runtime.host.graph import GraphBatch
+from musiclm_deploy.runtime.host.native import NativeBatch
+from musiclm_deploy.runtime.sequence import Context, Draw, Sequence, segment_sequence
+from musiclm_deploy.runtime.step import open_native, open_pool
+
+FOLDER = Path(__file__).parent / "golden" / "open_musiclm"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.p0.*.npz"))
+SAID = {"non_causal_prefix_size": 0, "use_memory_efficient_attention": False}
+LOGITS = 1e-4  # absolute, of logits of about 8
+
+
+@dataclass
+class Golden:
+    values: Any
+    settings: dict[str, Any]
+    decoder: Decoder
+    folder: Path
+
+    @property
+    def quantizers(self) -> int:
+        return self.values["tokens.greedy"].shape[2]
+
+    def sequence(self, item: int, steps: int, draw: Draw, known: np.ndarray, end_allowed: bool = False, hide: bool = False) -> Sequence:
+        read = [self.values[f"cond.{index}"][item].ravel() for index in range(len(self.decoder.segments or []) - 1)]
+        return segment_sequence(self.decoder, read, steps * self.quantizers, end_allowed, known, draw, Context(codes=read[0]), hide)
+
+    def draw(self, item: int, filter_thres: float, temperature: float) -> Draw:
+        def noise(step: int) -> np.ndarray:
+            drawn = np.random.default_rng([self.settings["noise_seed"], self.settings["stage_index"], step])
+            return drawn.gumbel(size=(2, self.decoder.vocabulary)).astype(np.float32)[item]
+
+        return Draw(0, item, 0, Sampling(temperature, filter_thres, 1.0), noise)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Golden:
+    with np.load(FOLDER / f"{request.param}.npz") as file:
+        values = dict(file)
+    settings = json.loads(str(values["settings"]))
+    folder = tmp_path_factory.mktemp(request.param)
+    return Golden(values, settings, export(values, settings["stage"], folder), folder)
+
+
+def export(values: Any, stage: str, folder: Path, precision: str = "fp32", **said: Any) -> Decoder:
+    checkpoint = checkpoint_of(values, stage)
+    window = {"max_length": 20} if stage == "semantic" else {"max_time_steps": 8}
+    inferred = infer_transformer(stage, checkpoint, SAID | window | said)
+    return export_stage(stage, checkpoint, inferred, folder, 20, 1, precision)
+
+
+def checkpoint_of(values: Any, stage: str) -> Checkpoint:
+    state = {name.removeprefix("w."): torch.from_numpy(values[name].astype(np.float32)) for name in values if name.startswith("w.")}
+    return Checkpoint(f"{stage}.transformer.10.pt", state)
+
+
+@pytest.fixture(params=["graph", "native"])
+def batch(request: pytest.FixtureRequest, golden: Golden) -> Iterator[HostBatch]:
+    made: HostBatch
+    if request.param == "graph":
+        made = GraphBatch(open_session(golden.folder / golden.decoder.graph, 1), golden.decoder)
+    else:
+        made = NativeBatch(open_native(golden.folder, golden.decoder, open_pool(1)))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    "name, filter_thres, temperature, ends",
+    [
+        ("greedy", 0.5, 0.0, False),
+        ("noise", 0.5, 0.95, False),
+        ("noise_default", 0.9, 1.0, False),
+        ("primed", 0.5, 0.95, False),
+        ("eos", 0.0, 3.0, True),
+    ],
+)
+def test_tokens(golden: Golden, batch: HostBatch, name: str, filter_thres: float, temperature: float, ends: bool) -> None:
+    """Two items in one batch; what follows an end, -1 there, is not made here."""
+    expected = golden.values[f"tokens.{name}"]
+    prime = golden.values["prime"] if name == "primed" else np.zeros((2, 0), np.int64)
+    draws = [golden.draw(item, filter_thres, temperature) for item in range(2)]
+    sequences = [golden.sequence(item, expected.shape[1], draws[item], prime[item].ravel(), ends) for item in range(2)]
+    made, _ = logits_of(batch, sequences)
+    for item in range(2):
+        found = np.concatenate([prime[item].ravel(), made[item]])
+        whole = expected[item].ravel()
+        kept = whole[: np.argmax(whole < 0)] if (whole < 0).any() else whole
+        assert found.tolist() == kept.tolist()
+
+
+@pytest.mark.parametrize("hide, name", [(False, "logits.teacher"), (True, "logits.teacher_masked")], ids=["seen", "hidden"])
+def test_logits(golden: Golden, batch: HostBatch, hide: bool, name: str) -> None:
+    """Of the prompt and each step, with ends as inference has them, and as training had them."""
+    tokens, expected = golden.values["tokens.noise"].reshape(2, -1), golden.values[name]
+    sequences = [golden.sequence(item, len(tokens[0]), golden.draw(item, 0, 1), np.zeros(0, np.int64), hide=hide) for item in range(2)]
+    _, logits = logits_of(batch, [forced(one, row[:-1], golden.decoder.vocabulary) for one, row in zip(sequences, tokens, strict=True)])
+    for item in range(2):
+        np.testing.assert_allclose(logits[item][:, 0], expected[item, : tokens.shape[1]], rtol=0, atol=LOGITS)
+
+
+def test_primed_logits(golden: Golden, batch: HostBatch) -> None:
+    """Of a prompt that ends with tokens of the stage itself."""
+    index = len(golden.decoder.segments or []) - 1
+    prime, expected = golden.values["prime"], golden.values[f"logits.primed.{index}"]
+    steps = golden.values["tokens.primed"].shape[1]
+    sequences = [golden.sequence(item, steps, golden.draw(item, 0, 1), prime[item].ravel()) for item in range(2)]
+    none = np.zeros(0, np.int64)
+    _, logits = logits_of(batch, [forced(one, none, golden.decoder.vocabulary) for one in sequences])
+    for item in range(2):
+        np.testing.assert_allclose(logits[item][0, 0], expected[item, -1], rtol=0, atol=LOGITS)
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"non_causal_prefix_size": 5}, "non_causal_prefix_size = 5 is not covered"),
+        ({"non_causal_prefix_size": None}, "non_causal_prefix_size and use_memory_efficient_attention leave no trace in the file"),
+    ],
+)
+def test_what_no_tensor_tells(said: dict[str, Any], message: str) -> None:
+    with np.load(FOLDER / "semantic.continuous.conv.p0.rel.npz") as file:
+        checkpoint = checkpoint_of(dict(file), "semantic")
+    overrides = {} if said["non_causal_prefix_size"] is None else SAID | said
+    with pytest.raises(ExportError, match=message):
+        infer_transformer("semantic", checkpoint, overrides)
