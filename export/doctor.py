@@ -57,10 +57,11 @@ def diagnose(
     paths: str | os.PathLike | Iterable[str | os.PathLike],
     config: Mapping[str, Any] | None = None,
     tokenizer: str | os.PathLike | None = None,
+    open_musiclm_config: str | os.PathLike | None = None,
 ) -> Report:
-    """Examine checkpoints, folders and bundles. config, tokenizer: as for `export_checkpoints`. Raises nothing for what is in a file.
+    """Examine checkpoints, folders and bundles; one path alone is a list of one. Raises nothing for what is in a file.
 
-    One path alone is a list of one.
+    config, tokenizer, open_musiclm_config: as for `export_checkpoints`.
 
     Raises ExportError for arguments of another kind, and ImportError, which says what to install, if torch is missing and one of the paths
     is not a bundle.
@@ -68,7 +69,7 @@ def diagnose(
     if not isinstance(paths, str | os.PathLike | Iterable) or isinstance(paths, bytes | Mapping):
         raise ExportError(f"paths must be paths of files and folders, got {type(paths).__name__}.")
     paths = [_path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
-    if paths and not config and tokenizer is None and all(map(is_bundle, paths)):
+    if paths and not config and tokenizer is None and open_musiclm_config is None and all(map(is_bundle, paths)):
         return _of_bundles(paths)
     try:
         from .arguments import overrides_of
@@ -76,7 +77,8 @@ def diagnose(
     except ModuleNotFoundError as error:
         advice = f"{install_command('cpu', 'export', 'train')}, and upstream as the README says"
         raise ImportError(f"examining anything but bundles needs the package {error.name}, which is not installed: {advice}.") from error
-    return examine(paths, overrides_of(config), None if tokenizer is None else _path(tokenizer))
+    others = (None if given is None else _path(given) for given in (tokenizer, open_musiclm_config))
+    return examine(paths, overrides_of(config), *others)
 
 
 def _path(value: Any) -> Path:

@@ -27,6 +27,7 @@ from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
 from .errors import ExportError, MissingCheckpoint, naming
 from .fit import conditioning_dim, faults_of_fit
 from .mulan import build_mulan, check_conditioner, codebooks_of, conditioner_weights, is_bare, split_quantizer_state
+from .open_musiclm_config import with_model_config
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
 from .stage import build_stage
@@ -40,7 +41,9 @@ _TABLE = "cond_embeddings."
 _SUFFIXES = {".pt", ".pth", ".th", ".ckpt", ".bin", ".safetensors", ".km", ".pkl", ".joblib"}
 
 
-def examine(paths: Iterable[Path], config: Mapping[str, Any], tokenizer: Path | None = None) -> Report:
+def examine(
+    paths: Iterable[Path], config: Mapping[str, Any], tokenizer: Path | None = None, open_musiclm_config: Path | None = None
+) -> Report:
     """Examine files of any kind; see `diagnose` for the arguments."""
     files, faults = [], []
     for path in itertools.chain.from_iterable(map(_files_in, paths)):
@@ -52,6 +55,10 @@ def examine(paths: Iterable[Path], config: Mapping[str, Any], tokenizer: Path | 
     sources = _assign(files, faults)
     sources |= {} if tokenizer is None else {"tokenizer": tokenizer}
     refused: list[ExportError] = []
+    try:
+        config = with_model_config(config, open_musiclm_config, sources)
+    except ExportError as error:
+        faults.append(str(error))
     collected = gather(sources, config, refused.append) if sources or config else Collected({}, {})
     missing = _missing(sources, collected, refused) if sources else []
     faults += [str(error) for error in refused if not (isinstance(error, MissingCheckpoint) and set(error.kinds) <= set(missing))]

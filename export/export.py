@@ -35,6 +35,7 @@ from .errors import ExportError, naming
 from .fit import conditioning_dim
 from .kernels import capabilities_of, check_types, pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text, mulan_record
+from .open_musiclm_config import with_model_config
 from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
@@ -63,6 +64,7 @@ def export_checkpoints(
     kmeans: str | os.PathLike | None = None,
     tokenizer: str | os.PathLike | None = None,
     config: Mapping[str, Any] | None = None,
+    open_musiclm_config: str | os.PathLike | None = None,
     target: str = "onnxruntime",
     precision: str | Mapping[str, str] = "fp32",
     force: bool = False,
@@ -81,6 +83,7 @@ def export_checkpoints(
     tokenizer: the `tokenizer.json` of the Hugging Face tokenizer whose ids MuLaN's text tower was trained on, or its folder; by default
     CLIP's tokenizer, as in musiclm-pytorch.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
+    open_musiclm_config: the JSON of the model that open-musiclm keeps beside its checkpoints, for what these do not tell.
     target: "onnxruntime"; or "tensorrt", for a bundle that also has what TensorRT's engines are built of, and kernels that draw its tokens.
     precision: of the transformers' large matrices: "fp32", "int8", "int4", or "auto", the narrowest that loses little; or {stage: one of
     these}. With the target tensorrt "fp32", "fp16" or "bf16", of all products there; ONNX Runtime has fp32 then. force: take a precision
@@ -95,6 +98,8 @@ def export_checkpoints(
     files = {"semantic": semantic, "coarse": coarse, "fine": fine, "codec": codec}
     optional = {"mulan": mulan, "semantic-features": semantic_features, "hubert": hubert, "kmeans": kmeans, "tokenizer": tokenizer}
     sources, overrides, kernels = sources_of(files, optional, quantizer), overrides_of(config), list_of(kernels, "kernels")
+    if open_musiclm_config is not None:
+        overrides = with_model_config(overrides, path_of(open_musiclm_config, "open_musiclm_config"), sources)
     compute_capabilities = None if compute_capabilities is None else list_of(compute_capabilities, "compute_capabilities")
     trace_cache = None if trace_cache is None else path_of(trace_cache, "trace_cache")
 

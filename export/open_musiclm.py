@@ -1,6 +1,6 @@
-"""open-musiclm's transformers (github.com/zhvng/open-musiclm, 8e2c6a8): what files tell, what only the model's JSON does, and tables.
+"""open-musiclm's transformers (github.com/zhvng/open-musiclm, 8e2c6a8): what their files tell, and their tables.
 
-In: a checkpoint, the user's overrides, the JSON of the model. Out: `Settings` under open-musiclm's own argument names, and the tables of
+In: a checkpoint, the user's overrides. Out: `Settings` under open-musiclm's own argument names, and the tables of
 input embeddings, of attention biases and of absolute positions. All three stages are one class there, `TokenConditionedTransformer`: it
 reads several token sequences one after the other and predicts the last one. The first holds CLAP's codes.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from ..model.open_musiclm import TokenConditionedTransformer
 from ..runtime.bundle import Segment
-from ..runtime.user_files import read_text
 from .checkpoint import Checkpoint
 from .errors import ExportError
 from .settings import Settings
@@ -39,7 +37,7 @@ _CODE = "open-musiclm 8e2c6a8"
 _NET = "transformer.rel_pos_bias.net."
 _T5 = "transformer.rel_pos_bias.relative_attention_bias.weight"
 _LAYER = "transformer.layers.0."
-_UNTOLD = ("non_causal_prefix_size", "use_memory_efficient_attention")
+UNTOLD = ("non_causal_prefix_size", "use_memory_efficient_attention")
 
 
 def is_open_musiclm(state: Mapping[str, Any]) -> bool:
@@ -108,7 +106,7 @@ def infer_open_musiclm(stage: str, checkpoint: Checkpoint, overrides: Mapping[st
 
 
 def _refuse_unsaid(stage: str, name: str, overrides: Mapping[str, Any]) -> None:
-    unsaid = [setting for setting in _UNTOLD if setting not in overrides]
+    unsaid = [setting for setting in UNTOLD if setting not in overrides]
     if unsaid:
         example = json.dumps({stage: {"non_causal_prefix_size": 0, "use_memory_efficient_attention": False}})
         raise ExportError(
@@ -196,41 +194,3 @@ def open_musiclm_transformer(stage: str, settings: Settings, state: Mapping[str,
     except RuntimeError as error:  # torch lists every missing, unexpected and misshapen tensor
         raise ExportError(f"{stage}: the checkpoint and its settings do not fit together. {error}") from error
     return transformer.float().eval()
-
-
-def read_model_config(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the overrides that open-musiclm's JSON of a model means: part -> setting -> value. Raises ExportError for another file."""
-    try:
-        given = json.loads(read_text(path))
-    except OSError as error:
-        raise ExportError(f"--open-musiclm-config {path}: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"--open-musiclm-config {path}: not JSON: {error}") from error
-    missing = [
-        name for name in ("global_cfg", "hubert_kmeans_cfg", *(f"{stage}_cfg" for stage in SEQUENCES)) if not _is_record(given, name)
-    ]
-    if missing:
-        raise ExportError(f"--open-musiclm-config {path}: not the JSON of a model of open-musiclm: it has no {', '.join(missing)}.")
-    found: dict[str, dict[str, Any]] = {}
-    try:
-        clip, hubert, codec = given["global_cfg"], given["hubert_kmeans_cfg"], given.get("encodec_cfg", {})
-        rate, frames = hubert.get("output_hz", 50), codec.get("output_hz", 75)
-        lengths = {
-            stage: clip.get(f"{stage}_audio_length_seconds", default) for stage, default in (("semantic", 10), ("coarse", 4), ("fine", 2))
-        }
-        for stage in SEQUENCES:
-            of_stage = given[f"{stage}_cfg"]
-            found[stage] = {name: of_stage.get(name, default) for name, default in zip(_UNTOLD, (0, False), strict=True)}
-            known = ("dim", "depth", "heads", "relative_position_bias_type", "use_conv_ff", "use_absolute_position_embeddings")
-            found[stage] |= {name: of_stage[name] for name in known if name in of_stage}
-        found["semantic"] |= {"max_length": int(lengths["semantic"] * rate), "tokens_per_second": float(rate)}
-        found["coarse"] |= {"max_time_steps": int(lengths["coarse"] * frames), "semantic_window": int(lengths["coarse"] * rate - 1)}
-        found["fine"]["max_time_steps"] = int(lengths["fine"] * frames)
-        found["wav2vec"] = {"output_layer": hubert.get("embed_layer", 7), "normalize": True, "normalize_embeds": hubert["normalize_embeds"]}
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ExportError(f"--open-musiclm-config {path}: a value is missing or of another type: {error}.") from error
-    return found
-
-
-def _is_record(given: Any, name: str) -> bool:
-    return isinstance(given, dict) and isinstance(given.get(name), dict)

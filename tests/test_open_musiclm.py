@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.stage import export_stage

@@ -18,6 +18,7 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="checkpoints, folders and bundles, in any order")
     parser.add_argument("--config", type=Path, metavar="FILE", help="as for export")
+    parser.add_argument("--open-musiclm-config", type=Path, metavar="FILE", help="as for export")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="as for export")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.set_defaults(run=run)
@@ -26,7 +27,7 @@ def add_options(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     from .. import diagnose
 
-    report = diagnose(options.files, read_config(options.config), options.tokenizer)
+    report = diagnose(options.files, read_config(options.config), options.tokenizer, options.open_musiclm_config)
     if options.json:
         print_json(f"{report.to_json()}\n")
     else:

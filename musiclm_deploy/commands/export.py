@@ -22,9 +22,11 @@ def add_options(commands: Any) -> None:
         ("codec", "codec: a SoundStream, or an EnCodec at 24 kHz"),
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="FILE", help=f"checkpoint of the {what}")
-    parser.add_argument("--mulan", type=Path, metavar="FILE", help="checkpoint of MuLaN; not needed where the quantizer's holds it")
     parser.add_argument(
-        "--quantizer",
+        *("--mulan", "--clap"), type=Path, metavar="FILE", help="checkpoint of MuLaN, or CLAP; not needed where the quantizer's holds it"
+    )
+    parser.add_argument(
+        *("--quantizer", "--rvq"),
         action="append",
         required=True,
         metavar="[STAGE=]FILE",
@@ -45,6 +47,12 @@ def add_options(commands: Any) -> None:
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'
+    )
+    parser.add_argument(
+        "--open-musiclm-config",
+        type=Path,
+        metavar="FILE",
+        help="JSON of the model that open-musiclm keeps in configs/ beside its checkpoints, for what these do not tell",
     )
     parser.add_argument(
         "--precision",
@@ -101,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
         quantizer=quantizers,
         out=options.out,
         config=config,
+        open_musiclm_config=options.open_musiclm_config,
         target=options.target,
         precision=precisions,
         force=options.force,

@@ -1,0 +1,60 @@
+"""The JSON of a model that open-musiclm keeps in configs/ beside its checkpoints, as overrides of the parts of an export.
+
+In: the file. Out: `{part: {setting: value}}`: what no tensor tells, and windows of seconds as tokens and frames.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..runtime.user_files import read_text
+from .errors import ExportError
+from .open_musiclm import SEQUENCES, UNTOLD
+
+_OF_STAGE = ("dim", "depth", "heads", "relative_position_bias_type", "use_conv_ff", "use_absolute_position_embeddings")
+
+
+def with_model_config(
+    overrides: Mapping[str, Mapping[str, Any]], path: Path | None, sources: Mapping[str, Path]
+) -> Mapping[str, Mapping[str, Any]]:
+    """Return the overrides of parts with what the JSON says beneath them, as far as it is of files among `sources`."""
+    if path is None:
+        return overrides
+    files = {"wav2vec": "hubert"}
+    found = {part: values for part, values in read_model_config(path).items() if files.get(part, part) in sources}
+    return {**overrides, **{part: values | dict(overrides.get(part, {})) for part, values in found.items()}}
+
+
+def read_model_config(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the overrides that the JSON means: part -> setting -> value. Raises ExportError for another file."""
+    option = f"--open-musiclm-config {path}"
+    try:
+        given = json.loads(read_text(path))
+    except OSError as error:
+        raise ExportError(f"{option}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{option}: not JSON: {error}") from error
+    wanted = ("global_cfg", "hubert_kmeans_cfg", "encodec_cfg", *(f"{stage}_cfg" for stage in SEQUENCES))
+    missing = [name for name in wanted if not isinstance(given, dict) or not isinstance(given.get(name), dict)]
+    if missing:
+        raise ExportError(f"{option}: not the JSON of a model of open-musiclm: it has no {', '.join(missing)}.")
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        hubert, clip = given["hubert_kmeans_cfg"], given["global_cfg"]
+        tokens, frames = float(hubert["output_hz"]), float(given["encodec_cfg"]["output_hz"])
+        seconds = {stage: float(clip[f"{stage}_audio_length_seconds"]) for stage in SEQUENCES}
+        for stage in SEQUENCES:
+            of_stage = given[f"{stage}_cfg"]
+            found[stage] = {name: of_stage.get(name, default) for name, default in zip(UNTOLD, (0, False), strict=True)}
+            found[stage] |= {name: of_stage[name] for name in _OF_STAGE if name in of_stage}
+        found["semantic"] |= {"max_length": int(seconds["semantic"] * tokens), "tokens_per_second": tokens}
+        found["coarse"] |= {"max_time_steps": int(seconds["coarse"] * frames), "semantic_window": int(seconds["coarse"] * tokens - 1)}
+        found["fine"]["max_time_steps"] = int(seconds["fine"] * frames)
+        found["wav2vec"] = {"output_layer": hubert.get("embed_layer", 7), "normalize": True}
+        found["wav2vec"]["normalize_embeds"] = hubert["normalize_embeds"]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ExportError(f"{option}: a value is missing or of another type: {error!r}.") from error
+    return found

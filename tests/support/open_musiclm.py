@@ -1,0 +1,61 @@
+"""A tiny MusicLM as open-musiclm keeps one: three transformers, CLAP's codebooks and the JSON of the model, every weight random."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from musiclm_deploy.model.open_musiclm import TokenConditionedTransformer
+
+CLAP, SEMANTIC, CODES, COARSE, FINE = (3, 11), (1, 19), 13, 2, 3
+SEQUENCES = {
+    "semantic": [CLAP, SEMANTIC],
+    "coarse": [CLAP, SEMANTIC, (COARSE, CODES)],
+    "fine": [CLAP, (COARSE, CODES), (FINE, CODES)],
+}
+SIZES = {"dim": 24, "depth": 2, "heads": 3}
+SECONDS = {"semantic": 1.0, "coarse": 0.4, "fine": 0.2}  # of a window
+
+
+def model_config(**of_stage: Any) -> dict[str, Any]:
+    """Return the JSON of the model. of_stage: further settings of all three transformers."""
+    stage = {**SIZES, "non_causal_prefix_size": 0, "use_memory_efficient_attention": False, **of_stage}
+    return {
+        "global_cfg": {f"{name}_audio_length_seconds": seconds for name, seconds in SECONDS.items()},
+        "clap_rvq_cfg": {"rq_num_quantizers": CLAP[0], "codebook_size": CLAP[1]},
+        "hubert_kmeans_cfg": {"model_name": "m-a-p/MERT-v0", "normalize_embeds": True, "embed_layer": 7, "output_hz": 50},
+        "encodec_cfg": {"bandwidth": 6.0, "codebook_size": CODES, "output_hz": 50},
+        **{f"{name}_cfg": stage for name in SEQUENCES},
+    }
+
+
+def write_checkpoints(folder: Path, latent: int = 16, seed: int = 0, dim_head: int = 8, **of_stage: Any) -> dict[str, Path]:
+    """Write the files as open-musiclm's trainer does; return them by the names of `export_checkpoints`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    files = {}
+    for stage, sequences in SEQUENCES.items():
+        sizes: dict[str, Any] = {**SIZES, **of_stage}
+        transformer = TokenConditionedTransformer(sequences, sizes.pop("dim"), sizes.pop("depth"), dim_head=dim_head, **sizes)
+        for name, parameter in transformer.named_parameters():
+            if name.endswith(("gamma", "_scale")):
+                torch.nn.init.normal_(parameter, 1.0, 0.2)
+        files[stage] = folder / f"{stage}.transformer.10.pt"
+        torch.save(transformer.state_dict(), files[stage])
+    books: dict[str, torch.Tensor] = {}
+    for index in range(CLAP[0]):
+        at = f"layers.{index}._codebook."
+        embed = torch.randn(1, CLAP[1], latent) * 0.3
+        books |= {
+            at + "initted": torch.tensor([True]),
+            at + "cluster_size": torch.ones(1, CLAP[1]),
+            at + "embed_avg": embed,
+            at + "embed": embed,
+        }
+    files["quantizer"] = folder / "clap.rvq.10.pt"
+    torch.save(books, files["quantizer"])
+    files["open_musiclm_config"] = folder / "tiny.json"
+    files["open_musiclm_config"].write_text(json.dumps(model_config(**of_stage)))
+    return files
