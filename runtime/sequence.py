@@ -82,6 +82,7 @@ class Sequence:
     steps: int  # tokens to sample at most
     draw: Draw
     context: Context
+    position_ids: np.ndarray | None = None  # int64 [len(prompt) + steps - 1], rows of the table of absolute positions; None without one
 
     @property
     def guided(self) -> bool:

@@ -50,6 +50,7 @@ class NativeBatch:
             first=draw.first,
             temperature=draw.sampling.temperature,
             scale=draw.sampling.cond_scale,
+            position_ids=sequence.position_ids,
         )
         if draw.noise is not None:
             self._noisy.append(sequence)
