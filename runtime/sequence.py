@@ -83,7 +83,7 @@ class Sequence:
     steps: int  # tokens to sample at most
     draw: Draw
     context: Context
-    position_ids: np.ndarray | None = None  # int64 [capacity], rows of the table of absolute positions, in a model with one
+    position_ids: np.ndarray | None = None  # int64 [capacity + 1], rows of the table of absolute positions, in a model with one
 
     @property
     def guided(self) -> bool:
@@ -233,8 +233,8 @@ def segment_sequence(
     made = _begun(Positions.join(*parts), rules, prefix, tokens, len(prefix) + 1, draw, context)
     if last.positions is None:
         return made
-    absolute += [np.zeros(1, np.int64), last.positions + np.arange(tokens - 1)]
-    return replace(made, position_ids=np.concatenate(absolute)[: made.capacity])
+    absolute += [np.zeros(1, np.int64), last.positions + np.arange(tokens)]
+    return replace(made, position_ids=np.concatenate(absolute))
 
 
 def _codes(context: Context) -> np.ndarray:

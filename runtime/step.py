@@ -104,6 +104,9 @@ def open_weights(folder: Path, decoder: Decoder) -> tuple[mmap.mmap, Sizes, dict
         bias_entries=decoder.bias.entries if decoder.bias else 0,
         value_residual=step.value_residual,
         cross_attention=decoder.conditioning == "cross_attention",
+        normalised_attention=step.normalised_attention,
+        convolution=step.convolution,
+        positions=step.positions or 0,
         bits=_BITS[step.precision],
         block=step.block,
     )

@@ -123,6 +123,7 @@ class Model:
                     if hasattr(layer, f"{kind}_{part}"):
                         setattr(layer, f"{kind}_{part}", self._matrix(f"{name}.{branch}.w_{part}"))
             layer.inner_norm = self._norm(f"{name}.feed_forward.inner_norm")
+            layer.key_scale, layer.taps = at(f"{name}.attention.key_scale"), at(f"{name}.feed_forward.taps")
         heads = (c_void_p * sizes.outputs)(*(at(f"head.{q}.weight") for q in range(sizes.outputs)))
         self._keep += [layers, heads]
         counts = (sizes.dim, sizes.depth, sizes.heads, sizes.dim_head, sizes.cache_head_size, sizes.inner, sizes.streams)
@@ -135,7 +136,8 @@ class Model:
             sizes.bits,
             sizes.block,
         )
-        return Weights(*counts, at("rows"), at("bias_table"), layers, self._norm("norm"), heads, at("head.bias"))
+        added = (int(sizes.normalised_attention), int(sizes.convolution), sizes.positions)
+        return Weights(*counts, at("rows"), at("bias_table"), layers, self._norm("norm"), heads, at("head.bias"), *added, at("positions"))
 
     def _norm(self, name: str) -> Norm:
         return Norm(self._address(f"{name}.gain"), self._address(f"{name}.bias"))

@@ -50,10 +50,13 @@ inline void weighted_values(const Attention& a, const float* weights, int heads,
 inline void attend_group(const Attention& a, int g) {
   const int heads = a.heads - g * kHeads < kHeads ? a.heads - g * kHeads : kHeads;
   float *query = a.scratch, *scores = query + up(a.width) * kHeads;
+  const float* given = a.query + static_cast<size_t>(g) * kHeads * a.width;
+  float scale[kHeads];
+  for (int h = 0; h < heads; h++) scale[h] = a.normalised ? inverse_length(given + static_cast<size_t>(h) * a.width, a.width) : a.scale;
   for (int d = 0; d < a.width; d += LANES) {
     for (int h = 0; h < kHeads; h++) {
-      const float* q = a.query + static_cast<size_t>(g * kHeads + h) * a.width + d;
-      store(query + d * kHeads + h * LANES, h < heads ? load(q, a.width - d) * a.scale : F{});
+      const float* q = given + static_cast<size_t>(h) * a.width + d;
+      store(query + d * kHeads + h * LANES, h < heads ? load(q, a.width - d) * scale[h] : F{});
     }
   }
   const float* bias = a.bias ? a.bias + g * a.bias_stride : nullptr;

@@ -216,7 +216,8 @@ int64_t ds_batch_sampled(const ds_batch* batch, int64_t id) {
 
 size_t ds_slot_bytes(const ds_model* model, int64_t positions, int64_t context, int64_t prefix_positions) {
   const SlotSizes sizes(model->sizes, positions, context, prefix_positions);
-  return sizes.floats() * sizeof(float) + positions * 3 * sizeof(int64_t);
+  const size_t numbers = model->sizes.positions ? 4 : 3;  // of a position: its row, its coordinates, its absolute position
+  return sizes.floats() * sizeof(float) + positions * numbers * sizeof(int64_t);
 }
 
 size_t ds_scratch_bytes(const ds_pool* pool, const ds_model* model, int64_t rows, int64_t positions, int64_t context) {

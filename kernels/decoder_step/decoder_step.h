@@ -1,8 +1,8 @@
 /* Decoding with a token transformer, the C interface: sequences join a batch, are sampled together, and leave. __init__.py binds it; a C++ host
  * can link it.
  *
- * Weights come as they lie in the bundle; `ds_model_create` packs the large ones, so that only
- * `rows`, the tables, the norms and the mixing weights must stay where they are as long as the model lives. Caches are the library's.
+ * Weights come as they lie in the bundle; `ds_model_create` packs the matrices and the taps, so that only `rows`, the tables, the norms,
+ * the keys' scales and the mixing weights must stay where they are as long as the model lives. Caches are the library's.
  * No function throws or aborts: invalid input returns NULL or a status, and the reason is written into `error` where there is one.
  */
 #ifndef DECODER_STEP_H
@@ -52,6 +52,8 @@ typedef struct {
   ds_matrix feed_in; /* [dim, 2 * inner]: values, then gates */
   ds_norm inner_norm;
   ds_matrix feed_out; /* [inner, dim] */
+  const float *key_scale; /* [cache_dim], what a normalised key is multiplied by; NULL in a model without */
+  const float *taps;      /* [3, 2 * inner], of the convolution, the oldest position's first; NULL in a model without */
 } ds_layer;
 
 typedef struct {
@@ -67,6 +69,10 @@ typedef struct {
   ds_norm norm;
   const float *const *heads_out; /* [outputs] of [dim, vocabulary] */
   const float *head_bias;        /* [vocabulary] or NULL */
+  int32_t normalised;            /* whether self-attention divides each head's query and the key by their lengths; scores are not scaled */
+  int32_t convolution;           /* whether a causal depthwise convolution of three positions follows feed_in */
+  int32_t positions;             /* rows of the table of absolute positions, 0 without one */
+  const float *positions_table;  /* [positions, dim], of which each position's row is added to its embedding */
 } ds_weights;
 
 typedef struct { /* where a sequence's tokens stand, and how they are drawn; a token's index counts from the sequence's first one, known or not */
@@ -94,6 +100,8 @@ typedef struct {
   uint64_t seed;                   /* of the noise */
   int64_t item, first;             /* number of the candidate under its seed, and of the first sampled token in its stage: 32 bits */
   float temperature, scale;        /* 0: the most likely token, without noise; of guidance */
+  const int64_t *position_ids;     /* [positions + steps - 1]: rows of the table of absolute positions, for the prompt and for every sampled
+                                      token that is fed; NULL in a model without */
 } ds_sequence;
 
 enum { DS_OK = 0, DS_BAD_FORM = 1, DS_BAD_COUNT = 2, DS_BAD_ID = 3, DS_NO_MEMORY = 4 };

@@ -38,6 +38,7 @@ class Layer(Structure):
         ("feed_in", Matrix),
         ("inner_norm", Norm),
         ("feed_out", Matrix),
+        *((name, c_void_p) for name in ("key_scale", "taps")),
     ]
 
 
@@ -53,6 +54,8 @@ class Weights(Structure):
         ("norm", Norm),
         ("heads_out", POINTER(c_void_p)),
         ("head_bias", c_void_p),
+        *((name, c_int32) for name in ("normalised", "convolution", "positions")),
+        ("positions_table", c_void_p),
     ]
 
 
@@ -70,6 +73,7 @@ class Sequence(Structure):
         ("seed", c_uint64),
         *((name, c_int64) for name in ("item", "first")),
         *((name, c_float) for name in ("temperature", "scale")),
+        ("position_ids", c_void_p),
     ]
 
 

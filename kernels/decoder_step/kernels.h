@@ -42,6 +42,7 @@ struct Matrix {
   int inputs = 0, outputs = 0;
   int bits = 32, block = 32;
   int blocks = 0;  // of inputs, the last one filled up with zeros
+  int together = 1;  // panels that one thread must compute, from the first on
   uint8_t* data = nullptr;
   uint16_t* scales = nullptr;  // [panels][blocks][16]
 
@@ -51,7 +52,7 @@ struct Matrix {
   // Panels that a thread claims together: enough to stream through, few enough that all end at about the same time.
   int grain() const {
     const size_t fit = kChunkBytes / panel_bytes();
-    return fit < 1 ? 1 : static_cast<int>(fit);
+    return fit < static_cast<size_t>(together) ? together : static_cast<int>(fit);
   }
   int chunks() const { return (panels() + grain() - 1) / grain(); }
   size_t panel_bytes() const { return static_cast<size_t>(padded_inputs()) * kPanel * bits / 8; }
@@ -83,6 +84,7 @@ struct Attention {
   size_t bias_stride;
   int heads, width, length;
   float scale;
+  bool normalised;  // each head's query is divided by its length, in place of `scale`
   float* scratch;  // attention_scratch()
   float* part;     // part_size(): each head's largest score, its sum of weights, both [heads rounded up], and its weighted values [width]
 };
@@ -96,6 +98,11 @@ struct Kernels {
   // x [streams][dim], the branch's output y [dim] -> x
   void (*mix_out)(float* x, const float* mixing, const float* y, int streams, int dim);
   void (*add)(float* x, const float* y, int n);
+  // x / |x| * scale [n] -> y
+  void (*normalise)(const float* x, const float* scale, int n, float* y);
+  // u [rows][stride]: consecutive positions, in place; taps [panels][3][16]; before, after [panels][2][16]: the inputs at the two positions
+  // before the first row, and at the last two, older first; they may be the same memory
+  void (*convolve)(float* u, size_t stride, int rows, int panels, const float* taps, const float* before, float* after);
   // x [2 * inner]: values, then gates -> gelu(gate) * value [inner]
   void (*gate)(const float* x, int inner, float* y);
   void (*quantize)(const float* x, const Matrix& matrix, int8_t* q, float* scale, int32_t* offset);

@@ -4,6 +4,8 @@
 // norm     y = (x - mean) / sqrt(var + 1e-5) * gain + bias
 // mix_in   n = x / rms(x), mixing = tanh(n @ columns^T) * scale + offset, input = mixing[:, 0] . x                (kernels/hyper_connection)
 // mix_out  x' = mixing[:, 1:-1]^T x + mixing[:, -1] (x) y
+// normalise  y = x / max(|x|, 1e-12) * scale
+// convolve   u'[t] = taps[0] u[t - 2] + taps[1] u[t - 1] + taps[2] u[t], for each column
 // gate     gelu(gate) * value, gelu by the error function                                                                (kernels/geglu)
 //
 // The sums of a row run in the same order whatever the number of rows and threads, so a row's result depends on that row alone.
@@ -207,6 +209,37 @@ void mix_out(float* x, const float* mixing, const float* y, int streams, int dim
 
 void add(float* x, const float* y, int n) {
   for (int i = 0; i < n; i += LANES) store(x + i, load(x + i, n - i) + load(y + i, n - i), n - i);
+}
+
+inline float inverse_length(const float* x, int n) {
+  F total = {};
+  for (int i = 0; i < n; i += LANES) {
+    const F v = load(x + i, n - i);
+    total += v * v;
+  }
+  const float length = __builtin_sqrtf(sum(total));
+  return 1.0f / (length > 1e-12f ? length : 1e-12f);
+}
+
+void normalise(const float* x, const float* scale, int n, float* y) {
+  const float inverse = inverse_length(x, n);
+  for (int i = 0; i < n; i += LANES) store(y + i, load(x + i, n - i) * inverse * load(scale + i, n - i), n - i);
+}
+
+void convolve(float* u, size_t stride, int rows, int panels, const float* taps, const float* before, float* after) {
+  for (int panel = 0; panel < panels; panel++, u += kPanel, taps += 3 * kPanel, before += 2 * kPanel, after += 2 * kPanel) {
+    for (int i = 0; i < kPanel; i += LANES) {
+      const F oldest = load(taps + i), middle = load(taps + kPanel + i), newest = load(taps + 2 * kPanel + i);
+      F second = load(before + i), last = load(before + kPanel + i);
+      for (int row = 0; row < rows; row++) {
+        const F now = load(u + row * stride + i);
+        store(u + row * stride + i, oldest * second + middle * last + newest * now);
+        second = last, last = now;
+      }
+      store(after + i, second);
+      store(after + kPanel + i, last);
+    }
+  }
 }
 
 void gate(const float* x, int inner, float* y) {

@@ -1,4 +1,5 @@
-// From the bundle's weights to a model: checks of sizes, packing by all threads, and the mixing columns of the hyper-connections.
+// From the bundle's weights to a model: checks of sizes, packing by all threads, the mixing columns of the hyper-connections, and the
+// convolution's taps.
 #include "model.h"
 
 #include <sys/mman.h>
@@ -34,6 +35,13 @@ const char* fault_of(const ds_weights& w) {
   if (w.streams > kMaxStreams) return "more residual streams than are covered";
   if (w.cache_dim % 8 || w.head_dim > w.cache_dim) return "the cache's head size is no multiple of 8, or smaller than the model's";
   if (w.bias_entries < 0 || (w.bias_entries > 0) != (w.bias != nullptr)) return "a bias table and its entries go together";
+  if (w.positions < 0 || w.positions > 1 << 24 || (w.positions > 0) != (w.positions_table != nullptr)) {
+    return "a table of positions and its rows go together";
+  }
+  for (int l = 0; l < w.depth; l++) {
+    if ((w.normalised != 0) != (w.layers[l].key_scale != nullptr)) return "normalised keys and their scales go together";
+    if ((w.convolution != 0) != (w.layers[l].taps != nullptr)) return "a convolution and its taps go together";
+  }
   if (w.bits != 32 && w.bits != 8 && w.bits != 4) return "weights have 32, 8 or 4 bits";
   if (w.bits != 32 && (w.block < 32 || w.block % 32 || w.block > kMostBlock)) return "a block is a multiple of 32, up to 256";
   return nullptr;
@@ -57,6 +65,7 @@ std::vector<Job> lay_out(const ds_weights& w, ds_model* model) {
     Layer& layer = model->layers[l];
     add(&layer.q, from.attention_q, w.dim, wide, w.bits);
     add(&layer.kv, from.attention_kv, w.dim, 2 * w.cache_dim, w.bits);
+    if (w.normalised) layer.kv.together = (w.cache_dim + kPanel - 1) / kPanel;
     add(&layer.out, from.attention_out, wide, w.dim, w.bits);
     if (from.cross_q.data) {
       add(&layer.cross_q, from.cross_q, w.dim, narrow, w.bits);
@@ -68,6 +77,7 @@ std::vector<Job> lay_out(const ds_weights& w, ds_model* model) {
     layer.cross_norm = {from.cross_norm.gain, from.cross_norm.bias};
     layer.feed_norm = {from.feed_norm.gain, from.feed_norm.bias};
     layer.inner_norm = {from.inner_norm.gain, from.inner_norm.bias};
+    layer.key_scale = from.key_scale;
   }
   for (int head = 0; head < w.outputs; head++) add(&model->heads[head], {w.heads_out[head], nullptr}, w.dim, w.vocabulary, 32);
   return jobs;
@@ -87,6 +97,20 @@ void transpose_connections(const ds_weights& w, ds_model* model) {
       for (size_t c = 0; c < columns; c++) {
         for (size_t d = 0; d < dim; d++) *to++ = from.gain[d] * from.dynamic[d * columns + c];
       }
+    }
+  }
+}
+
+// The taps of a panel stand together, as they are read.
+void spread_taps(const ds_weights& w, ds_model* model) {
+  if (!w.convolution) return;
+  const size_t width = 2 * static_cast<size_t>(w.inner), of_layer = 3 * up(width);
+  model->taps.assign(of_layer * w.depth, 0.0f);
+  for (int l = 0; l < w.depth; l++) {
+    float* to = &model->taps[l * of_layer];
+    model->layers[l].taps = to;
+    for (size_t c = 0; c < width; c++) {
+      for (size_t tap = 0; tap < 3; tap++) to[c / kPanel * 3 * kPanel + tap * kPanel + c % kPanel] = w.layers[l].taps[tap * width + c];
     }
   }
 }
@@ -148,6 +172,7 @@ ds_model* ds_model_create(ds_pool* pool, const ds_weights* weights, int path, ch
       uint8_t* at = model->arena.data();
       for (const auto& job : jobs) at = decoder_step::place_matrix(job.matrix, at);
       decoder_step::transpose_connections(*weights, model.get());
+      decoder_step::spread_taps(*weights, model.get());
       pool->pool.run(decoder_step::pack_all, &jobs, static_cast<int>(jobs.size()));
       return model.release();
     } catch (const std::bad_alloc&) {
@@ -160,7 +185,7 @@ ds_model* ds_model_create(ds_pool* pool, const ds_weights* weights, int path, ch
 
 size_t ds_model_bytes(const ds_model* model) {
   using decoder_step::matrix_bytes;
-  size_t bytes = matrix_bytes(model->heads[0]);
+  size_t bytes = matrix_bytes(model->heads[0]) + model->taps.size() * sizeof(float);
   for (const auto& layer : model->layers) {
     for (const auto* matrix : {&layer.q, &layer.kv, &layer.out, &layer.cross_q, &layer.cross_out, &layer.feed_in, &layer.feed_out}) {
       if (matrix->data) bytes += matrix_bytes(*matrix);

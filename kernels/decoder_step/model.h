@@ -49,6 +49,7 @@ struct Values {
 struct Layer {
   Connection connections[3];
   Norm attention_norm, cross_norm, feed_norm, inner_norm;
+  const float *key_scale, *taps;  // nullptr where the model has none; taps [panels of feed_in][3][kPanel]
   Matrix q, kv, out, cross_q, cross_out, feed_in, feed_out;
 };
 
@@ -75,5 +76,6 @@ struct ds_model {
   std::vector<decoder_step::Layer> layers;
   std::vector<decoder_step::Matrix> heads;
   decoder_step::Floats columns;  // of all connections
+  decoder_step::Floats taps;     // of all layers
   decoder_step::Arena arena;
 };

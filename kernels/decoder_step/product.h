@@ -40,4 +40,4 @@ void product(const Matrix& matrix, const Activations& a, float* y, size_t stride
   of_bits(matrix, a, y, stride, first, last);
 }
 
-const Kernels kKernels = {norm, mix_in, mix_out, add, gate, quantize, attend, join, read_all, product, kHeads};
+const Kernels kKernels = {norm, mix_in, mix_out, add, normalise, convolve, gate, quantize, attend, join, read_all, product, kHeads};

@@ -44,6 +44,10 @@ const char* fault_of(const ds_model& model, const ds_sequence& s) {
       return "the prompt has a coordinate that is out of range";
     }
   }
+  if ((w.positions > 0) != (s.position_ids != nullptr)) return "position ids and a model with absolute positions go together";
+  for (int64_t i = 0; w.positions && i < s.positions + s.steps - 1; i++) {
+    if (!within(s.position_ids[i], 0, w.positions - 1)) return "a position id is not in the table of absolute positions";
+  }
   if (!within(s.item, 0, UINT32_MAX) || !within(s.first, 0, UINT32_MAX - s.steps)) return "an item's or a token's number has more than 32 bits";
   if (!std::isfinite(s.scale)) return "the scale of guidance is not finite";
   if (s.temperature != 0 && !(s.temperature >= kLeastTemperature && std::isfinite(s.temperature))) {

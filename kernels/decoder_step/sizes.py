@@ -30,6 +30,9 @@ class Sizes:
     cross_attention: bool
     bits: int = 32  # of the layers' matrices: 32, 8 or 4
     block: int = 32  # inputs that share a scale, at 8 and 4 bits
+    normalised_attention: bool = False  # self-attention's queries and keys are divided by their lengths
+    convolution: bool = False  # of three positions, in the feed-forward branch
+    positions: int = 0  # rows of the table of absolute positions, 0 without one
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every weight that a step must have, as `export/decoder.py` names it; a norm's bias is there or not."""
@@ -37,7 +40,13 @@ class Sizes:
         shapes: dict[str, tuple[int, ...]] = {"rows": (self.table_rows, dim), "norm.gain": (dim,)}
         if self.bias_entries:
             shapes["bias_table"] = (self.heads, self.bias_entries)
+        if self.positions:
+            shapes["positions"] = (self.positions, dim)
         for layer in range(self.depth):
+            if self.normalised_attention:
+                shapes[f"layers.{layer}.attention.key_scale"] = (self.cache_head_size,)
+            if self.convolution:
+                shapes[f"layers.{layer}.feed_forward.taps"] = (3, 2 * self.inner)
             branches: list[tuple[str, dict[str, tuple[int, ...]]]] = [
                 ("attention", {"norm.gain": (dim,), "w_q": (dim, wide), "w_kv": (dim, 2 * self.cache_head_size), "w_out": (wide, dim)}),
                 ("cross_attention", {"norm.gain": (dim,), "w_q": (dim, narrow), "w_out": (narrow, dim)}),

@@ -18,6 +18,7 @@ SlotSizes::SlotSizes(const ds_weights& w, int64_t capacity, int64_t context_, in
       context(up(context_ * w.head_dim)),
       prefix(up(prefix_positions * w.dim)),
       logits(up(w.vocabulary)),
+      convolved(w.convolution ? 2 * up(2 * static_cast<size_t>(w.inner)) : 0),
       layers(w.depth),
       outputs(w.outputs) {}
 
@@ -37,6 +38,10 @@ Slot::Slot(const ds_weights& w, const ds_sequence& sequence, bool conditioned)
   query.insert(query.end(), sequence.query_coordinates, sequence.query_coordinates + sequence.positions);
   std::fill_n(key_coordinates.begin(), prefix_positions, kPrefixKey);
   std::copy_n(sequence.key_coordinates, sequence.positions, key_coordinates.begin() + prefix_positions);
+  if (w.positions) {
+    position_ids.assign(capacity, 0);
+    std::copy_n(sequence.position_ids, sequence.positions + sequence.steps - 1, position_ids.begin() + prefix_positions);
+  }
   const int64_t C = context, D = w.head_dim;
   for (int layer = 0; layer < w.depth && C; layer++) {
     float *keys = context_begin() + 2 * layer * sizes_.context, *values = keys + sizes_.context;
@@ -46,13 +51,15 @@ Slot::Slot(const ds_weights& w, const ds_sequence& sequence, bool conditioned)
       std::memcpy(values + c * D, sequence.context_values[layer] + entry * D, D * sizeof(float));
     }
   }
-  if (prefix_positions) std::memcpy(context_begin() + 2 * sizes_.layers * sizes_.context, sequence.prefix, prefix_positions * dim_ * sizeof(float));
+  if (prefix_positions) std::memcpy(prefix_begin(), sequence.prefix, prefix_positions * dim_ * sizeof(float));
+  std::memset(convolved(0, false), 0, sizes_.layers * sizes_.convolved * sizeof(float));  // before position 0
   std::memset(logits(0), 0, sizes_.outputs * sizes_.logits * sizeof(float));
 }
 
 bool Slot::feeds_the_same(const Slot& other) const {
   if (prefix_positions != other.prefix_positions || context != other.context || ids != other.ids || query != other.query) return false;
   if (!std::equal(key_coordinates.begin(), key_coordinates.begin() + prompt(), other.key_coordinates.begin())) return false;
+  if (!position_ids.empty() && !std::equal(position_ids.begin(), position_ids.begin() + prompt(), other.position_ids.begin())) return false;
   const auto equal = [](const float* a, const float* b, size_t n) { return std::memcmp(a, b, n * sizeof(float)) == 0; };
   for (int layer = 0; layer < static_cast<int>(sizes_.layers) && context; layer++) {
     if (!equal(context_keys(layer), other.context_keys(layer), context * head_dim_)) return false;
@@ -69,6 +76,7 @@ void Slot::copy(Slot& source) {
     std::memcpy(keys(layer) + at, source.keys(layer) + at, floats * sizeof(float));
     std::memcpy(values(layer) + at, source.values(layer) + at, floats * sizeof(float));
   }
+  std::memcpy(convolved(0, false), source.convolved(0, false), sizes_.layers * sizes_.convolved * sizeof(float));
   fed = last;
 }
 

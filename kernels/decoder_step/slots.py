@@ -65,12 +65,15 @@ class Slots:
         first: int,
         temperature: float,
         scale: float,
+        position_ids: np.ndarray | None = None,
     ) -> int:
         """Return the id of a sequence that has a slot from now on.
 
         ids, query, key: of the prompt, int64 [n], rows of the table of embeddings and coordinates. context_keys, context_values: float32
         [dim_head, C] and [C, dim_head] per layer, whose entry 0 is that of no condition. prefix: float32 [P, dim]. rules: the integers of
-        `ds_rules`. Raises ValueError for what the model does not take, MemoryError if the caches do not fit; nothing has changed then.
+        `ds_rules`. position_ids: int64 [n + steps - 1], rows of the table of absolute positions, for the prompt and for every sampled token
+        that is fed; None in a model without. Raises ValueError for what the model does not take, MemoryError if the caches do not fit;
+        nothing has changed then.
         """
         sizes, n = self._model.sizes, len(ids)
         layers = sizes.depth * sizes.cross_attention
@@ -83,9 +86,10 @@ class Slots:
         values = _addresses(context_values, np.dtype(np.float32), (C, sizes.dim_head))
         tables = [(c_void_p * layers)(*addresses) for addresses in (keys, values)]
         prefix_at = None if prefix is None else _addresses([prefix], np.dtype(np.float32), (P, sizes.dim))[0]
+        numbered = None if position_ids is None else _addresses([position_ids], np.dtype(np.int64), (n + steps - 1,))[0]
         integers = (c_int64 * interface.RULES)(*rules)
         given = interface.Sequence(
-            n, *places, C, *tables, P, prefix_at, guided, integers, known, in_frames, steps, seed, item, first, temperature, scale
+            n, *places, C, *tables, P, prefix_at, guided, integers, known, in_frames, steps, seed, item, first, temperature, scale, numbered
         )
         found = self._library.ds_batch_join(self.handle, ctypes.byref(given), self._error, len(self._error))
         if not found:

@@ -3,10 +3,11 @@
 //   per layer and branch:  x' = mix_out(x, y);  input, mixing = mix_in(x')                                            a chunk: one row
 //                          normed = norm(input)
 //     self-attention       q = normed W_q;  k, v = input W_kv, v += v_first / 2; appended to the cache                some panels of outputs
+//                          where attention is normalised: k / |k| * key_scale is appended, and q / |q| of each head attends
 //                          parts of o = softmax(q k^T * scale + bias) v                                               some keys of a row
 //                          y = o W_out                                                                                some panels
 //     cross-attention      q = normed W_q;  y = softmax(q k_context) v_context W_out
-//     feed-forward         u = normed W_in;  y = norm(gelu(gate) * value) W_out
+//     feed-forward         u = normed W_in;  u'[t] = taps . u[t - 2 .. t];  y = norm(gelu(gate) * value) W_out
 //   logits = norm(sum of streams) W_head + bias                                                                     some panels
 //   token = sample(logits of a sequence)                                                                            one sequence
 //
@@ -53,7 +54,10 @@ void Step::work(Worker& worker) {
 
 void Step::embed(size_t b) {
   const float *prefix = prefix_of(b), *embedding = prefix ? prefix : w.rows + rows[b].id * w.dim;
-  for (int s = 0; s < w.streams; s++) std::memcpy(&streams[(b * w.streams + s) * w.dim], embedding, w.dim * sizeof(float));
+  float* x = &streams[b * w.streams * w.dim];
+  std::memcpy(x, embedding, w.dim * sizeof(float));
+  if (w.positions && !prefix) kernels.add(x, w.positions_table + rows[b].slot->position_ids[rows[b].position] * w.dim, w.dim);
+  for (int s = 1; s < w.streams; s++) std::memcpy(x + static_cast<size_t>(s) * w.dim, x, w.dim * sizeof(float));
 }
 
 // bias[b][g][j][h] = table[g * together + h][clip(cq[b] - ck[b, j], 0, entries - 1)], once for all layers; a chunk is a quarter of a row's keys.
@@ -126,7 +130,8 @@ void Step::append(int layer, int first, int last) {
     const size_t at = rows[b].position * D;
     float *keys = rows[b].slot->keys(layer) + at, *values = rows[b].slot->values(layer) + at;
     const float* from = key_value.row(b);
-    for (int c = first; c < std::min(last, D); c++) keys[c] = from[c];
+    if (w.normalised && first == 0) kernels.normalise(from, model.layers[layer].key_scale, D, keys);  // the first chunk has all of the key
+    for (int c = w.normalised ? D : first; c < std::min(last, D); c++) keys[c] = from[c];
     for (int c = std::max(first, D); c < std::min(last, 2 * D); c++) {
       float value = from[c], &kept = first_values[static_cast<size_t>(b) * D + c - D];
       if (layer == 0) kept = 0.5f * value;
@@ -167,6 +172,7 @@ void Step::attend(int l, size_t b, int part, int thread) {
   attention.width = w.cache_dim;
   attention.length = static_cast<int>(std::min<int64_t>(kKeys, rows[b].position + 1 - first));
   attention.scale = 1.0f / std::sqrt(static_cast<float>(w.head_dim));
+  attention.normalised = w.normalised != 0;
   attention.scratch = scratch[thread].data();
   attention.part = &parts[(b * most_parts + part) * part_stride];
   kernels.attend(attention);
@@ -209,9 +215,26 @@ void Step::output_product(const Matrix& matrix, Worker& worker, Attend attend_ro
   });
 }
 
+// The convolution of panels first to last, by the thread that has just computed them: no other one reads or writes these columns, neither
+// in this step's rows nor in what the slots keep of the positions before.
+void Step::convolve(int l, int first, int last) {
+  for (int b = 0, count; b < B; b += count) {
+    Slot* slot = rows[b].slot;
+    for (count = 1; b + count < B && rows[b + count].slot == slot;) count++;
+    const float* before = slot->convolved_before(l, rows[b].position) + first * 2 * kPanel;
+    float* after = slot->convolved_up_to(l, rows[b + count - 1].position) + first * 2 * kPanel;
+    const float* taps = model.layers[l].taps + first * 3 * kPanel;
+    kernels.convolve(unfolded.row(b) + first * kPanel, unfolded.stride, count, last - first, taps, before, after);
+  }
+}
+
 void Step::feed_forward(int l, Worker& worker) {
   const Layer& layer = model.layers[l];
-  product(layer.feed_in, normed, unfolded, worker);
+  const int grain = layer.feed_in.grain();
+  worker.each(layer.feed_in.chunks(), [&](int chunk) {
+    product_chunk(layer.feed_in, normed.activations(B), unfolded, chunk);
+    if (w.convolution) convolve(l, chunk * grain, std::min((chunk + 1) * grain, layer.feed_in.panels()));
+  });
   worker.each(B, [&](int b) {
     kernels.gate(unfolded.row(b), w.inner, gated.row(b));
     kernels.norm(gated.row(b), layer.inner_norm, w.inner, gated.row(b));

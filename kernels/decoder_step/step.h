@@ -43,6 +43,7 @@ class Step {
   void feed_forward(int layer, Worker& worker);
   void predict(Worker& worker);
   void append(int layer, int first, int last);
+  void convolve(int layer, int first, int last);
   void product(const Matrix& matrix, const Values& in, Values& out, Worker& worker);
   void product_chunk(const Matrix& matrix, const Activations& a, Values& out, int chunk);
   // Quantizes one row where the matrix wants it, into `into`, the same Values or a thread's own.

@@ -50,6 +50,7 @@ class NativeBatch:
             first=draw.first,
             temperature=draw.sampling.temperature,
             scale=draw.sampling.cond_scale,
+            position_ids=None if sequence.position_ids is None else sequence.position_ids[: sequence.capacity],
         )
         if draw.noise is not None:
             self._noisy.append(sequence)
