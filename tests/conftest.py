@@ -131,6 +131,26 @@ def second_bundle(tiny_bundle, tiny_checkpoints, mel_file) -> Path:
 
 
 @pytest.fixture(scope="session")
+def open_musiclm_files(tiny_checkpoints, mel_file) -> dict[str, Path]:
+    """The files of a tiny open-musiclm, with the tiny MuLaN in CLAP's place, by the arguments of the export. Read only."""
+    from support.open_musiclm import write_checkpoints
+
+    folder = shared("open-musiclm-files", lambda folder: write_checkpoints(folder))
+    names = {"quantizer": "clap.rvq.10.pt", "open_musiclm_config": "tiny.json"}
+    files = {name: folder / file for name, file in names.items()}
+    files |= {stage: folder / f"{stage}.transformer.10.pt" for stage in ("semantic", "coarse", "fine")}
+    return files | {name: tiny_checkpoints[name] for name in ("codec", "mulan")} | {"semantic_features": mel_file}
+
+
+@pytest.fixture(scope="session")
+def open_musiclm_bundle(open_musiclm_files) -> Path:
+    """The bundle that the export makes of them: 16 kHz, 50 frames a second, windows of 1, 0.4 and 0.2 s. Read only."""
+    from musiclm_deploy.export.export import export_checkpoints
+
+    return shared("open-musiclm", lambda out: export_checkpoints(**open_musiclm_files, out=out, quiet=True))
+
+
+@pytest.fixture(scope="session")
 def add_form():
     """A function that puts TensorRT's form beside the graphs of a fresh bundle, as the export does where it compiles kernels too."""
 
