@@ -35,6 +35,7 @@ from .errors import ExportError, naming
 from .fit import conditioning_dim
 from .kernels import capabilities_of, check_types, pack_kernels
 from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text, mulan_record
+from .open_musiclm import is_open_musiclm
 from .open_musiclm_config import with_model_config
 from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
@@ -116,7 +117,7 @@ def export_checkpoints(
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, traces_in(trace_cache), _aside(out) as folder:
-        manifest = write_stages(sources, overrides, folder, bar, quiet, bool(kernels))
+        manifest = write_stages(sources, overrides, folder, bar, quiet, bool(kernels), engines is not None)
         if engines is None:
             candidates = _write_narrow(sources, overrides, asked, folder)
         else:
@@ -157,14 +158,21 @@ def _calibration(folder: Path, asked: Mapping[str, str], sources: Mapping[str, P
 
 
 def write_stages(
-    sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool, kernels: bool
+    sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool, kernels: bool, engines: bool
 ) -> Manifest:
-    """Write every graph in fp32, the tokenizer and a manifest without measurements. kernels: whether a kernel makes MuLaN's patches."""
+    """Write every graph in fp32, the tokenizer and a manifest without measurements. kernels: whether a kernel makes MuLaN's patches.
+
+    engines: whether TensorRT's form is written afterwards."""
     _step(bar, "read", first=True)
     collected = collect(sources, overrides)
     if not quiet:
         bar.write("\n".join((settings_table(collected), *(f"warning: {text}" for text in warnings_of(collected)))), file=sys.stderr)
     settings, checkpoints = collected.settings, collected.checkpoints
+    if (kernels or engines) and is_open_musiclm(checkpoints["semantic"].state):
+        raise ExportError(
+            "open-musiclm's transformers run on CPUs alone: no kernel and no engine here computes their normalised attention and their "
+            "convolution. Leave out --kernels and --target tensorrt."
+        )
     groups = settings["codec"]["rq_groups"]
     decoders = {}
     for stage in STAGES:

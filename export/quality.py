@@ -23,7 +23,7 @@ from ..runtime.host.graph import GraphBatch
 from ..runtime.host.native import NativeBatch
 from ..runtime.musiclm import MusicLM
 from ..runtime.sampling import guide
-from ..runtime.sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence, unguided, unique_consecutive
+from ..runtime.sequence import Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence, unguided, unique_consecutive
 from ..runtime.step import open_native, open_pool
 from ..runtime.windows import one_window
 from .calibration import Calibration
@@ -68,7 +68,7 @@ def measure(
     name beside the bundle's.
     """
     manifest = model.bundle.manifest
-    conditioning = model.run(manifest.conditioner.graph, latent=calibration.latents)
+    conditions = model.encoders.contexts(calibration.latents)
     rows, frames = len(calibration.latents), calibration.frames
     coarse_columns, fine_columns = (
         (q or 1) * manifest.codec.groups for q in (manifest.coarse.coarse_quantizers, manifest.fine.fine_quantizers)
@@ -80,7 +80,7 @@ def measure(
     tokens: dict[str, list[np.ndarray]] = {}
     for stage in STAGES:
         decoder: Decoder = getattr(manifest, stage)
-        contexts = _contexts(model, decoder, conditioning.get(f"conditioning.{stage}"), rows)
+        contexts = [one[stage] for one in conditions]
         draws = [Draw(0, row, 0, unguided(decoder, decoder.sampling)) for row in range(rows)]
         none = np.zeros(0, np.int64)
         if stage == "semantic":
@@ -99,13 +99,6 @@ def measure(
         if not any(later in candidates for later in STAGES[STAGES.index(stage) + 1 :]):
             break
     return {stage: values for stage, values in found.items() if values}
-
-
-def _contexts(model: MusicLM, decoder: Decoder, conditioning: np.ndarray | None, rows: int) -> list[Context]:
-    if not decoder.context or conditioning is None:
-        return [Context()] * rows
-    arrays = model.run(decoder.context, conditioning=conditioning)
-    return [Context({name: np.ascontiguousarray(array[row : row + 1]) for name, array in arrays.items()}) for row in range(rows)]
 
 
 def _given(calibration: Calibration, manifest: Manifest, in_time: slice) -> dict[str, list[np.ndarray]]:

@@ -11,7 +11,7 @@ import torch
 
 from .checkpoint import Checkpoint
 from .errors import ExportError
-from .open_musiclm import infer_open_musiclm, is_open_musiclm
+from .open_musiclm import UNTOLD, infer_open_musiclm, is_open_musiclm
 from .settings import Settings
 from .versions import covered, numbers, releases_of
 
@@ -32,6 +32,11 @@ def infer_transformer(stage: str, checkpoint: Checkpoint, overrides: Mapping[str
     state, shape = checkpoint.state, checkpoint.shape
     if is_open_musiclm(state):
         return infer_open_musiclm(stage, checkpoint, overrides)
+    if foreign := [name for name in UNTOLD if name in overrides]:
+        raise ExportError(
+            f"{checkpoint.name}: a transformer of audiolm-pytorch, but {foreign[0]} is a setting of open-musiclm's, whose own file is "
+            "expected with --open-musiclm-config."
+        )
     settings = Settings(stage, overrides)
     start = {"semantic": "start_token", "coarse": "coarse_start_token", "fine": "fine_start_token"}[stage]
     (dim,) = shape(start, 1)

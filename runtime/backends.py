@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from .backend import choose_device
+from .backend import BackendError, choose_device
 from .batch import Batch
 from .bundle import STAGES, Bundle, Decoder
 from .device.batch import DeviceBatch
@@ -89,6 +89,11 @@ class Backend:
 
 def open_backend(bundle: Bundle, device: str, threads: int | None, step: str, weights: str) -> Backend:
     """Return the backend that `musiclm_deploy.load` asked for. Raises BackendError for one that cannot be had here."""
+    if device in ("cuda", "tensorrt") and bundle.manifest.reads_segments:
+        raise BackendError(
+            f"device={device!r}: the transformers of this bundle are open-musiclm's, whose normalised attention and convolution no kernel "
+            "and no engine here computes. Use device='cpu'."
+        )
     chosen = choose_device(device)
     if chosen == "cuda":
         return on_device(bundle, chosen, threads, CudaDriver(bundle.root), weights)

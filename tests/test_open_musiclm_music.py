@@ -12,9 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_open_musiclm import FOLDER, export
 
 import musiclm_deploy as md
+from musiclm_deploy.export.checkpoint import read_checkpoint
+from musiclm_deploy.export.doctor import diagnose
+from musiclm_deploy.export.errors import ExportError
+from musiclm_deploy.export.export import export_checkpoints
+from musiclm_deploy.export.mulan import codebooks_of
+from musiclm_deploy.model.residual_vq import nearest_codes
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import STAGES, Bundle, Manifest
 from musiclm_deploy.runtime.config import GenerationConfig
@@ -174,3 +181,77 @@ def test_sampling_of_the_bundle(model: md.MusicLM) -> None:
     assert manifest.seconds == 8 and not manifest.unique_consecutive and manifest.semantic.bias is not None
     assert manifest.semantic.bias.entries == 1 + manifest.conditioner.quantizers + 3 + manifest.semantic.max_length + 1
     assert math.isclose(manifest.semantic_tokens_per_second, 50)
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_gpus_are_refused(open_musiclm_bundle: Path, device: str) -> None:
+    with pytest.raises(md.BackendError, match=f"device='{device}': the transformers of this bundle are open-musiclm's"):
+        md.load(open_musiclm_bundle, device=device)
+
+
+@pytest.mark.parametrize("options", [{"kernels": ["fp16"]}, {"target": "tensorrt", "precision": "fp16"}], ids=["kernels", "tensorrt"])
+def test_export_for_gpus_is_refused(open_musiclm_files: dict[str, Path], tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ExportError, match="open-musiclm's transformers run on CPUs alone"):
+        export_checkpoints(**open_musiclm_files, out=tmp_path / "bundle", quiet=True, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor(open_musiclm_files: dict[str, Path]) -> None:
+    """Each file is known by its tensors; without the JSON of the model the doctor asks for it."""
+    config = open_musiclm_files["open_musiclm_config"]
+    files = [path for name, path in open_musiclm_files.items() if name != "open_musiclm_config"]
+    report = diagnose(files, open_musiclm_config=config)
+    kinds = {Path(file.path).name: file.kind for file in report.files}
+    assert {kinds[f"{stage}.transformer.10.pt"]: stage for stage in STAGES} == {stage: stage for stage in STAGES}
+    assert kinds["clap.rvq.10.pt"] == "quantizer" and not report.faults and not report.missing
+    report = diagnose(files)
+    assert len(report.faults) == 3 and all("--open-musiclm-config" in fault for fault in report.faults)
+
+
+def test_two_packages_do_not_mix(open_musiclm_files: dict[str, Path], tiny_checkpoints: dict[str, Path]) -> None:
+    files = {**open_musiclm_files, "coarse": tiny_checkpoints["coarse"]}
+    config = files.pop("open_musiclm_config")
+    report = diagnose(list(files.values()), open_musiclm_config=config)
+    assert any("coarse.pt: a transformer of audiolm-pytorch, but non_causal_prefix_size" in fault for fault in report.faults)
+    said = {"non_causal_prefix_size": 0, "use_memory_efficient_attention": False}
+    report = diagnose(list(files.values()), config={"semantic": said, "fine": said})
+    assert any("the transformers are of two packages" in fault for fault in report.faults)
+    assert any("takes embeddings of codes, but clap.rvq.10.pt is codebooks alone" in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "not JSON"),
+        ("[]", "not the JSON of a model of open-musiclm: it has no global_cfg"),
+        (
+            '{"global_cfg": {}, "hubert_kmeans_cfg": {}, "encodec_cfg": {}, "semantic_cfg": {}, "coarse_cfg": {}, "fine_cfg": {}}',
+            "output_hz",
+        ),
+    ],
+)
+def test_another_json(open_musiclm_files: dict[str, Path], tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(content)
+    with pytest.raises(ExportError, match=rf"--open-musiclm-config .*model\.json: .*{message}"):
+        export_checkpoints(**{**open_musiclm_files, "open_musiclm_config": path}, out=tmp_path / "bundle", quiet=True)
+
+
+@pytest.mark.parametrize("version", ["1.6.30", "installed"])
+def test_codes_of_its_quantizer(version: str) -> None:
+    """Codebooks as vector-quantize-pytorch of two ages saved them, and the codes that it found with them."""
+    checkpoint = read_checkpoint(FOLDER / f"clap.rvq.{version}.pt", "quantizer")
+    with np.load(FOLDER / f"clap_rvq_{version}.npz") as file:
+        found = nearest_codes(torch.from_numpy(file["x"]), codebooks_of(checkpoint.state))
+        assert found.tolist() == file["codes"].tolist()
+
+
+def test_narrow_precisions(open_musiclm_files: dict[str, Path], tmp_path: Path) -> None:
+    """8 and 4 bits, native and by the graph: the same lengths, samples alone as in a batch."""
+    for precision in ("int8", "int4"):
+        out = export_checkpoints(**open_musiclm_files, out=tmp_path / precision, precision=precision, force=True, quiet=True)
+        for step in ("native", "graph"):
+            with md.load(out, step=step) as model:
+                alone = model.generate("calm piano", seconds=1.1, seed=1)
+                together = model.generate(["drums", "calm piano"], seconds=1.1, seed=[2, 1])
+                assert len(alone.audio) == 17600 and np.array_equal(alone.audio, together[1].audio)

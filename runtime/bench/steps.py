@@ -81,16 +81,19 @@ def make_case(manifest: Manifest, stage: str, rows: int, context: int, steps: in
     timed = -(-steps // Q)
     after = Q * (timed + -(-timed // _frames_of_turn(Q)))  # tokens from the first frame on that is not warm-up
     told, coarse_columns = 0, _columns(manifest, "coarse")
+    lead, longest = (1 if stage == "semantic" else 2), decoder.semantic_window or manifest.semantic.max_length
+    if decoder.segments:  # start tokens, ends, and the codes of the condition
+        lead = 2 * len(decoder.segments) - 1 + decoder.segments[0].quantizers
     if stage == "semantic":
-        fixed, largest, codebook = 1, decoder.max_length, decoder.vocabulary - 1
+        fixed, largest, codebook = lead, decoder.max_length, decoder.vocabulary - 1
     elif stage == "coarse":
-        told = max(min(most // 2, manifest.semantic.max_length), most - 2 - decoder.max_length * columns + after + WARM_UP + 2 * columns)
-        fixed, largest = 2 + told, decoder.max_length
-        if not 1 <= told <= manifest.semantic.max_length:
+        told = max(min(most // 2, longest), most - lead - decoder.max_length * columns + after + WARM_UP + 2 * columns)
+        fixed, largest = lead + told, decoder.max_length
+        if not 1 <= told <= longest:
             return None
     else:
-        largest = -(-(context - before + 2 * Q + after - 2) // (columns + coarse_columns))
-        fixed = 2 + largest * coarse_columns
+        largest = -(-(context - before + 2 * Q + after - lead) // (columns + coarse_columns))
+        fixed = lead + largest * coarse_columns
         if largest > decoder.max_length:
             return None
     primed = (most - fixed) // columns * columns
@@ -156,6 +159,8 @@ def random_context(manifest: Manifest, stage: str, session: Any) -> tuple[np.nda
     width = next(iter(manifest.conditioner.namespaces.values()))
     width = manifest.conditioner.namespaces.get(stage, width)
     conditioning = np.random.default_rng(1).standard_normal((1, manifest.conditioner.quantizers, width), np.float32)
+    if segments := getattr(manifest, stage).segments:
+        return conditioning, Context(codes=np.random.default_rng(1).integers(0, segments[0].codebook, segments[0].quantizers))
     if session is None:
         return conditioning, Context()
     names = [output.name for output in session.get_outputs()]
