@@ -34,17 +34,17 @@ import hashlib
 import json
 import os
 import re
-import types
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from reprlib import repr as short_repr
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import numpy as np
 
-from .user_files import LFS_POINTER, escape_surrogates, expanded, is_lfs_pointer
+from .recorded_files import fault_of_file, identity
+from .records import parse
+from .user_files import escape_surrogates, expanded
 
 FORMAT = 7  # rises when the layout changes
 MANIFEST = "musiclm.json"
@@ -249,7 +249,7 @@ class Bundle:
         # Files are opened when they are first used: by then the program may have another current folder, and a link may lead elsewhere.
         self.root = root.resolve()
         self.sha256 = sha256  # of the manifest, which holds the hash of every other file: it names the whole bundle
-        self._checked = {name: _identity(self.root / name) for name in manifest.files}
+        self._checked = {name: identity(self.root / name) for name in manifest.files}
 
     def __repr__(self) -> str:
         return f"Bundle({str(self.root)!r}, SHA-256 {self.sha256[:12]}...)"
@@ -292,7 +292,7 @@ class Bundle:
         A new export in its place would otherwise lend its graphs to this bundle's manifest.
         """
         for file in (name, f"{name}.data"):
-            if file in self._checked and _identity(self.root / file) != self._checked[file]:
+            if file in self._checked and identity(self.root / file) != self._checked[file]:
                 raise BundleError(f"{self.root / file} was changed or replaced after the bundle was opened. Load the bundle again.")
 
     def data_to_map(self) -> dict[str, Path]:
@@ -337,37 +337,6 @@ def _parse_manifest(data: bytes, faults: list[str]) -> Manifest | None:
     return manifest if not faults else None
 
 
-def parse(kind: Any, value: Any, where: str, faults: list[str]) -> Any:
-    """Return `value` from JSON as `kind`, a type annotation; every difference is noted in `faults`.
-
-    A field whose default is None may be missing.
-    """
-    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints, before = get_type_hints(kind), len(faults)
-        faults += [f"{where}: unknown field {name!r}" for name in value if name not in hints]
-        added = {field.name for field in fields(kind) if field.default is None}  # later than the format's first bundles
-        faults += [f"{where}: the field {name!r} is missing" for name in hints if name not in value and name not in added]
-        parsed = {name: parse(hint, value[name], f"{where}: {name}", faults) for name, hint in hints.items() if name in value}
-        counts = [name for name, hint in hints.items() if hint in (int, int | None) and parsed.get(name) is not None]
-        faults += [f"{where}: {name}: expected at least 1, got {parsed[name]}" for name in counts if parsed[name] < 1]
-        return kind(**parsed) if len(faults) == before else None
-    if get_origin(kind) in (Union, types.UnionType):
-        if value is None:
-            return None
-        return parse(next(option for option in get_args(kind) if option is not type(None)), value, where, faults)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {name: parse(get_args(kind)[1], item, f"{where}: {name}", faults) for name, item in value.items()}
-    if get_origin(kind) is list and isinstance(value, list):
-        return [parse(get_args(kind)[0], item, where, faults) for item in value]
-    if kind is Any:
-        return value
-    accepted = (int, float) if kind is float else kind
-    if isinstance(accepted, type | tuple) and isinstance(value, accepted) and not (isinstance(value, bool) and kind is not bool):
-        return value
-    faults.append(f"{where}: expected {getattr(kind, '__name__', kind)}, got {short_repr(value)}")
-    return None
-
-
 def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     decoders = [getattr(manifest, stage) for stage in STAGES]
     named = [manifest.mulan.text, manifest.mulan.audio, manifest.mulan.tokenizer, manifest.conditioner.graph, manifest.codec.stream]
@@ -377,41 +346,28 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named += [name for decoder in decoders for name in (decoder.graph, f"{decoder.graph}.data", decoder.context) if name]
     named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
+    faults += [fault for stage in STAGES for fault in _faults_of_segments(stage, manifest)]
     with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
         found = pool.map(lambda item: fault_of_file(root, *item), manifest.files.items())
         faults += [f"{name!r}: {fault}" for name, fault in zip(manifest.files, found, strict=True) if fault]
 
 
-def fault_of_file(root: Path, name: str, record: FileRecord) -> str | None:
-    try:
-        return _fault_of_path(root, name, record)
-    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, a loop of links, no permission
-        return str(error)
-
-
-def _fault_of_path(root: Path, name: str, record: FileRecord) -> str | None:
-    if Path(name).anchor or ".." in Path(name).parts:
-        return "this path leaves the bundle"
-    path = root / name
-    if not path.is_file():
-        return f"it is a link to {os.readlink(path)}, where there is no file" if path.is_symlink() else "the file is missing"
-    size, linked = path.stat().st_size, not path.resolve().is_relative_to(root.resolve())
-    with path.open("rb") if size == record.bytes else nullcontext() as file:
-        if file is not None and hashlib.file_digest(file, "sha256").hexdigest() == record.sha256:
-            return None
-    if linked:  # a manifest from elsewhere must not tell the size or the hash of any other file of this machine
-        return "it is a link that leaves the bundle, to another file than the manifest describes"
-    if size != record.bytes and is_lfs_pointer(path):
-        return LFS_POINTER
-    if size != record.bytes:
-        return f"{size} bytes, the manifest says {record.bytes}: it was cut short or changed"
-    return "its content was changed after the export (SHA-256 differs)"
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """Return what distinguishes a file from another one of its name: device, inode, size and time of change; None if there is none."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _faults_of_segments(stage: str, manifest: Manifest) -> Iterator[str]:
+    """Yield what is wrong with a stage that reads segments, whose tokens a clip could otherwise wait for without end."""
+    decoder: Decoder = getattr(manifest, stage)
+    names = {"semantic": ["clap", "semantic"], "coarse": ["clap", "semantic", "coarse"], "fine": ["clap", "coarse", "fine"]}[stage]
+    found, where = decoder.segments or [], f"{MANIFEST}: {stage}: segments"
+    if bool(found) != (decoder.conditioning == "tokens"):
+        yield f"{where}: a stage has them if its condition is tokens, and none else"
+    elif found:
+        quantizers = {
+            "clap": manifest.conditioner.quantizers,
+            "semantic": 1,
+            "coarse": manifest.coarse.outputs,
+            "fine": manifest.fine.outputs,
+        }
+        expected = [(name, quantizers[name]) for name in names]
+        if [(one.name, one.quantizers) for one in found] != expected:
+            yield f"{where}: expected {expected}, names and quantizers, got {[(one.name, one.quantizers) for one in found]}"
+        if found[-1].codebook + 1 != decoder.vocabulary:
+            yield f"{where}: the last one has {found[-1].codebook} codes, expected {decoder.vocabulary - 1}, one less than the vocabulary"

@@ -27,7 +27,8 @@ from musiclm_deploy.export.text_tokenizer import (
     warnings_of_tokenizer,
     write_tokenizer,
 )
-from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest, pack_tokens, parse
+from musiclm_deploy.runtime.bundle import MANIFEST, Bundle, Manifest, pack_tokens
+from musiclm_deploy.runtime.records import parse
 from musiclm_deploy.runtime.tokenizer_file import FileTokenizer
 
 NAMES = {"mulan": "mulan.pt", "tokenizer": "tokenizer.json"}

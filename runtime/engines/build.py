@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from ..aside import folder_aside, remove_abandoned, replace_folder
 from ..backend import BackendError
-from ..bundle import Bundle, BundleError, FileRecord, fault_of_file, parse
+from ..bundle import Bundle, BundleError, FileRecord
 from ..device.cuda import find_gpu
+from ..recorded_files import fault_of_file
+from ..records import parse
 from .form import Form
 from .library import Library, find_library
 from .profiles import Limits, Profile, profiles_of

@@ -19,7 +19,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..bundle import Bundle, BundleError, FileRecord, fault_of_file, parse
+from ..bundle import Bundle, BundleError, FileRecord
+from ..recorded_files import fault_of_file
+from ..records import parse
 
 FOLDER, RECORD, FORMAT = "tensorrt", "form.json", 1
 POSITIONS = 128  # of a prompt that are fed in one call
