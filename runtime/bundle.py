@@ -49,6 +49,7 @@ from .user_files import escape_surrogates, expanded
 FORMAT = 7  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
+MOST_SECONDS = 86_400  # of a clip: a day, whose windows fit any list, and its tokens the 32 bits that count them for the noise
 
 
 class BundleError(ValueError):
@@ -346,6 +347,8 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named += [name for decoder in decoders for name in (decoder.graph, f"{decoder.graph}.data", decoder.context) if name]
     named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
+    if manifest.seconds is not None and not 0 < manifest.seconds <= MOST_SECONDS:
+        faults.append(f"{MANIFEST}: seconds: expected more than 0 and at most {MOST_SECONDS}, got {manifest.seconds}")
     faults += [fault for stage in STAGES for fault in _faults_of_segments(stage, manifest)]
     with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
         found = pool.map(lambda item: fault_of_file(root, *item), manifest.files.items())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .arguments import MOST_ITEMS, whole_number
-from .bundle import STAGES, Manifest, Sampling
+from .bundle import MOST_SECONDS, STAGES, Manifest, Sampling
 from .codec import first_chunk_frames
 from .config import GenerationConfig
 from .music import Tokens
@@ -30,8 +30,6 @@ Texts = Prompt | Sequence[Prompt] | None
 Sounds = SoundInput | Sequence[SoundInput] | None
 Primes = SoundInput | Sequence[SoundInput | None] | None
 GivenTokens = str | os.PathLike | Tokens | Sequence[Tokens] | None
-
-_MOST_SECONDS = 86_400  # a day: its windows fit any list, and its tokens the 32 bits that count them for the noise
 
 
 @dataclass(frozen=True)
@@ -210,8 +208,8 @@ def _duration(manifest: Manifest, config: GenerationConfig, given: list[Tokens] 
         has = "window of the model has" if fixed is None else "given tokens have"
         without = " with compat='upstream'" if fixed is None else ""
         raise ValueError(f"seconds = {asked:g} needs {frames} frames, but the {has} {limit}. Ask for at most {most:g} s{without}.")
-    if asked > _MOST_SECONDS:
-        raise ValueError(f"seconds = {asked:g} is longer than a clip may be: ask for at most {_MOST_SECONDS} s, a day.")
+    if asked > MOST_SECONDS:
+        raise ValueError(f"seconds = {asked:g} is longer than a clip may be: ask for at most {MOST_SECONDS} s, a day.")
     if fixed is not None:
         return fixed, samples
     frames = max(frames, codec.min_frames)

@@ -10,7 +10,7 @@
 
 namespace musiclm {
 
-constexpr int kFormat = 6;
+constexpr int kFormat = 7;
 constexpr int kStages = 3, kSemantic = 0, kCoarse = 1, kFine = 2;  // in this order everywhere
 extern const char* const kStageNames[kStages];
 
@@ -29,23 +29,32 @@ struct Place {  // of a weight in the graph's data
   std::vector<uint64_t> shape;
 };
 
+struct Segment {  // a sequence of tokens in the input of a transformer that reads several: start token, tokens, end
+  std::string name;
+  int64_t start, first, quantizers, codebook;  // rows of its start token and of code 0; the end's number is the codebook's size
+  std::optional<int64_t> positions;            // row of its first token in the table of absolute positions
+};
+
 struct Step {
   int64_t dim_head, inner, streams, block;
-  bool value_residual;
-  std::string precision;  // "fp32", "int8", "int4"
+  bool value_residual, normalised_attention, convolution;
+  std::optional<int64_t> positions;  // rows of the table of absolute positions
+  std::string precision;             // "fp32", "int8", "int4"
   std::map<std::string, Place> weights;
 };
 
 struct Decoder {
   std::string graph;
   std::optional<std::string> context;  // graph; none for a stage without condition
-  std::string conditioning;            // "none", "cross_attention", "prefix"
+  std::string conditioning;            // "none", "cross_attention", "prefix", "tokens"
   bool guidance;
   int64_t dim, depth, heads, cache_head_size, vocabulary;
   std::optional<int64_t> coarse_quantizers, fine_quantizers;
   std::map<std::string, int64_t> rows;  // first row of each kind of token in the table of embeddings
+  std::vector<Segment> segments;        // with conditioning "tokens": what it reads, and last what it predicts
   std::optional<Bias> bias;
   int64_t max_length;
+  std::optional<int64_t> semantic_window;  // coarse: most semantic tokens that a window reads
   Step step;
   Sampling sampling;
 
@@ -67,7 +76,8 @@ struct Mulan {
 
 struct Conditioner {
   std::string graph;
-  std::map<std::string, int64_t> namespaces;  // name -> width of its conditioning
+  int64_t quantizers;
+  std::map<std::string, int64_t> namespaces;  // name -> width of its conditioning, 0 where its codes are read as tokens
 };
 
 struct FileRecord {
@@ -80,6 +90,7 @@ struct Manifest {
   Conditioner conditioner;
   Decoder decoders[kStages];
   Codec codec;
+  std::optional<double> seconds;  // of a clip unless another length is asked for
   bool unique_consecutive;
   double semantic_tokens_per_second;
   std::map<std::string, FileRecord> files;

@@ -106,6 +106,10 @@ StageContexts Encoder::contexts(const std::vector<float>& latent) {
   for (int stage = 0; stage < kStages; stage++) {
     const Decoder& decoder = manifest.decoders[stage];
     auto context = std::make_shared<Context>();
+    if (!decoder.segments.empty()) {
+      const std::string name = std::string("codes.") + kStageNames[stage];
+      context->codes = take(made, conditioner, name, {1, decoder.segments.front().quantizers}, false).integers;
+    }
     if (decoder.context) {
       Tensors conditioning;
       conditioning.emplace("conditioning", take(made, conditioner, std::string("conditioning.") + kStageNames[stage], {1, -1, -1}));

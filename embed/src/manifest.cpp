@@ -128,11 +128,37 @@ Step read_step(const Found& found) {
   step.inner = record.get("inner", read_count);
   step.streams = record.get("streams", read_count);
   step.value_residual = record.get("value_residual", read_flag);
+  step.normalised_attention = record.get("normalised_attention", read_flag);
+  step.convolution = record.get("convolution", read_flag);
+  step.positions = record.get_or_none("positions", read_count);
   step.precision = record.get("precision", read_text);
   step.block = record.get("block", read_count);
   step.weights = record.each("weights", read_place);
   record.finish();
   return step;
+}
+
+Segment read_segment(const Found& found) {
+  Record record(found, "Segment");
+  Segment segment;
+  segment.name = record.get("name", read_text);
+  segment.start = record.get("start", read_count);
+  segment.first = record.get("first", read_count);
+  segment.quantizers = record.get("quantizers", read_count);
+  segment.codebook = record.get("codebook", read_count);
+  segment.positions = record.get_or_none("positions", read_count);
+  record.finish();
+  return segment;
+}
+
+std::vector<Segment> read_segments(const Found& found) {
+  if (!found.value.is_array()) {
+    found.expected("list");
+    return {};
+  }
+  std::vector<Segment> segments;
+  for (const Json& item : found.value) segments.push_back(read_segment({item, found.where, found.faults}));
+  return segments;
 }
 
 Decoder read_decoder(const Found& found) {
@@ -150,8 +176,10 @@ Decoder read_decoder(const Found& found) {
   decoder.coarse_quantizers = record.get_or_none("coarse_quantizers", read_count);
   decoder.fine_quantizers = record.get_or_none("fine_quantizers", read_count);
   decoder.rows = record.each("rows", [](const Found& row) { return read_whole(row, 0, INT32_MAX); });
+  decoder.segments = record.get_or_none("segments", read_segments).value_or(std::vector<Segment>{});
   decoder.bias = record.get_or_none("bias", read_bias);
   decoder.max_length = record.get("max_length", read_count);
+  decoder.semantic_window = record.get_or_none("semantic_window", read_count);
   decoder.step = record.get("step", read_step);
   decoder.sampling = record.get("sampling", read_sampling);
   record.finish();
@@ -188,8 +216,9 @@ Conditioner read_conditioner(const Found& found) {
   Record record(found, "Conditioner");
   Conditioner conditioner;
   conditioner.graph = record.get("graph", read_text);
-  for (const char* name : {"quantizers", "codebook_size"}) record.get(name, read_count);
-  conditioner.namespaces = record.each("namespaces", read_count);
+  conditioner.quantizers = record.get("quantizers", read_count);
+  record.get("codebook_size", read_count);
+  conditioner.namespaces = record.each("namespaces", [](const Found& width) { return read_whole(width, 0, INT32_MAX); });
   record.finish();
   return conditioner;
 }
@@ -239,57 +268,6 @@ bool read_error(const Found& found) {
 
 }  // namespace
 
-void check_consistency(const Manifest& manifest, Faults& faults) {
-  constexpr int64_t kLeastHz = 1000, kMostHz = 384000;
-  const std::vector<std::string> rows[kStages] = {{"padding", "start", "semantic"},
-                                                  {"padding", "semantic_start", "coarse_start", "semantic", "coarse"},
-                                                  {"padding", "coarse_start", "fine_start", "coarse", "fine"}};
-  for (int stage = 0; stage < kStages; stage++) {
-    const Decoder& decoder = manifest.decoders[stage];
-    const std::string where = std::string(kManifestName) + ": " + kStageNames[stage] + ": ";
-    for (const std::string& row : rows[stage]) {
-      if (!decoder.rows.count(row)) faults.note(where + "rows: the field " + python_repr(row) + " is missing");
-    }
-    if (decoder.conditioning != "none" && decoder.conditioning != "cross_attention" && decoder.conditioning != "prefix") {
-      faults.note(where + "conditioning: expected none, cross_attention or prefix, got " + short_repr(decoder.conditioning));
-    }
-    if (decoder.context.has_value() != (decoder.conditioning != "none")) {
-      faults.note(where + "a stage has a context graph if it is conditioned, and none if it is not: export the checkpoints again");
-    }
-    if (decoder.context && !manifest.conditioner.namespaces.count(kStageNames[stage])) {
-      faults.note(std::string(kManifestName) + ": conditioner: namespaces: the field " + python_repr(kStageNames[stage]) + " is missing");
-    }
-    const bool has[] = {decoder.coarse_quantizers.has_value(), decoder.fine_quantizers.has_value()};
-    if (has[0] != (stage > 0) || has[1] != (stage > 1)) {
-      faults.note(where + "coarse has coarse_quantizers, fine has fine_quantizers too, no stage has others: export the checkpoints again");
-    }
-  }
-  const std::optional<int64_t>& read = manifest.decoders[kFine].coarse_quantizers;
-  const std::optional<int64_t>& made = manifest.decoders[kCoarse].coarse_quantizers;
-  if (read && made && *read != *made) {  // a clip would make too few fine tokens, and wait for the others for ever
-    faults.note(std::string(kManifestName) + ": fine: coarse_quantizers: expected " + std::to_string(*made) + ", as coarse has, got " +
-                std::to_string(*read));
-  }
-  if (manifest.codec.sample_hz < kLeastHz || manifest.codec.sample_hz > kMostHz) {  // a stream keeps seconds of samples
-    faults.note(std::string(kManifestName) + ": codec: sample_hz: expected at least " + std::to_string(kLeastHz) + " and at most " +
-                std::to_string(kMostHz) + ", got " + std::to_string(manifest.codec.sample_hz));
-  }
-  const int64_t columns = manifest.columns(1) + manifest.columns(2);
-  if (manifest.codec.quantizers != columns) {
-    faults.note(std::string(kManifestName) + ": codec: quantizers: expected " + std::to_string(columns) + ", as coarse and fine have, got " +
-                std::to_string(manifest.codec.quantizers));
-  }
-  for (const auto& [name, dimensions] : manifest.codec.states) {
-    int64_t numbers = 1;
-    for (int64_t dimension : dimensions) numbers = std::min<int64_t>(numbers * dimension, INT32_MAX);  // no product overflows
-    if (numbers == INT32_MAX) faults.note(std::string(kManifestName) + ": codec: states: " + name + ": expected fewer than 2^31 numbers");
-  }
-  if (manifest.semantic_tokens_per_second <= 0) {
-    faults.note(std::string(kManifestName) + ": semantic_tokens_per_second: expected more than 0, got " +
-                Json(manifest.semantic_tokens_per_second).dump());
-  }
-}
-
 namespace {
 
 Manifest read_manifest(const Found& found, Named& named) {
@@ -300,6 +278,7 @@ Manifest read_manifest(const Found& found, Named& named) {
   for (int stage = 0; stage < kStages; stage++) manifest.decoders[stage] = record.get(kStageNames[stage], read_decoder);
   manifest.codec = record.get("codec", [&](const Found& part) { return read_codec(part, named); });
   record.get_or_none("wav2vec", [&](const Found& part) { return read_semantic_tokenizer(part, named); });
+  manifest.seconds = record.get_or_none("seconds", read_number);
   manifest.unique_consecutive = record.get("unique_consecutive", read_flag);
   manifest.semantic_tokens_per_second = record.get("semantic_tokens_per_second", read_number);
   record.each("made_by", read_text);

@@ -80,7 +80,51 @@ Sequence begun(int stage, Prompt prompt, const ds_rules& rules, const std::vecto
                                      " that are known. Use the settings that they were made with.");
   }
   add_tokens(prompt, rules, prefix);
-  return {stage, std::move(prompt), rules, known, in_frames, tokens - known, draw, std::move(context)};
+  return {stage, std::move(prompt), rules, known, in_frames, tokens - known, draw, std::move(context), {}};
+}
+
+// A window of a decoder that reads segments, one after the other, each with an end that nothing attends to: code 0, as in training. read: of
+// each segment before the last, after the condition's codes.
+Sequence segment_sequence(const Decoder& decoder, int stage, const std::vector<const std::vector<int64_t>*>& read, int64_t tokens, bool end_allowed,
+                          const std::vector<int64_t>& prefix, const Draw& draw, Contexts context) {
+  const Segment& last = decoder.segments.back();
+  ds_rules rules = drawing(decoder, stage, end_allowed ? last.quantizers : kAlways, last.codebook, draw);
+  rules.per_frame = rules.stride = rules.shift = 1;
+  Prompt prompt;
+  std::vector<int64_t> position_ids;
+  const auto place = [&](const Segment& segment) {
+    const int64_t first = static_cast<int64_t>(prompt.ids.size());
+    add(prompt, checked(decoder, "row of a start", segment.start, kMostRows), first + 1, first);
+    rules.first_row = checked(decoder, "row of a segment", segment.first, kMostRows);
+    rules.codebook = checked(decoder, "codebook", segment.codebook, kMostRows);
+    rules.quantizers = quantizers(decoder, "quantizers", segment.quantizers);
+    rules.origin = first + 1;
+    position_ids.push_back(0);
+  };
+  const auto number = [&](const Segment& segment, int64_t count) {
+    for (int64_t i = 0; i < count; i++) position_ids.push_back(segment.positions.value_or(0) + i);
+  };
+  for (size_t i = 0; i < read.size(); i++) {
+    const Segment& segment = decoder.segments[i];
+    place(segment);
+    add_tokens(prompt, rules, *read[i]);
+    add(prompt, segment.first, static_cast<int64_t>(prompt.ids.size()) + 1, kFar);
+    number(segment, static_cast<int64_t>(read[i]->size()) + 1);
+  }
+  place(last);
+  // an end is allowed for the last quantizer of a frame
+  Sequence made = begun(stage, std::move(prompt), rules, prefix, tokens, static_cast<int64_t>(prefix.size()) + 1, draw, std::move(context));
+  if (last.positions) {
+    number(last, tokens);
+    position_ids.resize(made.prompt.ids.size() + made.steps - 1);
+    made.position_ids = std::move(position_ids);
+  }
+  return made;
+}
+
+const std::vector<int64_t>& codes_of(const Decoder& decoder, const Contexts& context) {
+  if (!context || context->codes.empty()) throw Error(ML_FAILED, decoder.graph + ": a window was asked for without its condition's codes.");
+  return context->codes;
 }
 
 }  // namespace
@@ -91,6 +135,7 @@ ds_sequence Sequence::described(std::vector<const float*>& layers) const {
   it.ids = prompt.ids.data();
   it.query_coordinates = prompt.query.data();
   it.key_coordinates = prompt.key.data();
+  it.position_ids = position_ids.empty() ? nullptr : position_ids.data();
   layers.clear();
   if (context) {  // else the stage has no condition
     for (const auto& keys : context->keys) layers.push_back(keys.data());
@@ -116,6 +161,10 @@ ds_sequence Sequence::described(std::vector<const float*>& layers) const {
 
 Sequence semantic_sequence(const Decoder& decoder, int64_t length, bool end_allowed, const std::vector<int64_t>& prefix, const Draw& draw,
                            Contexts context) {
+  if (!decoder.segments.empty()) {
+    const auto& codes = codes_of(decoder, context);
+    return segment_sequence(decoder, kSemantic, {&codes}, length, end_allowed, prefix, draw, context);
+  }
   ds_rules rules = drawing(decoder, kSemantic, end_allowed ? kNever : kAlways, decoder.vocabulary - 1, draw);
   rules.first_row = row(decoder, "semantic");
   rules.quantizers = rules.origin = rules.per_frame = rules.stride = rules.shift = 1;
@@ -126,6 +175,10 @@ Sequence semantic_sequence(const Decoder& decoder, int64_t length, bool end_allo
 
 Sequence coarse_sequence(const Decoder& decoder, const std::vector<int64_t>& semantic, int64_t frames, int64_t frame_tokens, bool end_allowed,
                          const std::vector<int64_t>& prefix, const Draw& draw, Contexts context) {
+  if (!decoder.segments.empty()) {
+    const auto& codes = codes_of(decoder, context);
+    return segment_sequence(decoder, kCoarse, {&codes, &semantic}, frames * frame_tokens, end_allowed, prefix, draw, context);
+  }
   ds_rules rules = drawing(decoder, kCoarse, end_allowed ? frame_tokens : kAlways, decoder.vocabulary - 1, draw);
   rules.first_row = row(decoder, "coarse");
   rules.codebook = codebook(decoder);
@@ -148,6 +201,11 @@ Sequence coarse_sequence(const Decoder& decoder, const std::vector<int64_t>& sem
 Sequence fine_sequence(const Decoder& decoder, const std::vector<int64_t>& coarse, int64_t frame_tokens, const std::vector<int64_t>& prefix,
                        const Draw& draw, Contexts context) {
   const int64_t coarse_quantizers = quantizers(decoder, "coarse_quantizers", decoder.coarse_quantizers.value_or(0));
+  if (!decoder.segments.empty()) {
+    const auto& codes = codes_of(decoder, context);
+    const int64_t frames = static_cast<int64_t>(coarse.size()) / coarse_quantizers;
+    return segment_sequence(decoder, kFine, {&codes, &coarse}, frames * frame_tokens, false, prefix, draw, context);
+  }
   ds_rules rules = drawing(decoder, kFine, frame_tokens, -1, draw);
   rules.first_row = row(decoder, "fine");
   rules.codebook = codebook(decoder);

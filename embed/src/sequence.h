@@ -16,6 +16,7 @@ struct Context {
   int64_t entries = 0;                           // C
   std::vector<float> prefix;                     // [P, dim]
   int64_t prefix_positions = 0;                  // P
+  std::vector<int64_t> codes;                    // of the condition, where the stage reads them as tokens
 };
 
 using Contexts = std::shared_ptr<const Context>;  // of one stage
@@ -37,6 +38,7 @@ struct Sequence {
   int64_t known, in_frames, steps;
   Draw draw;
   Contexts context;
+  std::vector<int64_t> position_ids;  // rows of the table of absolute positions, of the prompt and of what is sampled; empty without one
 
   bool guided() const { return draw.sampling.cond_scale != 1; }
   // As `ds_batch_join` takes it. The arrays are this sequence's; `layers` holds the pointers to the context's.

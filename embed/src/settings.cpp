@@ -93,7 +93,7 @@ Sampling sampling_of(const Options& options, const Manifest& manifest, int stage
   }
   if (const std::string* text = found(options, name + ".cond_scale")) {
     if (!decoder.guidance) {
-      throw Error(ML_BAD_ARGUMENT, name + ".cond_scale has no effect: audiolm-pytorch trains this stage without a null condition. Leave it out.");
+      throw Error(ML_BAD_ARGUMENT, name + ".cond_scale has no effect: this stage was trained without a null condition. Leave it out.");
     }
     sampling.cond_scale = number(name + ".cond_scale", *text, "a finite number");
   }

@@ -150,6 +150,8 @@ ds_layer describe_layer(const Weights& weights, const Decoder& decoder, int64_t 
   }
   layer.feed_norm = weights.norm(name + ".feed_forward.norm", dim);
   layer.feed_in = weights.matrix(name + ".feed_forward.w_in", dim, 2 * inner);
+  if (decoder.step.normalised_attention) layer.key_scale = weights.floats(name + ".attention.key_scale", {cache});
+  if (decoder.step.convolution) layer.taps = weights.floats(name + ".feed_forward.taps", {3, 2 * inner});
   layer.inner_norm = weights.norm(name + ".feed_forward.inner_norm", inner);
   layer.feed_out = weights.matrix(name + ".feed_forward.w_out", inner, dim);
   return layer;
@@ -200,10 +202,14 @@ ds_model* make_model(const Decoder& decoder, const uint8_t* data, size_t size, d
   described.table_rows = narrowed(table_rows);
   described.bias_entries = narrowed(entries);
   described.value_residual = decoder.step.value_residual;
+  described.normalised = decoder.step.normalised_attention;
+  described.convolution = decoder.step.convolution;
+  described.positions = narrowed(decoder.step.positions.value_or(0));
   described.bits = bits;
   described.block = narrowed(decoder.step.block);
   described.rows = weights.floats("rows", {table_rows, dim});
   described.bias = entries ? weights.floats("bias_table", {static_cast<uint64_t>(decoder.heads), entries}) : nullptr;
+  if (decoder.step.positions) described.positions_table = weights.floats("positions", {static_cast<uint64_t>(*decoder.step.positions), dim});
   described.layers = layers.data();
   described.norm = weights.norm("norm", dim);
   described.heads_out = heads.data();

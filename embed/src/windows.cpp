@@ -166,9 +166,10 @@ int64_t WindowPlan::semantic_prefix(int64_t window, int64_t before) const {
 }
 
 std::pair<int64_t, int64_t> WindowPlan::seen(int64_t window) const {
-  if (frames() && coarse.size() == 1) return {0, semantic_length};  // also what lies beyond its time
+  if (frames() && coarse.size() == 1) return {0, most_read.value_or(semantic_length)};  // also what lies beyond its time
   const Span span = coarse[window];
-  return {tokens_per_frame.floor_of(span.start), tokens_per_frame.ceil_of(span.stop)};
+  const int64_t first = tokens_per_frame.floor_of(span.start), stop = tokens_per_frame.ceil_of(span.stop);
+  return {first, most_read ? std::min(stop, first + *most_read) : stop};
 }
 
 bool WindowPlan::reached(int64_t window, int64_t tokens) const { return tokens > tokens_per_frame.floor_of(coarse[window].fresh); }
@@ -189,7 +190,8 @@ WindowPlan plan_windows(const Manifest& manifest, std::optional<int64_t> frames,
     if (first_frames) ends.push_back(semantic.length);
     const std::optional<int64_t> steps = frames ? std::optional<int64_t>(semantic_tokens(manifest, samples)) : std::nullopt;
     const Spans over_semantic(steps, semantic.length, semantic.overlap, ends);
-    return {over_coarse, over_fine, over_semantic, {}, rate, manifest.decoders[kSemantic].max_length, std::nullopt};
+    const std::optional<int64_t>& most_read = manifest.decoders[kCoarse].semantic_window;
+    return {over_coarse, over_fine, over_semantic, {}, rate, manifest.decoders[kSemantic].max_length, std::nullopt, most_read};
   }
   std::vector<int64_t> runs;
   const int64_t hop = manifest.codec.samples_per_frame;
@@ -198,11 +200,13 @@ WindowPlan plan_windows(const Manifest& manifest, std::optional<int64_t> frames,
     const int64_t heard = (frames ? std::min(span.stop * hop, samples) : span.stop * hop) - span.fresh * hop;
     runs.push_back(std::min(semantic_tokens(manifest, std::max<int64_t>(heard, 0)), semantic.length));
   }
-  return {over_coarse, over_fine, std::nullopt, runs, rate, semantic.length, windows[kSemantic].overlap};
+  return {over_coarse, over_fine, std::nullopt, runs, rate, semantic.length, windows[kSemantic].overlap, std::nullopt};
 }
 
 int64_t default_frames(const Manifest& manifest) {
   check_counts(manifest);
+  const Codec& codec = manifest.codec;
+  if (manifest.seconds) return static_cast<int64_t>(std::ceil(*manifest.seconds * codec.sample_hz / codec.samples_per_frame));
   return std::min(most_coarse_frames(manifest, tokens_per_frame(manifest)), manifest.decoders[kFine].max_length);
 }
 

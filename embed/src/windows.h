@@ -48,6 +48,7 @@ struct WindowPlan {
   Ratio tokens_per_frame;
   int64_t semantic_length;
   std::optional<int64_t> semantic_overlap;
+  std::optional<int64_t> most_read;  // semantic tokens that a coarse window reads at most
 
   std::optional<int64_t> frames() const { return coarse.total; }
   bool timed() const { return semantic.has_value(); }

@@ -1,0 +1,91 @@
+// What the records of a manifest must agree in, so that a clip comes to an end and no number overflows. See manifest.h.
+#include <algorithm>
+
+#include "error.h"
+#include "manifest.h"
+#include "record.h"
+
+namespace musiclm {
+
+namespace {
+
+// As Python's runtime/bundle.py: tokens of segments that do not go together are ones that a clip would wait for without end.
+void check_segments(const Manifest& manifest, int stage, Faults& faults) {
+  const Decoder& decoder = manifest.decoders[stage];
+  const std::string where = std::string(kManifestName) + ": " + kStageNames[stage] + ": segments: ";
+  if (decoder.segments.empty() != (decoder.conditioning != "tokens")) {
+    faults.note(where + "a stage has them if its condition is tokens, and none else");
+  }
+  if (decoder.segments.empty()) return;
+  const int64_t quantizers[] = {1, manifest.decoders[kCoarse].outputs(), manifest.decoders[kFine].outputs()};
+  const std::vector<int> read[kStages] = {{kSemantic}, {kSemantic, kCoarse}, {kCoarse, kFine}};
+  std::string expected = "clap " + std::to_string(manifest.conditioner.quantizers), found;
+  for (const int one : read[stage]) expected += std::string(", ") + kStageNames[one] + " " + std::to_string(quantizers[one]);
+  for (const Segment& one : decoder.segments) found += (found.empty() ? "" : ", ") + one.name + " " + std::to_string(one.quantizers);
+  if (found != expected) faults.note(where + "expected " + expected + ", names and quantizers, got " + found);
+  const int64_t codes = decoder.segments.back().codebook;
+  if (codes + 1 != decoder.vocabulary) {
+    faults.note(where + "the last one has " + std::to_string(codes) + " codes, expected " + std::to_string(decoder.vocabulary - 1) +
+                ", one less than the vocabulary");
+  }
+}
+
+}  // namespace
+
+void check_consistency(const Manifest& manifest, Faults& faults) {
+  constexpr int64_t kLeastHz = 1000, kMostHz = 384000;
+  const std::vector<std::string> rows[kStages] = {{"padding", "start", "semantic"},
+                                                  {"padding", "semantic_start", "coarse_start", "semantic", "coarse"},
+                                                  {"padding", "coarse_start", "fine_start", "coarse", "fine"}};
+  for (int stage = 0; stage < kStages; stage++) {
+    const Decoder& decoder = manifest.decoders[stage];
+    const std::string where = std::string(kManifestName) + ": " + kStageNames[stage] + ": ";
+    const bool tokens = decoder.conditioning == "tokens";
+    check_segments(manifest, stage, faults);
+    for (const std::string& row : tokens ? std::vector<std::string>{"padding"} : rows[stage]) {
+      if (!decoder.rows.count(row)) faults.note(where + "rows: the field " + python_repr(row) + " is missing");
+    }
+    if (!tokens && decoder.conditioning != "none" && decoder.conditioning != "cross_attention" && decoder.conditioning != "prefix") {
+      faults.note(where + "conditioning: expected none, cross_attention, prefix or tokens, got " + short_repr(decoder.conditioning));
+    }
+    if (decoder.context.has_value() != (decoder.conditioning != "none" && !tokens)) {
+      faults.note(where + "a stage has a context graph if it is conditioned on embeddings, and none else: export the checkpoints again");
+    }
+    if ((decoder.context || tokens) && !manifest.conditioner.namespaces.count(kStageNames[stage])) {
+      faults.note(std::string(kManifestName) + ": conditioner: namespaces: the field " + python_repr(kStageNames[stage]) + " is missing");
+    }
+    const bool has[] = {decoder.coarse_quantizers.has_value(), decoder.fine_quantizers.has_value()};
+    if (has[0] != (stage > 0) || has[1] != (stage > 1)) {
+      faults.note(where + "coarse has coarse_quantizers, fine has fine_quantizers too, no stage has others: export the checkpoints again");
+    }
+  }
+  const std::optional<int64_t>& read = manifest.decoders[kFine].coarse_quantizers;
+  const std::optional<int64_t>& made = manifest.decoders[kCoarse].coarse_quantizers;
+  if (read && made && *read != *made) {  // a clip would make too few fine tokens, and wait for the others for ever
+    faults.note(std::string(kManifestName) + ": fine: coarse_quantizers: expected " + std::to_string(*made) + ", as coarse has, got " +
+                std::to_string(*read));
+  }
+  if (manifest.codec.sample_hz < kLeastHz || manifest.codec.sample_hz > kMostHz) {  // a stream keeps seconds of samples
+    faults.note(std::string(kManifestName) + ": codec: sample_hz: expected at least " + std::to_string(kLeastHz) + " and at most " +
+                std::to_string(kMostHz) + ", got " + std::to_string(manifest.codec.sample_hz));
+  }
+  const int64_t columns = manifest.columns(1) + manifest.columns(2);
+  if (manifest.codec.quantizers != columns) {
+    faults.note(std::string(kManifestName) + ": codec: quantizers: expected " + std::to_string(columns) + ", as coarse and fine have, got " +
+                std::to_string(manifest.codec.quantizers));
+  }
+  for (const auto& [name, dimensions] : manifest.codec.states) {
+    int64_t numbers = 1;
+    for (int64_t dimension : dimensions) numbers = std::min<int64_t>(numbers * dimension, INT32_MAX);  // no product overflows
+    if (numbers == INT32_MAX) faults.note(std::string(kManifestName) + ": codec: states: " + name + ": expected fewer than 2^31 numbers");
+  }
+  if (manifest.seconds && !(*manifest.seconds > 0 && *manifest.seconds <= 86400)) {
+    faults.note(std::string(kManifestName) + ": seconds: expected more than 0 and at most 86400, got " + Json(*manifest.seconds).dump());
+  }
+  if (manifest.semantic_tokens_per_second <= 0) {
+    faults.note(std::string(kManifestName) + ": semantic_tokens_per_second: expected more than 0, got " +
+                Json(manifest.semantic_tokens_per_second).dump());
+  }
+}
+
+}  // namespace musiclm
