@@ -22,10 +22,15 @@ std::vector<float> random_floats(size_t n, float around = 0) {
   return values;
 }
 
+// What a model has: cross-attention; normalised attention, a convolution and absolute positions.
+struct Parts {
+  bool cross, variant;
+};
+
 // A model of random weights; each tensor in a vector of exactly its size, so that a read beyond it is seen.
 struct Weights {
-  static constexpr int dim = 19, depth = 2, heads = 5, head_dim = 7, cache_dim = 8, inner = 45, streams = 3, vocabulary = 21;
-  static constexpr int outputs = 2, table_rows = 45, bias_entries = 9;
+  static constexpr int dim = 19, depth = 2, heads = 5, head_dim = 7, cache_dim = 8, inner = 229, streams = 3, vocabulary = 21;
+  static constexpr int outputs = 2, table_rows = 45, bias_entries = 9, positions = 83;
   std::vector<std::vector<float>> kept;
   std::vector<std::vector<uint8_t>> kept_bytes;
   std::vector<ds_layer> layers{depth};
@@ -48,7 +53,7 @@ struct Weights {
   }
   ds_norm norm(int n) { return {tensor(n, 1), n % 2 ? tensor(n) : nullptr}; }
 
-  Weights(int bits, int block, bool cross) {
+  Weights(int bits, int block, Parts parts) {
     w.bits = bits;
     w.block = block;
     for (ds_layer& layer : layers) {
@@ -60,7 +65,7 @@ struct Weights {
       layer.attention_q = matrix(dim, heads * cache_dim);
       layer.attention_kv = matrix(dim, 2 * cache_dim);
       layer.attention_out = matrix(heads * cache_dim, dim);
-      if (cross) {
+      if (parts.cross) {
         layer.cross_norm = norm(dim);
         layer.cross_q = matrix(dim, heads * head_dim);
         layer.cross_out = matrix(heads * head_dim, dim);
@@ -69,10 +74,12 @@ struct Weights {
       layer.feed_in = matrix(dim, 2 * inner);
       layer.inner_norm = norm(inner);
       layer.feed_out = matrix(inner, dim);
+      if (parts.variant) layer.key_scale = tensor(cache_dim, 1), layer.taps = tensor(3 * 2 * inner);
     }
     for (int head = 0; head < outputs; head++) heads_out.push_back(tensor(dim * vocabulary));
     w = {dim, depth, heads, head_dim, cache_dim, inner, streams, vocabulary, outputs, table_rows, bias_entries, 1, bits, block,
-         tensor(table_rows * dim), tensor(heads * bias_entries), layers.data(), norm(dim), heads_out.data(), tensor(vocabulary)};
+         tensor(table_rows * dim), tensor(heads * bias_entries), layers.data(), norm(dim), heads_out.data(), tensor(vocabulary), parts.variant, parts.variant,
+         parts.variant ? positions : 0, parts.variant ? tensor(positions * dim) : nullptr};
   }
 };
 
@@ -80,13 +87,13 @@ constexpr uint64_t kSeed = uint64_t{5} << 33 | 7;
 
 // A sequence of kind 0 to 5: its prompt, condition and settings, in arrays of exactly their sizes.
 struct Given {
-  std::vector<int64_t> ids, query, key;
+  std::vector<int64_t> ids, query, key, position_ids;
   std::vector<std::vector<float>> keys, values;
   std::vector<const float*> key_table, value_table;
   std::vector<float> prefix, noise;
   ds_sequence sequence = {};
 
-  Given(int kind, bool cross) {
+  Given(int kind, Parts parts) {
     std::mt19937 own(kind < 4 ? kind : 3);  // the last three have the same condition, and prompts that are the same but for a row of the last's
     const auto floats = [&](size_t n) {
       std::vector<float> made(n);
@@ -99,9 +106,9 @@ struct Given {
       query.push_back(i % 7 == 3 ? int64_t{1} << 40 : i);
       key.push_back(i == 2 ? -(int64_t{1} << 42) : i);
     }
-    const int64_t context = cross ? 3 : 0, prefix_positions = cross ? 0 : kind % 3;
+    const int64_t context = parts.cross ? 3 : 0, prefix_positions = parts.cross ? 0 : kind % 3;
     if (kind == 5) ids[1] = (ids[1] + 1) % Weights::table_rows;
-    for (int layer = 0; layer < Weights::depth && cross; layer++) {
+    for (int layer = 0; layer < Weights::depth && parts.cross; layer++) {
       keys.push_back(floats(context * Weights::head_dim));
       values.push_back(floats(context * Weights::head_dim));
       key_table.push_back(keys.back().data());
@@ -111,7 +118,10 @@ struct Given {
     const int64_t k[] = {1, 4, 10, Weights::vocabulary, 7, 2}, frames[] = {0, -1, 2, 4, 2, 0};
     const ds_rules rules = {3, Weights::vocabulary, 2, n, 2, 5, 1, 0, kind % 3, frames[kind], kind % 2 ? Weights::vocabulary - 1 : -1, k[kind]};
     sequence = {n, ids.data(), query.data(), key.data(), context, key_table.data(), value_table.data(), prefix_positions, prefix.data(),
-                kind % 2, rules, 2 * (kind % 2), 2, kind == 2 ? 3 : 11 + kind, kSeed + static_cast<uint64_t>(kind), kind, 100 * kind, kind == 4 ? 0.0f : 0.8f, 3};
+                kind % 2, rules, 2 * (kind % 2), 2, kind == 2 ? 3 : 11 + kind, kSeed + static_cast<uint64_t>(kind), kind, 100 * kind, kind == 4 ? 0.0f : 0.8f, 3,
+                nullptr};
+    for (int64_t i = 0; i < n + sequence.steps - 1; i++) position_ids.push_back((7 * i + std::min(kind, 3)) % Weights::positions);
+    if (parts.variant) sequence.position_ids = position_ids.data();
   }
 };
 
@@ -134,15 +144,15 @@ void collect(ds_batch* batch, const Given& given, Made& made) {
   ds_batch_logits(batch, made.id, made.logits.data());
 }
 
-Made alone(ds_pool* pool, const ds_model* model, bool cross, int kind) {
+Made alone(ds_pool* pool, const ds_model* model, Parts parts, int kind) {
   Made made;
   ds_batch* batch = ds_batch_create(pool, model);
   char error[200] = "";
   {
-    const Given given(kind, cross);  // is copied
+    const Given given(kind, parts);  // is copied
     made.id = ds_batch_join(batch, &given.sequence, error, sizeof error);
   }
-  const Given given(kind, cross);
+  const Given given(kind, parts);
   if (!made.id) std::printf("%s\n", error);
   for (int frame = 0; made.id && !made.done && frame < 100; frame++) {
     if (ds_batch_advance(batch, 1, 1000) != DS_OK) return made;
@@ -157,15 +167,15 @@ bool equal(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 // Whether sequences that join and leave at random have the tokens, and those that end the last logits, that each has alone.
-bool sequences_are_independent(ds_pool* pool, const ds_model* model, bool cross, int seed) {
+bool sequences_are_independent(ds_pool* pool, const ds_model* model, Parts parts, int seed) {
   std::mt19937 random(seed);
   std::vector<Made> expected;
   for (int kind = 0; kind < 6; kind++) {
-    expected.push_back(alone(pool, model, cross, kind));
+    expected.push_back(alone(pool, model, parts, kind));
     if (!expected.back().done || !std::isfinite(expected.back().logits[0])) return false;
   }
   std::vector<Given> given;
-  for (int kind = 0; kind < 6; kind++) given.emplace_back(kind, cross);
+  for (int kind = 0; kind < 6; kind++) given.emplace_back(kind, parts);
   struct Present {
     int kind;
     Made made;
@@ -202,10 +212,10 @@ bool sequences_are_independent(ds_pool* pool, const ds_model* model, bool cross,
 }
 
 // Whether a batch refuses what it cannot take, and goes on.
-bool refuses(ds_pool* pool, const ds_model* model, bool cross) {
+bool refuses(ds_pool* pool, const ds_model* model, Parts parts) {
   ds_batch* batch = ds_batch_create(pool, model);
   char error[200] = "";
-  Given good(2, cross), bad(2, cross);
+  Given good(2, parts), bad(2, parts);
   bool right = true;
   const auto refused = [&](auto change) {
     bad.sequence = good.sequence;
@@ -230,13 +240,18 @@ bool refuses(ds_pool* pool, const ds_model* model, bool cross) {
   refused([&](ds_sequence& s) { s.rules.origin = INT64_MIN; });
   refused([&](ds_sequence& s) { s.rules.shift = INT64_MAX; });
   refused([&](ds_sequence& s) { s.rules.first_row = Weights::table_rows - 30; });
-  refused([&](ds_sequence& s) { s.context = cross ? 0 : 3; });
+  refused([&](ds_sequence& s) { s.context = parts.cross ? 0 : 3; });
   refused([&](ds_sequence& s) { s.temperature = NAN; });
   refused([&](ds_sequence& s) { s.temperature = -1; });
   refused([&](ds_sequence& s) { s.scale = INFINITY; });
   for (int64_t row : {int64_t{-1}, int64_t{Weights::table_rows}}) {
     bad.ids.back() = row;
     refused([&](ds_sequence& s) { s.ids = bad.ids.data(); });
+  }
+  refused([&](ds_sequence& s) { s.position_ids = parts.variant ? nullptr : bad.position_ids.data(); });
+  for (int64_t row : {int64_t{-1}, int64_t{Weights::positions}}) {
+    bad.position_ids.back() = row;
+    refused([&](ds_sequence& s) { s.position_ids = bad.position_ids.data(); });
   }
   bad.query.front() = INT64_MIN;
   refused([&](ds_sequence& s) { s.query_coordinates = bad.query.data(); });
@@ -274,8 +289,8 @@ int main() {
     for (int path = 0; path < 4; path++) {
       if (!(ds_paths() >> path & 1)) continue;
       for (int bits : {32, 8, 4}) {
-        const bool cross = bits != 8;
-        const Weights weights(bits, 32, cross);
+        const Parts parts = {bits != 8, threads != 2};
+        const Weights weights(bits, 32, parts);
         char error[200] = "";
         ds_model* model = ds_model_create(pool, &weights.w, path, error, sizeof error);
         if (!model) {
@@ -283,8 +298,8 @@ int main() {
           return 1;
         }
         bool other = false;
-        std::thread beside([&] { other = sequences_are_independent(pool, model, cross, 1); });
-        const bool right = sequences_are_independent(pool, model, cross, 2) && refuses(pool, model, cross);
+        std::thread beside([&] { other = sequences_are_independent(pool, model, parts, 1); });
+        const bool right = sequences_are_independent(pool, model, parts, 2) && refuses(pool, model, parts);
         beside.join();
         failures += !right || !other;
         done++;

@@ -100,9 +100,9 @@ struct Kernels {
   void (*add)(float* x, const float* y, int n);
   // x / |x| * scale [n] -> y
   void (*normalise)(const float* x, const float* scale, int n, float* y);
-  // u [rows][stride]: consecutive positions, in place; taps [panels][3][16]; before, after [panels][2][16]: the inputs at the two positions
-  // before the first row, and at the last two, older first; they may be the same memory
-  void (*convolve)(float* u, size_t stride, int rows, int panels, const float* taps, const float* before, float* after);
+  // u [panels][16], in place; taps [panels][3][16]; before [panels][2][16], the inputs at the two positions before, older first -> after, those
+  // of the next position, which may be the same memory
+  void (*convolve)(float* u, int panels, const float* taps, const float* before, float* after);
   // x [2 * inner]: values, then gates -> gelu(gate) * value [inner]
   void (*gate)(const float* x, int inner, float* y);
   void (*quantize)(const float* x, const Matrix& matrix, int8_t* q, float* scale, int32_t* offset);

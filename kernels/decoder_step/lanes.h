@@ -226,18 +226,13 @@ void normalise(const float* x, const float* scale, int n, float* y) {
   for (int i = 0; i < n; i += LANES) store(y + i, load(x + i, n - i) * inverse * load(scale + i, n - i), n - i);
 }
 
-void convolve(float* u, size_t stride, int rows, int panels, const float* taps, const float* before, float* after) {
+void convolve(float* u, int panels, const float* taps, const float* before, float* after) {
   for (int panel = 0; panel < panels; panel++, u += kPanel, taps += 3 * kPanel, before += 2 * kPanel, after += 2 * kPanel) {
     for (int i = 0; i < kPanel; i += LANES) {
-      const F oldest = load(taps + i), middle = load(taps + kPanel + i), newest = load(taps + 2 * kPanel + i);
-      F second = load(before + i), last = load(before + kPanel + i);
-      for (int row = 0; row < rows; row++) {
-        const F now = load(u + row * stride + i);
-        store(u + row * stride + i, oldest * second + middle * last + newest * now);
-        second = last, last = now;
-      }
-      store(after + i, second);
-      store(after + kPanel + i, last);
+      const F oldest = load(before + i), older = load(before + kPanel + i), now = load(u + i);
+      store(u + i, load(taps + i) * oldest + load(taps + kPanel + i) * older + load(taps + 2 * kPanel + i) * now);
+      store(after + i, older);
+      store(after + kPanel + i, now);
     }
   }
 }

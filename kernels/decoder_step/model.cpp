@@ -101,13 +101,12 @@ void transpose_connections(const ds_weights& w, ds_model* model) {
   }
 }
 
+size_t taps_size(const ds_weights& w) { return w.convolution ? 3 * up(2 * static_cast<size_t>(w.inner)) : 0; }  // floats, of a layer
+
 // The taps of a panel stand together, as they are read.
-void spread_taps(const ds_weights& w, ds_model* model) {
-  if (!w.convolution) return;
-  const size_t width = 2 * static_cast<size_t>(w.inner), of_layer = 3 * up(width);
-  model->taps.assign(of_layer * w.depth, 0.0f);
-  for (int l = 0; l < w.depth; l++) {
-    float* to = &model->taps[l * of_layer];
+void spread_taps(const ds_weights& w, ds_model* model, float* to) {
+  const size_t width = 2 * static_cast<size_t>(w.inner);
+  for (int l = 0; l < w.depth && w.convolution; l++, to += taps_size(w)) {
     model->layers[l].taps = to;
     for (size_t c = 0; c < width; c++) {
       for (size_t tap = 0; tap < 3; tap++) to[c / kPanel * 3 * kPanel + tap * kPanel + c % kPanel] = w.layers[l].taps[tap * width + c];
@@ -166,13 +165,13 @@ ds_model* ds_model_create(ds_pool* pool, const ds_weights* weights, int path, ch
       model->layers.resize(weights->depth);
       model->heads.resize(weights->outputs);
       auto jobs = decoder_step::lay_out(*weights, model.get());
-      size_t bytes = 0;
+      size_t bytes = decoder_step::taps_size(*weights) * weights->depth * sizeof(float);
       for (const auto& job : jobs) bytes += decoder_step::matrix_bytes(*job.matrix);
       model->arena.allocate(bytes);
       uint8_t* at = model->arena.data();
       for (const auto& job : jobs) at = decoder_step::place_matrix(job.matrix, at);
       decoder_step::transpose_connections(*weights, model.get());
-      decoder_step::spread_taps(*weights, model.get());
+      decoder_step::spread_taps(*weights, model.get(), reinterpret_cast<float*>(at));
       pool->pool.run(decoder_step::pack_all, &jobs, static_cast<int>(jobs.size()));
       return model.release();
     } catch (const std::bad_alloc&) {
@@ -185,7 +184,7 @@ ds_model* ds_model_create(ds_pool* pool, const ds_weights* weights, int path, ch
 
 size_t ds_model_bytes(const ds_model* model) {
   using decoder_step::matrix_bytes;
-  size_t bytes = matrix_bytes(model->heads[0]) + model->taps.size() * sizeof(float);
+  size_t bytes = matrix_bytes(model->heads[0]) + decoder_step::taps_size(model->sizes) * model->layers.size() * sizeof(float);
   for (const auto& layer : model->layers) {
     for (const auto* matrix : {&layer.q, &layer.kv, &layer.out, &layer.cross_q, &layer.cross_out, &layer.feed_in, &layer.feed_out}) {
       if (matrix->data) bytes += matrix_bytes(*matrix);

@@ -76,6 +76,5 @@ struct ds_model {
   std::vector<decoder_step::Layer> layers;
   std::vector<decoder_step::Matrix> heads;
   decoder_step::Floats columns;  // of all connections
-  decoder_step::Floats taps;     // of all layers
-  decoder_step::Arena arena;
+  decoder_step::Arena arena;     // the matrices, then the taps
 };

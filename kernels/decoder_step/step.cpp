@@ -216,24 +216,21 @@ void Step::output_product(const Matrix& matrix, Worker& worker, Attend attend_ro
 }
 
 // The convolution of panels first to last, by the thread that has just computed them: no other one reads or writes these columns, neither
-// in this step's rows nor in what the slots keep of the positions before.
+// in this step's rows nor in what the slots keep. So the positions of a prompt can follow one another, as those of decode steps do.
 void Step::convolve(int l, int first, int last) {
-  for (int b = 0, count; b < B; b += count) {
-    Slot* slot = rows[b].slot;
-    for (count = 1; b + count < B && rows[b + count].slot == slot;) count++;
-    const float* before = slot->convolved_before(l, rows[b].position) + first * 2 * kPanel;
-    float* after = slot->convolved_up_to(l, rows[b + count - 1].position) + first * 2 * kPanel;
-    const float* taps = model.layers[l].taps + first * 3 * kPanel;
-    kernels.convolve(unfolded.row(b) + first * kPanel, unfolded.stride, count, last - first, taps, before, after);
+  for (int b = 0; b < B; b++) {
+    const float* before = rows[b].slot->convolved_before(l, rows[b].position) + first * 2 * kPanel;
+    float* after = rows[b].slot->convolved_up_to(l, rows[b].position) + first * 2 * kPanel;
+    kernels.convolve(unfolded.row(b) + first * kPanel, last - first, model.layers[l].taps + first * 3 * kPanel, before, after);
   }
 }
 
 void Step::feed_forward(int l, Worker& worker) {
   const Layer& layer = model.layers[l];
-  const int grain = layer.feed_in.grain();
   worker.each(layer.feed_in.chunks(), [&](int chunk) {
     product_chunk(layer.feed_in, normed.activations(B), unfolded, chunk);
-    if (w.convolution) convolve(l, chunk * grain, std::min((chunk + 1) * grain, layer.feed_in.panels()));
+    const int first = chunk * layer.feed_in.grain();
+    if (w.convolution) convolve(l, first, std::min(first + layer.feed_in.grain(), layer.feed_in.panels()));
   });
   worker.each(B, [&](int b) {
     kernels.gate(unfolded.row(b), w.inner, gated.row(b));
