@@ -26,6 +26,8 @@ _MARKS = (
     ("codec", "quantizer.layers.0.codebook.embed"),  # and of transformers
     ("quantizer", "rq.layers.0._codebook.embed"),
     ("mulan", "audio_to_latents.weight"),
+    ("mulan", "audio_projection.0.weight|text_projection.0.weight"),  # CLAP, of LAION
+    ("mulan", "audio_projection.linear1.weight|text_projection.linear1.weight"),  # and of transformers
     ("semantic-features", "centres|spec.mel_layout"),
     ("hubert", "feature_extractor.conv_layers.0.0.weight"),  # of fairseq
     ("hubert", "feature_extractor.conv_layers.0.conv.weight"),  # of transformers
@@ -36,7 +38,7 @@ DESCRIPTIONS = {
     "fine": "a fine transformer",
     "codec": "a codec (SoundStream or EnCodec)",
     "quantizer": "a MuLaN embedding quantizer",
-    "mulan": "a MuLaN model",
+    "mulan": "a MuLaN model or a CLAP",
     "semantic-features": "the semantic tokenizer that MelKmeans.save writes",
     "hubert": "HuBERT",
 }
