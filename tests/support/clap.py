@@ -20,6 +20,7 @@ from transformers import ClapConfig, ClapModel  # noqa: E402 (torchaudio, which 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 ROBERTA = GOLDEN / "roberta"
 HEADS = {"text.num_attention_heads": 4}  # of the text tower; not told by LAION's file, and not 24 / 64
+FRONT_END = {"frequency_min": 50, "frequency_max": 14000, "fft_window_size": 1024, "hop_length": 480, "sampling_rate": 48000}
 WINDOW = 480000
 
 
@@ -77,8 +78,7 @@ def clap_model(fused: bool = False) -> Any:
 def clap_folder(path: Path, tokenizer: bool = True, fused: bool = False) -> Path:
     """Write the folder that `ClapModel.save_pretrained` does, with the tokenizer's files or without."""
     clap_model(fused).save_pretrained(path)
-    front_end = {"frequency_min": 50, "frequency_max": 14000, "fft_window_size": 1024, "hop_length": 480, "sampling_rate": 48000}
-    (path / "preprocessor_config.json").write_text(json.dumps(front_end))
+    (path / "preprocessor_config.json").write_text(json.dumps(FRONT_END))
     if tokenizer:
         for name in ("vocab.json", "merges.txt"):
             shutil.copy(ROBERTA / name, path)
