@@ -18,11 +18,11 @@ from .checkpoint import Checkpoint, from_package, read_checkpoint
 from .codec import infer_codec
 from .errors import ExportError, MissingCheckpoint, naming
 from .fit import faults_of_fit, namespace_of, stages_with_quantizer, warnings_of_text
-from .mulan import check_conditioner, codebooks_of, conditioner_weights, infer_mulan, infer_quantizer, is_bare, split_quantizer_state
+from .mulan import check_conditioner, codebooks_of, conditioner_weights, infer_quantizer, is_bare, split_quantizer_state
 from .semantic_tokens import infer_mel, read_hubert_alone, read_hubert_kmeans
 from .settings import Settings
-from .tensor_names import mulan_tensors
-from .text_tokenizer import infer_tokenizer
+from .text_tokenizer import infer_tokenizer, is_roberta, tokenizer_of
+from .towers import infer_towers, towers_tensors
 from .transformers import STAGES, infer_transformer
 
 PARTS = (*STAGES, "codec", "mulan", "quantizer", "wav2vec")
@@ -100,12 +100,12 @@ def gather(sources: Mapping[str, Path], overrides: Mapping[str, Any], refuse: Ca
     with part():
         if "mulan" in checkpoints:
             with naming(checkpoints["mulan"].name):
-                settings["mulan"] = infer_mulan(checkpoints["mulan"].state, overrides.get("mulan", {}), checkpoints["mulan"].moments)
+                settings["mulan"] = infer_towers(checkpoints["mulan"], sources.get("mulan"), overrides.get("mulan", {}))
         elif "mulan" not in sources:
             raise MissingCheckpoint("missing checkpoint: --mulan (no quantizer file holds one).", "mulan")
     with part():
-        if "tokenizer" in sources:
-            checkpoints["tokenizer"], settings["tokenizer"] = infer_tokenizer(sources["tokenizer"])
+        if (tokenizer := tokenizer_of(sources, settings.get("mulan"))) is not None:
+            checkpoints["tokenizer"], settings["tokenizer"] = infer_tokenizer(tokenizer, is_roberta(settings.get("mulan")))
     with part():
         if "hubert" in sources and "kmeans" not in sources:  # which is asked for below; a HuBERT that has to be refused is, before that
             read_hubert_alone(sources["hubert"])
@@ -171,9 +171,9 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 def _same_mulan(first: Checkpoint, second: Checkpoint) -> Checkpoint:
     """Return `first`. Raises ExportError if `second` is another MuLaN: codes of one model's latents mean nothing to another."""
     with naming(first.name):
-        one = mulan_tensors(first.state)
+        one = towers_tensors(first.state)
     with naming(second.name):
-        other = mulan_tensors(second.state)
+        other = towers_tensors(second.state)
     differ = [name for name, tensor in one.items() if name in other and not tensor.equal(other[name])]
     if differ or one.keys() != other.keys():
         example = differ[0] if differ else next(iter(one.keys() ^ other.keys()))

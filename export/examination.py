@@ -26,7 +26,7 @@ from .collect import Collected, conditioner_tables, gather, settings_table, warn
 from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
 from .errors import ExportError, MissingCheckpoint, naming
 from .fit import conditioning_dim, faults_of_fit
-from .mulan import build_mulan, check_conditioner, codebooks_of, conditioner_weights, is_bare, split_quantizer_state
+from .mulan import check_conditioner, codebooks_of, conditioner_weights, is_bare, split_quantizer_state
 from .open_musiclm_config import with_model_config
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
@@ -34,6 +34,7 @@ from .stage import build_stage
 from .state_dicts import DESCRIPTIONS
 from .tensor_names import serves_training
 from .text_tokenizer import infer_tokenizer
+from .towers import build_towers
 from .transformers import STAGES
 
 _NEEDED = (*STAGES, "codec", "mulan", "quantizer")
@@ -163,7 +164,7 @@ def _refused_by_builders(collected: Collected) -> list[str]:
     length = semantic["max_length"] if semantic and isinstance(semantic["max_length"], int) else 1
     steps: dict[str, Callable[[Settings, Checkpoint], object]] = {
         **{stage: lambda given, file, stage=stage: build_stage(stage, file, given, length, groups) for stage in STAGES},
-        "mulan": lambda given, file: build_mulan(given, file.state),
+        "mulan": lambda given, file: build_towers(given, file.state),
         "codec": lambda given, file: build_codec(given, file.state),
         "wav2vec": lambda given, file: build_tokenizer(file, given),
     }

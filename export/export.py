@@ -28,23 +28,21 @@ from ..runtime.engines.form import FOLDER as FORM
 from . import graph, trace
 from .arguments import list_of, overrides_of, path_of, sources_of
 from .calibration import sounds_in
-from .checkpoint import TOKEN_TABLE
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, settings_table, warnings_of
 from .errors import ExportError, naming
 from .fit import conditioning_dim
 from .kernels import capabilities_of, check_types, pack_kernels
-from .mulan import build_mulan, export_conditioner, export_mulan_audio, export_mulan_text, mulan_record
+from .mulan import export_conditioner
 from .open_musiclm import is_open_musiclm
 from .open_musiclm_config import with_model_config
-from .patches import export_patches
 from .precision import Chosen, choose, narrower, wanted
 from .semantic_tokens import build_tokenizer, export_wav2vec
 from .stage import export_stage
 from .tensorrt import record_form, write_form
-from .text_tokenizer import write_tokenizer
+from .text_tokenizer import is_roberta, tokenizer_of, write_tokenizer
+from .towers import build_towers, export_towers
 from .trace_cache import traces_in
-from .trained_tokens import trained_tokens
 from .transformers import STAGES
 
 _FATAL = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
@@ -182,12 +180,9 @@ def write_stages(
     _step(bar, "mulan")
     codec_hz = settings["codec"]["target_sample_hz"]
     with naming(checkpoints["mulan"].name):
-        model = build_mulan(settings["mulan"], checkpoints["mulan"].state)
-    export_mulan_text(model, folder / "mulan_text.onnx")
-    export_mulan_audio(model, folder / "mulan_audio.onnx")
-    trained, _ = trained_tokens(checkpoints["mulan"].state[TOKEN_TABLE], checkpoints["mulan"].moments)
-    spectrogram = export_patches(model, folder / "mulan_audio.onnx") if kernels else None
-    write_tokenizer(sources.get("tokenizer"), folder)
+        towers = build_towers(settings["mulan"], checkpoints["mulan"].state)
+    mulan = export_towers(towers, checkpoints["mulan"], settings["mulan"], settings.get("tokenizer"), codec_hz, folder, kernels)
+    write_tokenizer(tokenizer_of(sources, settings["mulan"]), folder, is_roberta(settings["mulan"]))
     _step(bar, "conditioner")
     conditioner = _export_conditioner(collected, folder)
 
@@ -201,7 +196,7 @@ def write_stages(
         wav2vec = export_wav2vec(tokenizer, settings["wav2vec"], folder)
 
     manifest = Manifest(
-        mulan=mulan_record(settings["mulan"], settings.get("tokenizer"), model, trained, codec_hz, spectrogram),
+        mulan=mulan,
         conditioner=conditioner,
         **decoders,
         codec=codec,

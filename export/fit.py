@@ -7,6 +7,7 @@ is checked where it is inferred. docs/export.md lists the pairs.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import ExportError
@@ -14,7 +15,7 @@ from .mulan import is_bare
 from .open_musiclm import is_open_musiclm
 from .semantic_tokens import tokens_per_second
 from .settings import Settings
-from .text_tokenizer import faults_of_tokenizer, warnings_of_tokenizer
+from .text_tokenizer import faults_of_tokenizer, is_roberta, warnings_of_tokenizer
 from .transformers import STAGES
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def faults_of_fit(collected: Collected) -> list[str]:
         faults.append(f"the transformers are of two packages: {said}")
     for stage in stages_with_quantizer(collected):
         faults += _faults_of_condition(collected, stage)
-    if "mulan" in s:
+    if _has_texts(s):
         faults += faults_of_tokenizer(s["mulan"], s.get("tokenizer"), names)
     return list(dict.fromkeys(filter(None, faults)))
 
@@ -93,7 +94,12 @@ def check_wrappers(audio_lm: Any) -> None:
 def warnings_of_text(collected: Collected) -> list[str]:
     """Return what may be wrong about MuLaN's text tower and its tokenizer."""
     s = collected.settings
-    return warnings_of_tokenizer(s["mulan"], s.get("tokenizer"), _names(collected)) if "mulan" in s else []
+    return warnings_of_tokenizer(s["mulan"], s.get("tokenizer"), _names(collected)) if _has_texts(s) else []
+
+
+def _has_texts(settings: Mapping[str, Settings]) -> bool:
+    """Return whether a text tower is known, and so is its tokenizer: MuLaN's is CLIP's where none was given, CLAP's has to be given."""
+    return "mulan" in settings and ("tokenizer" in settings or not is_roberta(settings["mulan"]))
 
 
 def stages_with_quantizer(collected: Collected) -> list[str]:

@@ -130,7 +130,8 @@ def save_wav2vec(wav2vec: Any, folder: Path, paths: dict[str, Path]) -> dict[str
         )
         np.save(paths["kmeans"], wav2vec.centres.float().cpu().numpy())
         layers = wav2vec.hubert.config.num_hidden_layers  # those beyond were left out
-        return {"target_sample_hz": wav2vec.target_sample_hz, "output_layer": layers, "normalize": wav2vec.normalize}
+        own = ("target_sample_hz", "normalize", "normalize_eps", "normalize_features", "seq_len_multiple_of")
+        return {"output_layer": layers} | {name: getattr(wav2vec, name) for name in own}
     elif wav2vec is not None:
         warnings.warn(
             f"the bundle will have no semantic tokenizer: a wav2vec of type {type(wav2vec).__name__} cannot be exported from a live model. "

@@ -25,6 +25,8 @@ from .mulan import MOST_SAMPLES
 from .settings import Settings
 from .trace import trace
 
+# Settings of `HubertKmeans` that are none of transformers' `HubertConfig`.
+_OWN = ("target_sample_hz", "output_layer", "normalize", "normalize_eps", "normalize_features", "seq_len_multiple_of")
 _UNTOLD = "default of audiolm-pytorch 2.4.0"
 
 
@@ -70,6 +72,13 @@ def read_hubert_kmeans(hubert: Path, kmeans: Path, overrides: Mapping[str, Any])
         raise ExportError(f"wav2vec: target_sample_hz must be a whole number of at least 1, got {sample_hz!r}.")
     settings.assume("output_layer", 9, _UNTOLD)
     settings.assume("normalize", False, f"{_UNTOLD}, which gives waves to every model as they are")
+    eps = settings.assume("normalize_eps", 1e-5, "fairseq's; transformers' processors have 1e-7")
+    if not 0 < eps < 1:
+        raise ExportError(f"wav2vec: normalize_eps must be a small number above 0, got {eps!r}.")
+    settings.assume("normalize_features", False, f"{_UNTOLD}, which compares features with the centres as they are; open-musiclm: true")
+    multiple = settings.assume("seq_len_multiple_of", None, f"{_UNTOLD}: the end of a wave is not cut off; open-musiclm: 320")
+    if multiple is not None and (type(multiple) is not int or multiple < 1):
+        raise ExportError(f"wav2vec: seq_len_multiple_of must be a whole number of samples of at least 1, got {multiple!r}.")
     for name, fact in found.facts.items():
         (settings.infer if fact.told else settings.assume)(name, fact.value, fact.source)
     settings.infer("codebook_size", len(centres), f"cluster_centers_ [{len(centres)}, ...]")
@@ -89,7 +98,7 @@ def build_tokenizer(checkpoint: Checkpoint, settings: Settings) -> SemanticToken
         else:
             state = {name: tensor for name, tensor in checkpoint.state.items() if name != "centres"}
             values = settings.values()
-            own = {name: values[name] for name in ("target_sample_hz", "output_layer", "normalize")}
+            own = {name: values[name] for name in _OWN}
             config = {name: value for name, value in values.items() if name not in (*own, "kind", "codebook_size")}
             tokenizer = HubertKmeans(config, state, checkpoint.state["centres"], **own)
     except ExportError:

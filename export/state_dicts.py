@@ -28,6 +28,8 @@ _MARKS = (
     ("quantizer", "rq.layers.0._codebook.embed"),
     ("open-musiclm", f"{OPEN_MUSICLM}|logit_weights.1"),  # its kind is the stage
     ("mulan", "audio_to_latents.weight"),
+    ("mulan", "audio_projection.0.weight|text_projection.0.weight"),  # CLAP, of LAION
+    ("mulan", "audio_projection.linear1.weight|text_projection.linear1.weight"),  # and of transformers
     ("semantic-features", "centres|spec.mel_layout"),
     ("hubert", "feature_extractor.conv_layers.0.0.weight"),  # of fairseq
     ("hubert", "feature_extractor.conv_layers.0.conv.weight"),  # of transformers
@@ -39,7 +41,7 @@ DESCRIPTIONS = {
     "fine": "a fine transformer",
     "codec": "a codec (SoundStream or EnCodec)",
     "quantizer": "a MuLaN embedding quantizer",
-    "mulan": "a MuLaN model",
+    "mulan": "a MuLaN model or a CLAP",
     "semantic-features": "the semantic tokenizer that MelKmeans.save writes",
     "hubert": "HuBERT",
 }

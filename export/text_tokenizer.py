@@ -6,21 +6,45 @@ tokenizer makes of a text is the runtime's (`runtime/tokenizer_file.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..model.text_transformer import clip_merges_path
+from ..runtime.roberta_tokenizer import MERGES_FILE, VOCABULARY_FILE, RobertaTokenizer, tokenizer_files
 from ..runtime.tokenizer import CLIP_TOKENS, ClipTokenizer
 from ..runtime.tokenizer_file import TOKENIZER_FILE, FileTokenizer
 from .checkpoint import Checkpoint, sha256_of
-from .errors import ExportError
+from .errors import ExportError, MissingCheckpoint
 from .settings import Settings
 
 _PAD_ID = '--config {{"mulan": {{"text.pad_id": {}}}}}'
 
 
-def infer_tokenizer(path: Path) -> tuple[Checkpoint, Settings]:
-    """Return a record of the file, which has no tensors, and its settings. ExportError if it is no tokenizer."""
-    tokenizer = _read(path)
+def is_roberta(mulan: Settings | None) -> bool:
+    """Return whether a text tower reads the ids of RoBERTa's tokenizer, as CLAP's do. mulan: its settings, None if they are not known."""
+    return mulan is not None and mulan.values().get("kind") == "clap"
+
+
+def tokenizer_of(sources: Mapping[str, Path], mulan: Settings | None) -> Path | None:
+    """Return where the tokenizer is: what the user gave; or, of a CLAP, its own folder; None for CLIP's.
+
+    Raises MissingCheckpoint for a CLAP without a tokenizer. sources: of `collect`; mulan: settings of the towers, None if not known.
+    """
+    if "tokenizer" in sources or not is_roberta(mulan):
+        return sources.get("tokenizer")
+    if "mulan" in sources and tokenizer_files(sources["mulan"]):
+        return sources["mulan"]
+    given = f"--mulan {sources['mulan']} has none beside it" if "mulan" in sources else "a quantizer holds none"
+    raise MissingCheckpoint(
+        f"CLAP's texts are tokenized by RoBERTa's tokenizer, and {given}: give --tokenizer FOLDER with {VOCABULARY_FILE} and "
+        f"{MERGES_FILE}, or {TOKENIZER_FILE}, of roberta-base.",
+        "tokenizer",
+    )
+
+
+def infer_tokenizer(path: Path, roberta: bool = False) -> tuple[Checkpoint, Settings]:
+    """Return a record of the file, which has no tensors, and its settings. ExportError if it is no tokenizer. roberta: of a CLAP."""
+    tokenizer = _read(path, roberta)
     settings = Settings("tokenizer")
     settings.infer("model", tokenizer.model, "model")
     settings.infer("last_token", tokenizer.last_token, "largest id of the vocabulary")
@@ -29,16 +53,16 @@ def infer_tokenizer(path: Path) -> tuple[Checkpoint, Settings]:
     settings.infer("padding_id", tokenizer.padding_id, "padding, or a token for it" if tokenizer.padding_id is not None else "not named")
     settings.infer("padded_to", tokenizer.padded_to, "padding")
     settings.infer("max_tokens", tokenizer.max_tokens, "truncation")
-    file = path / TOKENIZER_FILE if path.is_dir() else path
-    return Checkpoint(file.name, {}, sha256=sha256_of(file)), settings
+    files = tokenizer_files(path) if roberta else [path / TOKENIZER_FILE if path.is_dir() else path]
+    return Checkpoint(files[0].name, {}, sha256=sha256_of(*files)), settings
 
 
-def write_tokenizer(path: Path | None, folder: Path) -> None:
-    """Write a bundle's `tokenizer.json`: the content of the user's file as it is, or CLIP's tokenizer."""
+def write_tokenizer(path: Path | None, folder: Path, roberta: bool = False) -> None:
+    """Write a bundle's `tokenizer.json`: the user's file as it is, RoBERTa's in its canonical layout, or CLIP's tokenizer."""
     if path is None:
         ClipTokenizer.from_merges(clip_merges_path()).save(folder / TOKENIZER_FILE)
     else:
-        (folder / TOKENIZER_FILE).write_text(_read(path).content, encoding="utf-8")
+        (folder / TOKENIZER_FILE).write_text(_read(path, roberta).content, encoding="utf-8")
 
 
 def tokens_of(tokenizer: Settings | None) -> int:
@@ -110,8 +134,8 @@ def warnings_of_tokenizer(mulan: Settings, tokenizer: Settings | None, names: di
     return warnings
 
 
-def _read(path: Path) -> FileTokenizer:
+def _read(path: Path, roberta: bool) -> FileTokenizer:
     try:
-        return FileTokenizer.from_file(path)
+        return RobertaTokenizer.from_files(path) if roberta else FileTokenizer.from_file(path)
     except (OSError, ValueError) as error:
         raise ExportError(f"--tokenizer {error}.") from error

@@ -33,11 +33,11 @@ from ..runtime.sounds import Sound
 from .calibration import of_sounds, of_texts, texts_for
 from .collect import Collected, collect
 from .errors import ExportError
-from .mulan import build_mulan
 from .open_musiclm import is_open_musiclm, open_musiclm_transformer
 from .quality import measure
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
+from .towers import build_towers
 from .transformers import STAGES
 from .upstream_codec import UpstreamCodec, upstream_codec
 
@@ -80,15 +80,21 @@ def validate(
 
 
 def _mulan(model: MusicLM, collected: Collected, quality: dict[str, dict[str, float]]) -> dict[str, float]:
-    mulan = build_mulan(collected.settings["mulan"], collected.checkpoints["mulan"].state)
-    manifest = model.bundle.manifest.mulan
-    ids = torch.randint(1, mulan.text.token_emb.num_embeddings, (3, min(11, manifest.max_tokens)))
-    ids[1, 5:] = mulan.text.pad_id
-    text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != mulan.text.pad_id).long().numpy())["latent"]
+    settings = collected.settings["mulan"]
+    mulan = build_towers(settings, collected.checkpoints["mulan"].state)
+    manifest, pad_id = model.bundle.manifest.mulan, settings["text.pad_id"]
+    ids = torch.randint(1, settings["text.num_tokens"], (3, min(11, manifest.max_tokens)))
+    ids[1, 5:] = pad_id
+    text = model.run(manifest.text, input_ids=ids.numpy(), attention_mask=(ids != pad_id).long().numpy())["latent"]
     wave = torch.randn(3, manifest.min_samples + 1777)
     audio = model.run(manifest.audio, wave=wave.numpy())["latent"]
     latents = mulan.get_audio_latents(wave).numpy()
     pairs = {"mulan_text": (text, mulan.get_text_latents(ids).numpy()), "mulan_audio": (audio, latents)}
+    if manifest.window_samples:
+        long = torch.randn(1, manifest.window_samples + 1777) * 0.1
+        longs = model.run(manifest.audio, wave=long.numpy())["latent"], mulan.get_audio_latents(long).numpy()
+        short_found, short_expected = pairs["mulan_audio"]
+        pairs["mulan_audio"] = np.concatenate([short_found, longs[0]]), np.concatenate([short_expected, longs[1]])
     if spectrogram := manifest.spectrogram:
         filters = filters_of(spectrogram, model.bundle.root)
         patches = patches_of(wave.numpy(), *spectrogram.layout, filters).astype(np.float32)

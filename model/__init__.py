@@ -1,6 +1,7 @@
 """The PyTorch side of MusicLM: its modules and their training, compatible with musiclm-pytorch and audiolm-pytorch."""
 
 from .audio_spectrogram_transformer import AudioSpectrogramTransformer
+from .clap import ClapTowers
 from .clips import ClipDataset
 from .contrastive import SigmoidContrastiveLearning, SoftmaxContrastiveLearning
 from .hubert import HubertKmeans
@@ -14,6 +15,7 @@ from .trainer import MuLaNTrainer
 
 __all__ = [
     "AudioSpectrogramTransformer",
+    "ClapTowers",
     "ClipDataset",
     "HubertKmeans",
     "MelKmeans",

@@ -17,6 +17,8 @@ from .hubert_files import read_hubert
 from .semantic_tokens import SemanticTokenizer
 from .sklearn_kmeans import read_cluster_centers
 
+_FRAME_EPS = 1e-7  # open-musiclm's, as in transformers' `zero_mean_unit_var_norm`
+
 
 class HubertKmeans(SemanticTokenizer):
     """Nearest centres of what layer `output_layer` of HuBERT makes of a wave.
@@ -35,11 +37,15 @@ class HubertKmeans(SemanticTokenizer):
         output_layer: int = 9,
         target_sample_hz: int = 16000,
         normalize: bool = False,
+        normalize_eps: float = 1e-5,
+        normalize_features: bool = False,
         seq_len_multiple_of: int | None = None,
     ) -> None:
         """config: arguments of transformers' `HubertConfig`; state: tensors fp32 under its names; centres: fp32 [K, hidden_size].
 
         normalize: bring every wave to mean 0 and deviation 1, as `large` models were pretrained; audiolm-pytorch does it for none.
+        normalize_eps: added to the wave's variance, 1e-5 by fairseq, 1e-7 by transformers. normalize_features: bring the features of every
+        frame to mean 0 and deviation 1 before they are compared with the centres, as open-musiclm does with MERT-v0.
         Raises ValueError if they do not fit together.
         """
         from .upstream import import_transformers
@@ -58,8 +64,9 @@ class HubertKmeans(SemanticTokenizer):
         shortest = 1
         for kernel, stride in zip(reversed(settings.conv_kernel), reversed(strides), strict=True):
             shortest = (shortest - 1) * stride + kernel
-        super().__init__(target_sample_hz, math.prod(strides), shortest, seq_len_multiple_of)
-        self.normalize = normalize
+        multiple = seq_len_multiple_of or 1
+        super().__init__(target_sample_hz, math.prod(strides), -(-shortest // multiple) * multiple, seq_len_multiple_of)
+        self.normalize, self.normalize_eps, self.normalize_features = normalize, normalize_eps, normalize_features
         # No weight is made only to be replaced, and none of a size that the file does not have.
         settings.num_hidden_layers = output_layer
         try:
@@ -89,7 +96,7 @@ class HubertKmeans(SemanticTokenizer):
         **more: Any,
     ) -> "HubertKmeans":
         """Of the files that `HubertWithKmeans` takes, with its arguments: fairseq's checkpoint, or a Hugging Face folder, and the k-means
-        model of scikit-learn. more: `normalize`."""
+        model of scikit-learn. more: `normalize`, `normalize_eps`, `normalize_features`."""
         hubert = read_hubert(checkpoint_path)
         config = {name: fact.value for name, fact in hubert.facts.items()}
         sizes: dict[str, Any] = dict(target_sample_hz=target_sample_hz, seq_len_multiple_of=seq_len_multiple_of, output_layer=output_layer)
@@ -105,7 +112,13 @@ class HubertKmeans(SemanticTokenizer):
         return self
 
     def features(self, wave: Tensor) -> Tensor:
+        if self.seq_len_multiple_of is not None:  # as `forward` does, for the graph
+            wave = wave[:, : wave.shape[1] // self.seq_len_multiple_of * self.seq_len_multiple_of]
         if self.normalize:
             deviation, mean = torch.var_mean(wave, dim=-1, correction=0, keepdim=True)
-            wave = (wave - mean) / (deviation + 1e-5).sqrt()  # fairseq: the layer norm of the whole wave
-        return self.hubert(wave).last_hidden_state
+            wave = (wave - mean) / (deviation + self.normalize_eps).sqrt()  # fairseq: the layer norm of the whole wave
+        features = self.hubert(wave).last_hidden_state
+        if not self.normalize_features:
+            return features
+        variance, mean = torch.var_mean(features, dim=-1, keepdim=True)  # unbiased
+        return (features - mean) / (variance + _FRAME_EPS).sqrt()

@@ -19,6 +19,12 @@ from .archive import HostileFile, check_tensors
 from .stand_ins import arguments_of, class_of, is_object
 from .tensor_file import bytes_of, read_package
 
+_TYPES = ("hubert", "mert_model")  # MERT-v0 is a HuBERT of either name: its tensors and settings have to be HuBERT's, whatever it is called
+_MERT_V1 = {
+    "feature_extractor_cqt": "constant-Q features",
+    "deepnorm": "other residuals",
+    "attention_relax": "other scores",
+}
 _STRIDES = (5, 2, 2, 2, 2, 2, 2)
 _POS_CONV = "encoder.pos_conv_embed.conv"
 # fairseq's names, and what transformers calls them. Weight norm's g and v are the two tensors of a parametrization there.
@@ -73,9 +79,9 @@ def read_hubert(path: str | os.PathLike) -> HubertFile:
 
 
 def is_hubert_folder(path: Path) -> bool:
-    """Return whether a path is a folder whose config.json says that it is of a HuBERT, with its tensors or without."""
+    """Return whether a path is a folder whose config.json says that it is of a HuBERT or a MERT, with its tensors or without."""
     try:
-        return _config_of(path).get("model_type") == "hubert"
+        return _config_of(path).get("model_type") in _TYPES
     except ValueError:
         return False
 
@@ -113,11 +119,15 @@ def _read_folder(folder: Path) -> HubertFile:
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: holds no config.json.")
     config = _config_of(folder)
-    if config.get("model_type") != "hubert":
+    if config.get("model_type") not in _TYPES:
         raise ValueError(f"{folder}: config.json is of a model of type {config.get('model_type')!r}, expected 'hubert'.")
+    if parts := [f"{name} = {config[name]!r} ({what})" for name, what in _MERT_V1.items() if _switched_on(config.get(name))]:
+        raise ValueError(f"{folder}: config.json has {', '.join(parts)}, as MERT-v1 does. Plain HuBERT is covered, MERT-v0 among it.")
     state = read_package(folder)
     if not isinstance(state, Mapping):
         raise ValueError(f"{folder}: expected a dictionary of tensors, got {class_of(state)}.")
+    if name := next((str(name) for name in state if "cqt" in str(name)), None):
+        raise ValueError(f"{folder}: the tensor {name!r} belongs to the constant-Q spectrogram of MERT-v1, which is not covered.")
     state = _named(folder, state, lambda name: name.removeprefix("hubert."))
     strides, kernels = config.get("conv_stride"), config.get("conv_kernel")
     sizes = [config.get(name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")]
@@ -126,6 +136,11 @@ def _read_folder(folder: Path) -> HubertFile:
         raise ValueError(f"{folder}: config.json does not give width, layers, heads, strides and kernels as whole numbers.")
     facts = {name: Fact(value, "config.json", True) for name, value in config.items() if _CONFIG.fullmatch(name)}
     return HubertFile(folder.name, state, facts)
+
+
+def _switched_on(value: Any) -> bool:
+    """Return whether a setting of MERT's changes the model: neither false, nor missing, nor a number of at most 0, which is its "off"."""
+    return bool(value) and not (isinstance(value, int | float) and value <= 0)
 
 
 def _settings(package: Mapping[str, Any]) -> Mapping[str, Any]:

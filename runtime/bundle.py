@@ -99,6 +99,8 @@ class Mulan:
     trained_tokens: str | None = None  # a bit per token (`pack_tokens`): whether a caption had it; None if not known
     tokenizer_from_file: bool | None = None  # whether tokenizer.json decides everything (runtime/tokenizer_file.py); else it is CLIP's
     pad_id: int | None = None  # the token id that is masked; None: 0
+    window_samples: int | None = None  # of a CLAP: the length of the windows whose latents' mean is a long wave's; None: it has no windows
+    window_bytes: int | None = None  # what a window takes in memory
 
 
 @dataclass(frozen=True)

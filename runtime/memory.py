@@ -92,7 +92,12 @@ def wave_bytes(manifest: Manifest, items: int, frames: int) -> int:
 
 
 def mulan_audio_bytes(mulan: Mulan, rows: int, samples: int) -> int:
-    """Bytes that MuLaN's attention over a wave takes: scores, bias, their sum and its softmax, each float32 [rows, H, patches, patches]."""
+    """Bytes that MuLaN's attention over a wave takes: scores, bias, their sum and its softmax, each float32 [rows, H, patches, patches].
+
+    Of a CLAP: bytes of the windows of all waves, which are embedded at once, and some 50 MB that one window takes as well.
+    """
+    if mulan.window_samples and mulan.window_bytes:
+        return rows * -(-samples // mulan.window_samples) * mulan.window_bytes + (1 << 26)
     return round(4 * 4 * rows * mulan.audio_heads * (samples / mulan.samples_per_patch) ** 2)
 
 

@@ -38,7 +38,7 @@ def _byte_alphabet() -> dict[int, str]:
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-_BYTE_ALPHABET = _byte_alphabet()
+BYTE_ALPHABET = _byte_alphabet()
 
 
 class TextTokenizer(ABC):
@@ -81,7 +81,7 @@ class ClipTokenizer(TextTokenizer):
 
     def __init__(self, vocabulary: dict[str, int], merges: list[tuple[str, str]], pad_id: int = 0) -> None:
         """vocabulary: token -> id, 0 to V - 1; merges: pairs of tokens, the earliest first. ValueError lists what does not fit CLIP."""
-        alphabet = [symbol + suffix for symbol in _BYTE_ALPHABET.values() for suffix in ("", _END_OF_WORD)]
+        alphabet = [symbol + suffix for symbol in BYTE_ALPHABET.values() for suffix in ("", _END_OF_WORD)]
         faults = [f"the vocabulary lacks {token!r}" for token in (*alphabet, *SPECIAL_TOKENS) if token not in vocabulary]
         if sorted(vocabulary.values()) != list(range(len(vocabulary))):
             faults.append(f"the {len(vocabulary)} token ids are not the numbers from 0 to {len(vocabulary) - 1}")
@@ -97,7 +97,7 @@ class ClipTokenizer(TextTokenizer):
         """Read CLIP's merges file, `bpe_simple_vocab_16e6.txt`: a header, then one pair a line."""
         lines = Path(path).read_text(encoding="utf-8").split("\n")[1 : _MERGES + 1]
         merges = [(first, second) for first, second in (line.split() for line in lines)]
-        symbols = list(_BYTE_ALPHABET.values())
+        symbols = list(BYTE_ALPHABET.values())
         tokens = [*symbols, *(symbol + _END_OF_WORD for symbol in symbols), *map("".join, merges), *SPECIAL_TOKENS]
         return cls({token: index for index, token in enumerate(tokens)}, merges)
 
@@ -111,7 +111,7 @@ class ClipTokenizer(TextTokenizer):
             model = json.loads(read_text(path))["model"]
             if model["type"] != "BPE" or model["end_of_word_suffix"] != _END_OF_WORD:
                 raise ValueError(f"the model is not a BPE with the end-of-word suffix {_END_OF_WORD!r}")
-            return cls(_vocabulary(model["vocab"]), [_merge(pair) for pair in model["merges"]], pad_id)
+            return cls(vocabulary_of(model["vocab"]), [merge_of(pair) for pair in model["merges"]], pad_id)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} is not a tokenizer.json of CLIP's tokenizer: {type(error).__name__}: {error}") from error
 
@@ -142,18 +142,18 @@ class ClipTokenizer(TextTokenizer):
             if piece in SPECIAL_TOKENS:
                 ids = [self.vocabulary[piece]]
             else:
-                ids = [token.id for token in self._bpe.tokenize("".join(_BYTE_ALPHABET[byte] for byte in piece.encode()))]
+                ids = [token.id for token in self._bpe.tokenize("".join(BYTE_ALPHABET[byte] for byte in piece.encode()))]
             words.append((piece, ids))
         return words
 
 
-def _vocabulary(entries: Any) -> dict[str, int]:
+def vocabulary_of(entries: Any) -> dict[str, int]:
     if not isinstance(entries, dict) or not all(type(index) is int for index in entries.values()):
         raise ValueError("vocab must map tokens to whole numbers")
     return entries
 
 
-def _merge(pair: Any) -> tuple[str, str]:
+def merge_of(pair: Any) -> tuple[str, str]:
     """A merge as either generation of the format writes it: "a b" or ["a", "b"]."""
     parts: Iterable[Any] = pair.split(" ") if isinstance(pair, str) else pair
     first, second = parts

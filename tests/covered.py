@@ -100,6 +100,7 @@ def sections() -> list[Section]:
         _audio(),
         _text(),
         _quantizer(),
+        *_clap(),
     ]
 
 
@@ -246,8 +247,11 @@ def _tokenizers() -> Section:
         *covered("test_hubert.py::test_both_layouts_equal_an_independent_computation", "output_layer", f"{_HUBERT}: of HubertConfig"),
         *covered("test_hubert.py::test_what_the_export_refuses", "target_sample_hz: with tokens_per_second of the semantic transformer"),
         *covered("test_hubert.py::test_normalized_waves", "normalize: as fairseq's large models want, not upstream's"),
+        *covered(
+            "test_mert.py::test_open_musiclms_tokens", "normalize_eps", "normalize_features, seq_len_multiple_of: of open-musiclm's MERT-v0"
+        ),
         refused("checkpoint_path: vq-wav2vec", models.refuse_vq_wav2vec),
-        Row("seq_len_multiple_of", "assumed", "none: the end of a wave is not cut off"),
+        refused("checkpoint_path: MERT-v1", models.refuse_mert_v1),
     ]
     classes = ("audiolm_pytorch.HubertWithKmeans", "audiolm_pytorch.FairseqVQWav2Vec")
     return Section("Semantic tokenizers: HubertWithKmeans, FairseqVQWav2Vec", classes, rows, (models.infer_hubert,))
@@ -314,6 +318,49 @@ def _quantizer() -> Section:
     ]
     classes = ("musiclm_pytorch.MuLaNEmbedQuantizer",)
     return Section("MuLaNEmbedQuantizer", classes, rows, (models.infer_mulan_quantizer,), build=models.quantizer)
+
+
+def _clap() -> list[Section]:
+    """CLAP in MuLaN's place: the towers, and transformers' configurations of each."""
+    settings, latents = "test_clap_export.py::test_settings_and_their_sources", "test_clap.py::test_clap_models_latents"
+    base = "transformers_version, architectures, output_hidden_states, return_dict, dtype, chunk_size_feed_forward, is_encoder_decoder"
+    none = Row(f"{base}, id2label, label2id, problem_type, initializer_factor", "no effect", "no latent depends on it")
+    told = Row("projection_dim, projection_hidden_act", "no effect", "set by the class around it, which passes it on")
+    towers = [
+        *covered(settings, "settings: in the file or assumed, see below", "state: LAION's file or a folder of `ClapModel`", "dim_latent"),
+        *covered(settings, "projection_hidden_act", "kind: by the tensors", "sample_hz"),
+        *covered("test_clap_export.py::test_a_bundle_of_laions_file", "tokenizer: RoBERTa's, beside the file or by --tokenizer"),
+        *covered(settings, "trained_tokens: not looked for"),
+        *no_effect(_TRAINING, "frozen", "decoupled_contrastive_learning", "sigmoid_contrastive_loss"),
+    ]
+    audio = [
+        *covered(settings, "patch_embeds_hidden_size, depths, num_attention_heads, hidden_size, window_size, num_mel_bins, patch_size"),
+        *covered(settings, "patch_embed_input_channels, mlp_ratio, qkv_bias, enable_patch_layer_norm"),
+        *covered("test_clap_export.py::test_fused_towers", "enable_fusion, aff_block_r", "fusion_type: aff_2d"),
+        *covered(latents, "patch_stride, spec_size, hidden_act, layer_norm_eps"),
+        *covered(latents, "frequency_min, frequency_max, fft_window_size, hop_length: of preprocessor_config.json", "mel_scale"),
+        refused(": sampling_rate in preprocessor_config.json", models.refuse_clap, preprocessor={"sampling_rate": 16000}),
+        refused(": max_length_s in preprocessor_config.json", models.refuse_clap, preprocessor={"max_length_s": 30}),
+        refused(": a tower of PANN in place of HTSAT", models.refuse_clap, {"audio_branch.patch_embed": "audio_branch.conv_block1"}),
+        *no_effect(_TRAINING, "hidden_dropout_prob, attention_probs_dropout_prob, drop_path_rate, num_classes"),
+        *no_effect("only the depths count", "num_hidden_layers"),
+        *no_effect("true of every HTSAT", "flatten_patch_embeds"),
+        *[none, told],
+    ]
+    text = [
+        *covered(settings, "vocab_size, hidden_size, num_hidden_layers, intermediate_size, max_position_embeddings, type_vocab_size"),
+        *covered(settings, "num_attention_heads, hidden_act, layer_norm_eps, pad_token_id", "num_tokens, pad_id, max_seq_len"),
+        refused(": a text tower other than RoBERTa", models.refuse_clap, {"text_branch.embeddings": "text_branch.resblocks"}),
+        *no_effect(_TRAINING, "hidden_dropout_prob, attention_probs_dropout_prob"),
+        *no_effect("the tokenizer's files have them", "bos_token_id, eos_token_id"),
+        *[none, told],
+    ]
+    infer = (models.infer_clap_folder, models.infer_clap_file)
+    return [
+        Section("CLAP in MuLaN's place: ClapTowers", ("musiclm_deploy.model.ClapTowers",), towers, infer),
+        Section("CLAP's audio tower, HTSAT", ("transformers.ClapAudioConfig",), audio, infer, "audio."),
+        Section("CLAP's text tower, RoBERTa", ("transformers.ClapTextConfig",), text, infer, "text."),
+    ]
 
 
 # --- the page

@@ -31,11 +31,14 @@ MAY_IMPORT = {
             "sampling.constants",
         )
     ),
-    "model": ("runtime.audio", "runtime.install", "runtime.tokenizer", "runtime.user_files"),
+    "model": ("runtime.audio", "runtime.install", "runtime.roberta_tokenizer", "runtime.tokenizer", "runtime.user_files"),
     "export": (
         *(
             f"runtime.{name}"
-            for name in ("arguments", "aside", "bundle", "engines.form", "install", "tokenizer", "tokenizer_file", "user_files")
+            for name in (
+                *("arguments", "aside", "bundle", "engines.form", "install", "roberta_tokenizer", "tokenizer", "tokenizer_file"),
+                "user_files",
+            )
         ),
         "model",
         "kernels",

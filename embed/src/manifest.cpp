@@ -208,6 +208,7 @@ Mulan read_mulan(const Found& found, Named& named) {
   record.get_or_none("trained_tokens", read_text, true);
   mulan.tokenizer_from_file = record.get_or_none("tokenizer_from_file", read_flag, true).value_or(false);
   mulan.pad_id = record.get_or_none("pad_id", read_count, true).value_or(0);
+  for (const char* name : {"window_samples", "window_bytes"}) record.get_or_none(name, read_count, true);
   record.finish();
   return mulan;
 }

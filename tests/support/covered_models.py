@@ -5,6 +5,7 @@ In: an option of upstream's. Out: settings, or the ExportError. It does not know
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from functools import cache, partial
@@ -18,6 +19,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from musiclm_deploy.export.checkpoint import Checkpoint
+from musiclm_deploy.export.clap import infer_clap
 from musiclm_deploy.export.collect import collect
 from musiclm_deploy.export.encodec import infer_encodec
 from musiclm_deploy.export.errors import ExportError
@@ -28,7 +30,10 @@ from musiclm_deploy.export.soundstream import infer_soundstream
 from musiclm_deploy.export.stage import build_stage
 from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.model import AudioSpectrogramTransformer, MelKmeans, MuLaN, TextTransformer, music_spectrogram
+from musiclm_deploy.model.clap_files import clap_tensors
 from musiclm_deploy.model.upstream import load_upstream
+from support.clap import FRONT_END, laion_state
+from support.clap import config as clap_config
 
 load_upstream()
 import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
@@ -141,6 +146,18 @@ def infer_hubert(overrides: dict[str, Any]) -> Settings:
         return read_hubert_kmeans(Path(folder), Path(folder, "km.bin"), overrides)[1]
 
 
+def infer_clap_file(overrides: dict[str, Any]) -> Settings:
+    """Infer the settings of LAION's file."""
+    return infer_clap(Checkpoint("clap.pt", laion_state()), None, overrides)
+
+
+def infer_clap_folder(overrides: dict[str, Any]) -> Settings:
+    """Infer the settings of a folder of transformers."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(FRONT_END))
+        return infer_clap(Checkpoint("clap", clap_tensors(laion_state()), config_json=clap_config()), Path(folder), overrides)
+
+
 # --- what the export refuses: each of these raises ExportError
 
 
@@ -175,6 +192,27 @@ def refuse_saved_soundstream(**arguments: Any) -> None:
 
 def refuse_encodec_48khz() -> None:
     infer_encodec(EncodecModel.encodec_model_48khz(pretrained=False).state_dict(), {}, 8, {})
+
+
+def refuse_clap(renamed: dict[str, str] | None = None, preprocessor: dict[str, Any] | None = None) -> None:
+    """Refuse a CLAP with other names, or another preprocessor_config.json."""
+    state = laion_state()
+    for theirs, other in (renamed or {}).items():
+        state = {name.replace(theirs, other): tensor for name, tensor in state.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(preprocessor or {}))
+        infer_clap(Checkpoint("clap.pt", state), Path(folder), {})
+
+
+def refuse_mert_v1() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "MERT-v1")
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"model_type": "mert_model", "feature_extractor_cqt": True, "deepnorm": False}))
+        try:
+            read_hubert_kmeans(path, path, {})
+        except ExportError as error:
+            raise ExportError(str(error).replace(f"{folder}/", "")) from None
 
 
 def refuse_vq_wav2vec() -> None:
