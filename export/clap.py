@@ -17,7 +17,7 @@ from torch.export import Dim
 from ..model.clap import ClapTowers
 from ..model.clap_files import SAMPLE_HZ, clap_facts, clap_tensors, is_clap, preprocessor_of, size_of
 from ..runtime import bundle
-from ..runtime.roberta_tokenizer import MAX_TOKENS
+from ..runtime.roberta_tokenizer import MAX_TOKENS, tokenizer_files
 from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .checkpoint import Checkpoint, check_finite
 from .errors import ExportError
@@ -70,13 +70,14 @@ def clap_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise ExportError(f"mulan: {error}") from error
 
 
-def what_clap(state: Mapping[str, Tensor]) -> str:
-    """Return the words for a CLAP in a report: "CLAP (HTSAT-tiny, fused)"."""
+def what_clap(state: Mapping[str, Tensor], path: Path) -> str:
+    """Return the words for a CLAP in a report: "CLAP (HTSAT-tiny, fused) with RoBERTa's tokenizer". path: where it is from."""
+    beside = "with RoBERTa's tokenizer" if tokenizer_files(path) else "without a tokenizer beside it"
     try:
         facts = clap_facts(clap_tensors(state), {}, {})
     except ValueError:  # the examination says what is wrong
-        return "CLAP"
-    return f"CLAP ({size_of({name: fact.value for name, fact in facts.items()})})"
+        return f"CLAP {beside}"
+    return f"CLAP ({size_of({name: fact.value for name, fact in facts.items()})}) {beside}"
 
 
 def export_clap_text(towers: ClapTowers, path: Path) -> None:

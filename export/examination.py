@@ -19,8 +19,10 @@ from ..model.hubert_files import is_hubert_folder
 from ..model.sklearn_kmeans import read_cluster_centers
 from ..model.tensor_file import UnreadableFile, files_of
 from ..runtime.bundle import BundleError
+from ..runtime.roberta_tokenizer import MERGES_FILE, VOCABULARY_FILE, tokenizer_files
 from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .checkpoint import Checkpoint, check_claims, from_package, is_encodec, kinds_in, read_file
+from .clap import is_clap, what_clap
 from .codec import build_codec
 from .collect import Collected, conditioner_tables, gather, settings_table, warnings_of
 from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
@@ -66,7 +68,10 @@ def examine(
     unfit = faults_of_fit(collected)
     faults += [*unfit, *_refused_by_builders(collected)]
     settings = {part: {name: [item.value, item.source] for name, item in values.items()} for part, values in collected.settings.items()}
-    return Report(files, settings, missing, warnings_of(collected), list(dict.fromkeys(faults)), settings_table(collected))
+    warnings = warnings_of(collected) + [
+        str(error) for error in refused if isinstance(error, MissingCheckpoint) and "tokenizer" in error.kinds
+    ]
+    return Report(files, settings, missing, warnings, list(dict.fromkeys(faults)), settings_table(collected))
 
 
 def _files_in(path: Path) -> list[Path]:
@@ -77,8 +82,8 @@ def _files_in(path: Path) -> list[Path]:
         files_of(path)
         return [path]
     except UnreadableFile:  # which the export says, too, if there is nothing else in it
-        known = [file for file in path.iterdir() if file.suffix in _SUFFIXES or file.name == TOKENIZER_FILE]
-        return sorted(filter(os.path.isfile, known)) or [path]
+        known = [file for file in path.iterdir() if file.suffix in _SUFFIXES]
+        return sorted(filter(os.path.isfile, known + tokenizer_files(path)[:1])) or [path]
 
 
 def _examine(path: Path) -> list[FileReport]:
@@ -88,6 +93,11 @@ def _examine(path: Path) -> list[FileReport]:
         return [describe_bundle(path)]
     if is_hubert_folder(path):
         return [FileReport(str(path), "hubert", "HuBERT, a folder of transformers")]
+    if path.name == MERGES_FILE and tokenizer_files(path):
+        return [FileReport(str(path), None, f"the merges of RoBERTa's tokenizer, read with the {VOCABULARY_FILE} beside it")]
+    if path.name == VOCABULARY_FILE or _is_tokenizer_folder(path):
+        _, tokenizer = infer_tokenizer(path, roberta=True)
+        return [FileReport(str(path), "tokenizer", f"RoBERTa's tokenizer of {tokenizer['tokens']} tokens")]
     if path.name == TOKENIZER_FILE and path.is_file():
         _, tokenizer = infer_tokenizer(path)
         return [FileReport(str(path), "tokenizer", f"a tokenizer of {tokenizer['tokens']} tokens ({tokenizer['model']})")]
@@ -105,12 +115,22 @@ def _describe(path: Path, package: Mapping[Any, Any], kind: str) -> FileReport:
     checkpoint = from_package(path.name, package, kind)
     check_claims(checkpoint, path)
     what = DESCRIPTIONS[kind]
+    if kind == "mulan":
+        what = what_clap(checkpoint.state, path) if is_clap(checkpoint.state) else "a MuLaN model"
     if kind == "codec":
         what = f"a codec ({'EnCodec' if is_encodec(checkpoint.state) else 'SoundStream'})"
-    if kind == "quantizer" and split_quantizer_state(checkpoint.state)[1] is not None:
-        what += " with its MuLaN"
+    if kind == "quantizer" and (inside := split_quantizer_state(checkpoint.state)[1]) is not None:
+        what += " with its CLAP" if is_clap(inside) else " with its MuLaN"
     namespaces = [name.removeprefix(_TABLE) for name in checkpoint.state if name.startswith(_TABLE)]
     return FileReport(str(path), kind, what, checkpoint.version, _non_finite(checkpoint), namespaces)
+
+
+def _is_tokenizer_folder(path: Path) -> bool:
+    """Return whether a path is a folder of a tokenizer's files and of no model's."""
+    try:
+        return bool(os.path.isdir(path) and tokenizer_files(path)) and not files_of(path)
+    except UnreadableFile:
+        return True
 
 
 def _is_kmeans(path: Path) -> bool:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from ..model import HubertKmeans, MelKmeans
+from ..model import ClapTowers, HubertKmeans, MelKmeans
+from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .arguments import overrides_of, path_of
 from .errors import ExportError
 from .export import export_checkpoints
@@ -41,9 +42,9 @@ class Options(TypedDict, total=False):
 _PARTS = (
     *(f"audio_lm.{stage}.transformer.transformer" for stage in STAGES),
     "audio_lm.coarse.codec",
-    "mulan_embed_quantizer.mulan.audio.spec",
     "mulan_embed_quantizer.mulan.text",
 )
+_SPECTROGRAM = "mulan_embed_quantizer.mulan.audio.spec"  # of a MuLaN; what a CLAP's is like follows from its settings
 
 
 def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str, Any] | None = None, **options: Unpack[Options]) -> Path:
@@ -60,6 +61,10 @@ def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str,
     with tempfile.TemporaryDirectory(prefix="musiclm-export-") as folder:
         with unwrapped(musiclm, "musiclm") as model:
             paths, read = _save_parts(model, Path(folder))
+            towers: Any = model.mulan_embed_quantizer
+            if options.get("tokenizer") is None and (own := getattr(towers.mulan, "tokenizer", None)) is not None:
+                options["tokenizer"] = Path(folder, TOKENIZER_FILE)
+                options["tokenizer"].write_text(own.content, encoding="utf-8")
         overrides = {part: read.get(part, {}) for part in {*read, *given}}
         # what is no dict stays as it is, for the export to refuse
         overrides |= {part: {**overrides[part], **values} if isinstance(values, Mapping) else values for part, values in given.items()}
@@ -68,7 +73,8 @@ def export_musiclm(musiclm: Any, out: str | os.PathLike, *, config: Mapping[str,
 
 def _save_parts(musiclm: Any, folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
     """Write the parts of an unwrapped MusicLM into `folder` as checkpoints. Return their paths, and the settings that these files lack."""
-    for path in _PARTS:
+    towers = getattr(getattr(musiclm, "mulan_embed_quantizer", None), "mulan", None)
+    for path in _PARTS if isinstance(towers, ClapTowers) else (*_PARTS, _SPECTROGRAM):
         part: Any = musiclm
         for name in path.split("."):
             part = getattr(part, name, None)
@@ -85,7 +91,7 @@ def _save_parts(musiclm: Any, folder: Path) -> tuple[dict[str, Path], dict[str, 
     except (AttributeError, TypeError, ValueError) as error:
         raise ExportError(f"the parts of this MusicLM are not those of audiolm-pytorch and musiclm-pytorch: {error}.") from error
     sample_hz = getattr(musiclm, "mulan_sample_hz", None)
-    if sample_hz is not None:
+    if sample_hz is not None and not isinstance(towers, ClapTowers):
         settings["mulan"]["sample_hz"] = sample_hz
     paths = {name: folder / f"{name}.pt" for name in (*transformers, "codec", "quantizer")}
     for stage, transformer in transformers.items():
@@ -151,6 +157,8 @@ def _settings_of(audio_lm: Any, transformers: dict[str, Any], quantizer: Any) ->
         if not any(cross is not None for _, cross, _ in inner.layers):
             settings[stage]["cond_as_self_attn_prefix"] = inner.cond_as_self_attn_prefix
     settings["semantic"]["unique_consecutive"] = audio_lm.semantic.unique_consecutive
+    if isinstance(quantizer.mulan, ClapTowers):
+        return settings | {"mulan": dict(quantizer.mulan.settings)}
     audio = quantizer.mulan.audio
     spec = audio.spec
     settings["mulan"] = {

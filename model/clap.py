@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime.audio import resample
 from ..runtime.roberta_tokenizer import MAX_TOKENS, RobertaTokenizer, tokenizer_files
 from ..runtime.user_files import expanded
 from .clap_files import SAMPLE_HZ, WINDOW_SECONDS, clap_facts, clap_tensors, preprocessor_of, read_clap
@@ -41,14 +42,16 @@ class ClapTowers(nn.Module):
         *,
         frozen: bool = True,
         tokenizer: RobertaTokenizer | None = None,
+        input_sample_hz: int = SAMPLE_HZ,
         decoupled_contrastive_learning: bool = True,
         sigmoid_contrastive_loss: bool = False,
     ) -> None:
         """settings: `audio.*` and `text.*` of transformers' configurations, as `clap_facts` names them, others by default; state: tensors
         of `clap_tensors`, without which the towers are as transformers draws them.
 
-        frozen: no weight has a gradient, and the towers stay in evaluation mode whatever wraps them. tokenizer: for `raw_texts`. Raises
-        ValueError if settings and tensors do not fit together.
+        frozen: no weight has a gradient, and the towers stay in evaluation mode whatever wraps them. tokenizer: for `raw_texts`.
+        input_sample_hz: the rate of the waves that the towers are given here, such as the codec's in training; a bundle resamples itself.
+        Raises ValueError if settings and tensors do not fit together.
         """
         super().__init__()
         from .upstream import import_transformers
@@ -89,7 +92,7 @@ class ClapTowers(nn.Module):
         self.spectrogram = ClapSpectrogram(SAMPLE_HZ, n_fft, hop, bands, lowest, highest, scale == "slaney")
         self.register_buffer("stretch", bicubic_rows(frames, rows), persistent=False)
         self.contrast = contrastive_loss(1, decoupled_contrastive_learning, sigmoid_contrastive_loss)
-        self._tokenizer, self.frozen = tokenizer, frozen
+        self.settings, self.tokenizer, self.input_sample_hz, self.frozen = dict(settings), tokenizer, input_sample_hz, frozen
         if frozen:
             self.requires_grad_(False)
         self.train(not frozen)
@@ -151,7 +154,9 @@ class ClapTowers(nn.Module):
         return super().train(mode and not self.frozen)
 
     def get_audio_latents(self, wavs: Tensor) -> Tensor:
-        """wavs [B, t] fp32 at 48 kHz, t at least `min_samples` -> unit latents [B, dim_latent]."""
+        """wavs [B, t] fp32 at `input_sample_hz`, t at least `audio.min_samples` -> unit latents [B, dim_latent]."""
+        if self.input_sample_hz != SAMPLE_HZ:
+            wavs = torch.from_numpy(resample(wavs.detach().cpu().numpy(), self.input_sample_hz, SAMPLE_HZ)).to(wavs.device)
         windows = windows_of(wavs.clamp(-1, 1), self.window_samples)
         latents = F.normalize(self._embed_windows(windows.flatten(0, 1)), dim=-1)
         return F.normalize(latents.reshape(wavs.shape[0], -1, self.dim_latent).mean(dim=1), dim=-1)
@@ -207,7 +212,7 @@ class _TextTower:
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return token ids [B, n] int64 on the towers' device. Raises ValueError without a tokenizer, and for a text that is too long."""
-        tokenizer = self._towers._tokenizer
+        tokenizer = self._towers.tokenizer
         if tokenizer is None:
             raise ValueError(
                 "these towers have no tokenizer: give RoBERTa's vocab.json and merges.txt, or its tokenizer.json, or token ids."
@@ -220,4 +225,5 @@ class _AudioTower:
     accept_spec = False
 
     def __init__(self, towers: ClapTowers) -> None:
-        self.min_samples, self.sample_hz = towers.min_samples, towers.sample_hz
+        self.sample_hz = towers.input_sample_hz
+        self.min_samples = -(-towers.min_samples * self.sample_hz // SAMPLE_HZ)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import ResidualVQ
 
 from ..runtime.user_files import expanded
+from .clap import ClapTowers
 from .files import save_aside
 from .mulan import MuLaN
 from .tensor_file import read_package
@@ -21,7 +22,7 @@ from .tensor_file import read_package
 class MuLaNEmbedQuantizer(nn.Module):
     def __init__(
         self,
-        mulan: MuLaN,
+        mulan: MuLaN | ClapTowers,
         conditioning_dims: tuple[int, ...],
         rq_num_quantizers: int = 8,
         rq_ema_decay: float = 0.9,

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.audio import resample
+from .clap import ClapTowers
+from .mulan import MuLaN
 from .mulan_quantizer import MuLaNEmbedQuantizer
 
 _STAGES = ("semantic", "coarse", "fine")
@@ -21,13 +23,13 @@ _REFLECTED_FRAMES = 64
 class MusicLM(nn.Module):
     def __init__(self, audio_lm: Any, mulan_embed_quantizer: MuLaNEmbedQuantizer, mulan_sample_hz: int | None = None) -> None:
         """audio_lm: an `audiolm_pytorch.AudioLM` without conditioner of its own.
-        mulan_sample_hz: of the waves MuLaN was trained on; by default what its mel filters say, else the codec's rate."""
+        mulan_sample_hz: of the waves MuLaN was trained on; by default what its mel filters say, or the rate that a `ClapTowers` is given,
+        else the codec's rate."""
         super().__init__()
         if audio_lm.audio_conditioner is not None:
             raise ValueError("this AudioLM has an audio_conditioner of its own: build it without, the quantizer is given to MusicLM")
         self.audio_lm, self.mulan_embed_quantizer = audio_lm, mulan_embed_quantizer
-        spec = mulan_embed_quantizer.mulan.audio.spec
-        told = None if spec.mel is None else int(spec.mel_layout[0])
+        told = _rate_of(mulan_embed_quantizer.mulan)
         if None not in (told, mulan_sample_hz) and told != mulan_sample_hz:
             raise ValueError(f"mulan_sample_hz = {mulan_sample_hz}, but MuLaN's mel filters were made for {told} Hz")
         self.mulan_sample_hz = told or mulan_sample_hz
@@ -114,6 +116,13 @@ class MusicLM(nn.Module):
         if compat is None and wave.shape[1] < mulan.audio.min_samples:
             return -2.0
         return mulan(wave, ids, return_similarities=True).item()
+
+
+def _rate_of(mulan: MuLaN | ClapTowers) -> int | None:
+    """Return the rate in Hz of the waves that a model takes, None if it does not say."""
+    if isinstance(mulan, ClapTowers):
+        return mulan.audio.sample_hz
+    return None if mulan.audio.spec.mel is None else int(mulan.audio.spec.mel_layout[0])
 
 
 def _wave(generated: Tensor | list[Tensor]) -> Tensor:

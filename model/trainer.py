@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..runtime.install import install_command
 from ..runtime.user_files import expanded
 from .batches import Batches, Drawn, collate, mix_seeds, split, validation_batches
+from .clap import ClapTowers
 from .files import cut_metrics, save_aside
 from .mulan import MuLaN
 from .tensor_file import read_package
@@ -49,7 +50,7 @@ class MuLaNTrainer:
 
     def __init__(
         self,
-        mulan: MuLaN,
+        mulan: MuLaN | ClapTowers,
         dataset: Dataset,
         *,
         batch_size: int,

@@ -134,3 +134,30 @@ def test_a_bundle_of_laions_file(quantizer: Path, good: dict[str, Path], folder:
     assert torch.equal(one.get_audio_latents(waves()), two.get_audio_latents(waves()))
     alone = collect(sources(good, quantizer, tokenizer=ROBERTA / "vocab.json"), OVERRIDES)  # the quantizer holds its CLAP
     assert alone.settings["tokenizer"]["tokens"] == 389
+
+
+def test_the_doctor(folder: Path, good: dict[str, Path], tmp_path: Path) -> None:
+    """Fault: a CLAP that is called a MuLaN, its size or fusion named wrongly, or a tokenizer that nobody is told to give."""
+    report = md.diagnose(folder)
+    assert report.files[0].kind == "mulan" and not report.faults and "tokenizer" not in report.missing
+    assert report.files[0].what == "CLAP (HTSAT of width 8 and depths [2, 2, 2, 1], not fused) with RoBERTa's tokenizer"
+    laion = laion_file(tmp_path / "630k.pt")
+    report = md.diagnose([laion], config=OVERRIDES)
+    assert report.files[0].what.endswith("not fused) without a tokenizer beside it") and report.missing[-1] == "tokenizer"
+    assert "give --tokenizer FOLDER with vocab.json and merges.txt" in report.warnings[0] and not report.faults
+    for tokenizer in (ROBERTA, ROBERTA / "vocab.json"):
+        report = md.diagnose([laion, tokenizer], config=OVERRIDES)
+        assert report.files[1].what == "RoBERTa's tokenizer of 389 tokens" and "tokenizer" not in report.missing and not report.faults
+    fused = md.diagnose(clap_folder(tmp_path / "fused", tokenizer=False, fused=True)).files[0]
+    assert fused.what.endswith(", fused) without a tokenizer beside it")
+    assert md.diagnose(good["mulan"]).files[0].what == "a MuLaN model"
+    (fault,) = md.diagnose([laion], config={"mulan": {"text.num_attention_heads": 5}} | {}).faults
+    assert fault.startswith("630k.pt: mulan: transformers refuses these settings of CLAP")
+
+
+def test_a_damaged_clap_is_refused(tmp_path: Path) -> None:
+    """Fault: values that are no numbers in a tower, which every latent would have."""
+    state = laion_state()
+    state["audio_branch.norm.bias"][0] = torch.nan
+    with pytest.raises(ExportError, match=r"norm\.bias holds NaN or infinite values"):
+        build_clap(infer_clap(Checkpoint("clap.pt", state), None, HEADS), state)
