@@ -2,10 +2,13 @@
 
     x[s] = rows[id];  for each branch of each layer:  x = mix(x, branch(norm(mix(x))));  logits = norm(sum_s x[s]) W_head + bias
 
-The branches are those of the neighbouring folders: attention (self and cross), geglu, hyper_connection around each. `decoder_step.h` is the
-C interface, bound in `interface.py` with ctypes, so that one library serves every Python. `batch.cpp` decides which rows a step has,
-`step.cpp` is the sequence of operations, `lanes.h` all of them but the quantized products, `products*.cpp` those for each kind of
-processor, `sampler.cpp` makes a token of logits, `slot.cpp` and `sequence.cpp` hold the caches and what is drawn, `pool.cpp` the threads.
+The branches are those of the neighbouring folders: attention (self and cross), geglu, hyper_connection around each. A model may have more:
+normalised queries and keys, a convolution of three positions before the GEGLU, absolute positions.
+
+`decoder_step.h` is the C interface, bound in `interface.py` with ctypes, so that one library serves every Python. `batch.cpp` decides which
+rows a step has, `step.cpp` is the sequence of operations, `lanes.h` all of them but the quantized products, `products*.cpp` those for each
+kind of processor, `sampler.cpp` makes a token of logits, `slot.cpp` and `sequence.cpp` hold the caches and what is drawn, `pool.cpp` the
+threads.
 In: weights by name and shape, float32 or quantized as kernels/quantized_product says; sequences, see `slots.py`. Out: tokens. Bundles,
 stages and windows are not known here.
 """
