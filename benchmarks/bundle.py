@@ -33,6 +33,8 @@ from musiclm_deploy.runtime.device.kernels import Kernels
 from musiclm_deploy.runtime.device.patches import filters_of, list_patches
 from musiclm_deploy.runtime.engines.form import Form
 
+from . import open_musiclm
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "bench"
 _CAPABILITY = 90  # that kernels are looked up for: all are compiled for the same ones
@@ -69,7 +71,7 @@ def checkpoints(size: str, build: Path = BUILD) -> dict[str, Path]:
     folder = build / size / "checkpoints"
     done = folder / "files.json"  # last, so that a run that was cut short is made again
     if not done.is_file():
-        paths = save_checkpoints(models(size), folder)
+        paths = open_musiclm.save_checkpoints(folder) if size == open_musiclm.NAME else save_checkpoints(models(size), folder)
         done.write_text(json.dumps({name: path.name for name, path in paths.items()}), encoding="utf-8")
     return {name: folder / file for name, file in json.loads(done.read_text(encoding="utf-8")).items()}
 
@@ -139,7 +141,7 @@ def mel_entrance(build: Path = BUILD) -> tuple[Path, Spectrogram, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the bundles that the benchmarks run on.")
-    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("size", choices=(*SIZES, open_musiclm.NAME))
     parser.add_argument("--precision", action="append", choices=PRECISIONS, help="repeat for more (default: all)")
     options = parser.parse_args()
     for precision in options.precision or PRECISIONS:

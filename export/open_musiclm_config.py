@@ -53,8 +53,9 @@ def read_model_config(path: Path) -> dict[str, dict[str, Any]]:
         found["semantic"] |= {"max_length": int(seconds["semantic"] * tokens), "tokens_per_second": tokens}
         found["coarse"] |= {"max_time_steps": int(seconds["coarse"] * frames), "semantic_window": int(seconds["coarse"] * tokens - 1)}
         found["fine"]["max_time_steps"] = int(seconds["fine"] * frames)
-        found["wav2vec"] = {"output_layer": hubert.get("embed_layer", 7), "normalize": True}
-        found["wav2vec"]["normalize_embeds"] = hubert["normalize_embeds"]
+        found["wav2vec"] = {"output_layer": hubert.get("embed_layer", 7), "normalize": True, "normalize_eps": 1e-7}
+        found["wav2vec"]["normalize_features"] = hubert["normalize_embeds"]
+        found["wav2vec"]["seq_len_multiple_of"] = hubert.get("seq_len_multiple_of", 320)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ExportError(f"{option}: a value is missing or of another type: {error!r}.") from error
     return found

@@ -85,6 +85,11 @@ _HUBERT = (
     "conv_kernel, conv_stride, conv_bias, conv_pos_batch_norm, num_conv_pos_embeddings, num_conv_pos_embedding_groups, feat_extract_norm, "
     "feat_extract_activation, feat_proj_layer_norm"
 )
+_OPEN_MUSICLM_CODES = (
+    "num_clap_quantizers, clap_codebook_size, num_semantic_tokens, num_coarse_quantizers, num_fine_quantizers, codebook_size"
+)
+    "num_clap_quantizers, clap_codebook_size, num_semantic_tokens, num_coarse_quantizers, num_fine_quantizers, codebook_size"
+)
 _TRAINING, _OUTER = "of training alone", "set by the class around it, which passes it on"
 
 
@@ -101,6 +106,7 @@ def sections() -> list[Section]:
         _text(),
         _quantizer(),
         *_clap(),
+        _open_musiclm(),
     ]
 
 
@@ -361,6 +367,31 @@ def _clap() -> list[Section]:
         Section("CLAP's audio tower, HTSAT", ("transformers.ClapAudioConfig",), audio, infer, "audio."),
         Section("CLAP's text tower, RoBERTa", ("transformers.ClapTextConfig",), text, infer, "text."),
     ]
+
+
+def _open_musiclm() -> Section:
+    """One class for all three stages, whose file says nearly everything."""
+    tokens, sizes = "test_open_musiclm.py::test_tokens", "test_open_musiclm_music.py::test_sampling_of_the_bundle"
+    rows = [
+        *covered(tokens, "dim", "depth", "heads", "dim_head", "relative_position_bias_type", "use_conv_ff", "class: by the tensors"),
+        *covered(tokens, "use_absolute_position_embeddings", "max_absolute_position_embeddings"),
+        *covered(tokens, _OPEN_MUSICLM_CODES + ": of `sequences`", "sequences: quantizers and codes of each"),
+        *covered(sizes, "max_length, max_time_steps, semantic_window: the trained windows, of --open-musiclm-config"),
+        *covered(sizes, "output_seconds, temperature, filter_thres: of its MusicLM.forward", "tokens_per_second: of MERT-v0"),
+        *covered("test_open_musiclm.py::test_scale_of_xformers", "use_memory_efficient_attention: xformers' scale"),
+        *covered("test_open_musiclm.py::test_what_no_tensor_tells", "non_causal_prefix_size: 0"),
+        refused("non_causal_prefix_size: any other", models.refuse_open_musiclm, non_causal_prefix_size=5),
+        refused("use_memory_efficient_attention, non_causal_prefix_size: not told", models.refuse_open_musiclm, told=False),
+        refused(
+            "use_memory_efficient_attention: without a bias",
+            *(models.refuse_open_musiclm, "none"),
+            use_memory_efficient_attention=True,
+        ),
+        *no_effect(_OUTER, "rel_pos_bias, num_residual_streams, stream_mixing, add_value_residual, self_attention"),
+        *no_effect(_OUTER, "cond_as_self_attn_prefix, audio_text_condition, unique_consecutive"),
+    ]
+    infer = tuple(partial(models.infer_open_musiclm, stage) for stage in ("semantic", "coarse", "fine"))
+    return Section("open-musiclm's transformers", ("musiclm_deploy.model.open_musiclm.TokenConditionedTransformer",), rows, infer)
 
 
 # --- the page

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import embed
-from support.open_musiclm import write_checkpoints
+from support.open_musiclm import SAID, write_checkpoints
 
 import musiclm_deploy as md
 from musiclm_deploy.export.checkpoint import read_checkpoint
@@ -26,7 +26,6 @@ pytestmark = pytest.mark.skipif(
 
 DRAWN = {f"{stage}__filter_thres": 0.3 for stage in STAGES}  # by default k would be 1 at this size
 SAMPLING = {stage: md.SamplingConfig(filter_thres=0.3) for stage in STAGES}
-SAID = {"non_causal_prefix_size": 0, "use_memory_efficient_attention": False}
 WINDOWS = {"semantic": {"max_length": 24}, "coarse": {"max_time_steps": 12, "semantic_window": 11}, "fine": {"max_time_steps": 5}}
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.open_musiclm import GOLDEN, SAID, checkpoint_of, export_golden
 
-from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.errors import ExportError
-from musiclm_deploy.export.stage import export_stage
+from musiclm_deploy.export.open_musiclm import open_musiclm_transformer
 from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Decoder, Sampling
@@ -28,9 +28,7 @@ from musiclm_deploy.runtime.host.native import NativeBatch
 from musiclm_deploy.runtime.sequence import Context, Draw, Sequence, segment_sequence
 from musiclm_deploy.runtime.step import open_native, open_pool
 
-FOLDER = Path(__file__).parent / "golden" / "open_musiclm"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.p0.*.npz"))
-SAID = {"non_causal_prefix_size": 0, "use_memory_efficient_attention": False}
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.p0.*.npz"))
 LOGITS = 1e-4  # absolute, of logits of about 8
 
 
@@ -59,23 +57,11 @@ class Golden:
 
 @pytest.fixture(scope="module", params=NAMES)
 def golden(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Golden:
-    with np.load(FOLDER / f"{request.param}.npz") as file:
+    with np.load(GOLDEN / f"{request.param}.npz") as file:
         values = dict(file)
     settings = json.loads(str(values["settings"]))
     folder = tmp_path_factory.mktemp(request.param)
-    return Golden(values, settings, export(values, settings["stage"], folder), folder)
-
-
-def export(values: Any, stage: str, folder: Path, precision: str = "fp32", **said: Any) -> Decoder:
-    checkpoint = checkpoint_of(values, stage)
-    window = {"max_length": 20} if stage == "semantic" else {"max_time_steps": 8}
-    inferred = infer_transformer(stage, checkpoint, SAID | window | said)
-    return export_stage(stage, checkpoint, inferred, folder, 20, 1, precision)
-
-
-def checkpoint_of(values: Any, stage: str) -> Checkpoint:
-    state = {name.removeprefix("w."): torch.from_numpy(values[name].astype(np.float32)) for name in values if name.startswith("w.")}
-    return Checkpoint(f"{stage}.transformer.10.pt", state)
+    return Golden(values, settings, export_golden(values, settings["stage"], folder), folder)
 
 
 @pytest.fixture(params=["graph", "native"])
@@ -143,8 +129,28 @@ def test_primed_logits(golden: Golden, batch: HostBatch) -> None:
     ],
 )
 def test_what_no_tensor_tells(said: dict[str, Any], message: str) -> None:
-    with np.load(FOLDER / "semantic.continuous.conv.p0.rel.npz") as file:
+    with np.load(GOLDEN / "semantic.continuous.conv.p0.rel.npz") as file:
         checkpoint = checkpoint_of(dict(file), "semantic")
     overrides = {} if said["non_causal_prefix_size"] is None else SAID | said
     with pytest.raises(ExportError, match=message):
         infer_transformer("semantic", checkpoint, overrides)
+
+
+def test_scale_of_xformers(tmp_path: Path) -> None:
+    """With its attention scores are scaled by the root of the head size, and no longer by 8: logits of the reference in PyTorch."""
+    with np.load(GOLDEN / "semantic.continuous.conv.p0.rel.npz") as file:
+        values = dict(file)
+    said = {"use_memory_efficient_attention": True}
+    decoder = export_golden(values, "semantic", tmp_path, **said)
+    checkpoint = checkpoint_of(values, "semantic")
+    reference = open_musiclm_transformer("semantic", infer_transformer("semantic", checkpoint, SAID | said), checkpoint.state)
+    codes, tokens = values["cond.0"].reshape(2, -1), values["tokens.noise"].reshape(2, -1)
+    with torch.inference_mode():
+        expected = reference(torch.from_numpy(codes), torch.from_numpy(tokens)).numpy()
+    draw, none = Draw(0, 0, 0, Sampling(cond_scale=1.0)), np.zeros(0, np.int64)
+    sequences = [segment_sequence(decoder, [row], 12, False, none, draw, Context(codes=row)) for row in codes]
+    batch = NativeBatch(open_native(tmp_path, decoder, open_pool(1)))
+    _, logits = logits_of(batch, [forced(one, row[:-1], decoder.vocabulary) for one, row in zip(sequences, tokens, strict=True)])
+    found = np.stack([row[:, 0] for row in logits])
+    np.testing.assert_allclose(found, expected[:, :12], rtol=0, atol=LOGITS)
+    assert np.abs(found - values["logits.teacher_masked"][:, :12]).max() > 0.5, "the scale makes no difference"

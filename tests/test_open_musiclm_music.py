@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_open_musiclm import FOLDER, export
+from support.open_musiclm import GOLDEN, SAID, export_golden
 
 import musiclm_deploy as md
 from musiclm_deploy.export.checkpoint import read_checkpoint
@@ -50,9 +50,9 @@ def windowed(open_musiclm_bundle: Path, tmp_path_factory: pytest.TempPathFactory
     folder, manifest = tmp_path_factory.mktemp("pipeline"), Bundle.open(open_musiclm_bundle).manifest
     decoders = {}
     for stage in STAGES:
-        with np.load(FOLDER / f"{stage}.continuous.conv.p0.rel.npz") as file:
+        with np.load(GOLDEN / f"{stage}.continuous.conv.p0.rel.npz") as file:
             window = {"max_length": WINDOWS[stage]} if stage == "semantic" else {"max_time_steps": WINDOWS[stage]}
-            decoders[stage] = export(dict(file), stage, folder, **window, **({"semantic_window": 9} if stage == "coarse" else {}))
+            decoders[stage] = export_golden(dict(file), stage, folder, **window, **({"semantic_window": 9} if stage == "coarse" else {}))
     codec = replace(manifest.codec, sample_hz=320 * FRAMES, samples_per_frame=320, codebook_size=19)
     return replace(manifest, **decoders, codec=codec, semantic_tokens_per_second=float(RATE)), folder
 
@@ -76,7 +76,7 @@ class ByCall:
 def test_its_own_windows(windowed: tuple[Manifest, Path], primed: bool) -> None:
     """`MusicLM.forward` over windows, batch of two: each code that its own code gave."""
     manifest, folder = windowed
-    with np.load(FOLDER / "pipeline.npz") as file:
+    with np.load(GOLDEN / "pipeline.npz") as file:
         golden = dict(file)
     name = "prime" if primed else "plain"
     expected, calls = golden[f"{name}.codes"], json.loads(str(golden[f"{name}.log"]))
@@ -213,8 +213,7 @@ def test_two_packages_do_not_mix(open_musiclm_files: dict[str, Path], tiny_check
     config = files.pop("open_musiclm_config")
     report = diagnose(list(files.values()), open_musiclm_config=config)
     assert any("coarse.pt: a transformer of audiolm-pytorch, but non_causal_prefix_size" in fault for fault in report.faults)
-    said = {"non_causal_prefix_size": 0, "use_memory_efficient_attention": False}
-    report = diagnose(list(files.values()), config={"semantic": said, "fine": said})
+    report = diagnose(list(files.values()), config={"semantic": SAID, "fine": SAID})
     assert any("the transformers are of two packages" in fault for fault in report.faults)
     assert any("takes embeddings of codes, but clap.rvq.10.pt is codebooks alone" in fault for fault in report.faults)
 
@@ -240,8 +239,8 @@ def test_another_json(open_musiclm_files: dict[str, Path], tmp_path: Path, conte
 @pytest.mark.parametrize("version", ["1.6.30", "installed"])
 def test_codes_of_its_quantizer(version: str) -> None:
     """Codebooks as vector-quantize-pytorch of two ages saved them, and the codes that it found with them."""
-    checkpoint = read_checkpoint(FOLDER / f"clap.rvq.{version}.pt", "quantizer")
-    with np.load(FOLDER / f"clap_rvq_{version}.npz") as file:
+    checkpoint = read_checkpoint(GOLDEN / f"clap.rvq.{version}.pt", "quantizer")
+    with np.load(GOLDEN / f"clap_rvq_{version}.npz") as file:
         found = nearest_codes(torch.from_numpy(file["x"]), codebooks_of(checkpoint.state))
         assert found.tolist() == file["codes"].tolist()
 

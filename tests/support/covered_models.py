@@ -31,9 +31,11 @@ from musiclm_deploy.export.stage import build_stage
 from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.model import AudioSpectrogramTransformer, MelKmeans, MuLaN, TextTransformer, music_spectrogram
 from musiclm_deploy.model.clap_files import clap_tensors
+from musiclm_deploy.model.open_musiclm import TokenConditionedTransformer
 from musiclm_deploy.model.upstream import load_upstream
 from support.clap import FRONT_END, laion_state
 from support.clap import config as clap_config
+from support.open_musiclm import SAID, SEQUENCES
 
 load_upstream()
 import audiolm_pytorch  # noqa: E402 (imports only after load_upstream)
@@ -107,6 +109,21 @@ def infer_stage(stage: str, overrides: dict[str, Any]) -> Settings:
 def infer_prefixed(overrides: dict[str, Any]) -> Settings:
     checkpoint = Checkpoint("semantic.pt", _state(partial(transformer, "semantic", cond_as_self_attn_prefix=True)), "2.4.0")
     return infer_transformer("semantic", checkpoint, {"cond_as_self_attn_prefix": True} | overrides)
+
+
+@cache
+def _open_musiclm(stage: str, bias: str = "continuous") -> dict[str, Tensor]:
+    absolute = {"use_absolute_position_embeddings": True, "max_absolute_position_embeddings": 600}
+    return TokenConditionedTransformer(SEQUENCES[stage], 24, 1, 2, 8, relative_position_bias_type=bias, **absolute).state_dict()
+
+
+def infer_open_musiclm(stage: str, overrides: dict[str, Any]) -> Settings:
+    return infer_transformer(stage, Checkpoint(f"{stage}.transformer.10.pt", _open_musiclm(stage)), SAID | overrides)
+
+
+def refuse_open_musiclm(bias: str = "continuous", *, told: bool = True, **overrides: Any) -> None:
+    checkpoint = Checkpoint("semantic.transformer.10.pt", _open_musiclm("semantic", bias))
+    infer_transformer("semantic", checkpoint, (SAID if told else {}) | overrides)
 
 
 def infer_codec(overrides: dict[str, Any]) -> Settings:

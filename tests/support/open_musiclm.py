@@ -1,4 +1,7 @@
-"""A tiny MusicLM as open-musiclm keeps one: three transformers, CLAP's codebooks and the JSON of the model, every weight random."""
+"""A tiny MusicLM as open-musiclm keeps one, every weight random: three transformers, CLAP's codebooks, the JSON of the model.
+
+And the golden files that its own code wrote.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from musiclm_deploy.model.open_musiclm import TokenConditionedTransformer
 
+from musiclm_deploy.export.checkpoint import Checkpoint
+from musiclm_deploy.export.stage import export_stage
+from musiclm_deploy.export.transformers import infer_transformer
+from musiclm_deploy.model.open_musiclm import TokenConditionedTransformer
+from musiclm_deploy.runtime.bundle import Decoder
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "open_musiclm"
+SAID = {"non_causal_prefix_size": 0, "use_memory_efficient_attention": False}
 CLAP, SEMANTIC, CODES, COARSE, FINE = (3, 11), (1, 19), 13, 2, 3
 SEQUENCES = {
     "semantic": [CLAP, SEMANTIC],
@@ -59,3 +70,17 @@ def write_checkpoints(folder: Path, latent: int = 16, seed: int = 0, dim_head: i
     files["open_musiclm_config"] = folder / "tiny.json"
     files["open_musiclm_config"].write_text(json.dumps(model_config(**of_stage)))
     return files
+
+
+def export_golden(values: Any, stage: str, folder: Path, precision: str = "fp32", **said: Any) -> Decoder:
+    """Export a stage of a golden file into `folder`."""
+    checkpoint = checkpoint_of(values, stage)
+    window = {"max_length": 20} if stage == "semantic" else {"max_time_steps": 8}
+    inferred = infer_transformer(stage, checkpoint, SAID | window | said)
+    return export_stage(stage, checkpoint, inferred, folder, 20, 1, precision)
+
+
+def checkpoint_of(values: Any, stage: str) -> Checkpoint:
+    """Return the weights of a golden file."""
+    state = {name.removeprefix("w."): torch.from_numpy(values[name].astype(np.float32)) for name in values if name.startswith("w.")}
+    return Checkpoint(f"{stage}.transformer.10.pt", state)
