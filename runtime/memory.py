@@ -27,6 +27,8 @@ class OutOfMemory(MemoryError):
 def decoder_bytes(decoder: Decoder, slots: int, capacity: int, condition: int, native: bool) -> int:
     """Return the bytes of a batch of so many slots: what each holds, and what a step or a piece of a prompt is computed in."""
     scratch = _native_scratch(decoder, capacity, condition) if native else POSITIONS_AT_ONCE * capacity * (2 * 4 * decoder.heads + 8)
+    if not native and decoder.step.convolution:  # the graph writes a state elsewhere than it reads it
+        scratch += slots * decoder.depth * 2 * 4 * _line(2 * decoder.step.inner)
     return slots * slot_bytes(decoder, capacity, condition) + scratch
 
 
@@ -38,10 +40,11 @@ def slot_bytes(decoder: Decoder, capacity: int, condition: int) -> int:
     step = decoder.step
     context = _line((condition + 1) * step.dim_head) if decoder.conditioning == "cross_attention" else 0
     prefix = _line(condition * decoder.dim) if decoder.conditioning == "prefix" else 0
-    floats = (
-        2 * decoder.depth * (_line(capacity * decoder.cache_head_size) + context) + prefix + decoder.outputs * _line(decoder.vocabulary)
-    )
-    return 4 * floats + 3 * 8 * capacity
+    # of a convolution the inputs at two positions, twice: also as the prompt has left them
+    convolved = 2 * _line(2 * step.inner) if step.convolution else 0
+    floats = 2 * decoder.depth * (_line(capacity * decoder.cache_head_size) + context + convolved)
+    floats += prefix + decoder.outputs * _line(decoder.vocabulary)
+    return 4 * floats + 8 * capacity * (3 + (step.positions is not None))
 
 
 def cache_bytes(decoder: Decoder, rows: int, capacity: int) -> int:

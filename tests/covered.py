@@ -88,8 +88,6 @@ _HUBERT = (
 _OPEN_MUSICLM_CODES = (
     "num_clap_quantizers, clap_codebook_size, num_semantic_tokens, num_coarse_quantizers, num_fine_quantizers, codebook_size"
 )
-    "num_clap_quantizers, clap_codebook_size, num_semantic_tokens, num_coarse_quantizers, num_fine_quantizers, codebook_size"
-)
 _TRAINING, _OUTER = "of training alone", "set by the class around it, which passes it on"
 
 

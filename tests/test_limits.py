@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from support.batches import watched
+from support.open_musiclm import GOLDEN, export_golden
 from support.requests import ask
 from support.stages import CONDITIONING_TOKENS, VARIANTS
 
@@ -23,6 +24,7 @@ from musiclm_deploy.runtime.memory import OutOfMemory, decoder_bytes, slot_bytes
 from musiclm_deploy.runtime.music import Tokens
 from musiclm_deploy.runtime.needs import needed_bytes
 from musiclm_deploy.runtime.shortage import naming_shortage
+from musiclm_deploy.runtime.step import open_native
 
 WIDE = {stage: md.SamplingConfig(filter_thres=0.2) for stage in ("semantic", "coarse", "fine")}
 
@@ -101,6 +103,20 @@ def test_the_native_step_takes_what_is_stated(stages, pools, variant, precision)
         slot = interface.library().ds_slot_bytes(model.handle, capacity, keys, prefixes)
         assert slot_bytes(decoder, capacity, CONDITIONING_TOKENS) == slot
         scratch = interface.library().ds_scratch_bytes(pools[2].handle, model.handle, POSITIONS_AT_ONCE, capacity, keys)
+        stated = decoder_bytes(decoder, 10, capacity, CONDITIONING_TOKENS, native=True)
+        assert 10 * slot + scratch <= stated <= 1.5 * (10 * slot + scratch), (capacity, slot, scratch, stated)
+
+
+@pytest.mark.parametrize("name", ["semantic.continuous.conv.p0.rel", "coarse.t5.plain.p0.abs"])
+def test_the_native_step_takes_what_is_stated_of_segments(pools, name, tmp_path):
+    """The same of open-musiclm's transformers, with the state of a convolution, and with absolute positions."""
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        decoder = export_golden(dict(file), name.split(".")[0], tmp_path)
+    model = open_native(tmp_path, decoder, pools[2])
+    for capacity in (5, 129, 3000):
+        slot = interface.library().ds_slot_bytes(model.handle, capacity, 0, 0)
+        assert slot_bytes(decoder, capacity, CONDITIONING_TOKENS) == slot
+        scratch = interface.library().ds_scratch_bytes(pools[2].handle, model.handle, POSITIONS_AT_ONCE, capacity, 0)
         stated = decoder_bytes(decoder, 10, capacity, CONDITIONING_TOKENS, native=True)
         assert 10 * slot + scratch <= stated <= 1.5 * (10 * slot + scratch), (capacity, slot, scratch, stated)
 
