@@ -233,7 +233,7 @@ def test_bad_prompts_and_bundles(library, model: embed.Model, tiny_bundle: Path,
             embed.Model(library, root)
         assert refused.value.status == embed.BAD_BUNDLE
     (damaged / "musiclm.json").write_text(json.dumps(manifest | {"format": 5}))
-    with pytest.raises(embed.Refused, match="has format 5, this version reads 6"):
+    with pytest.raises(embed.Refused, match="has format 5, this version reads 7"):
         embed.Model(library, damaged)
     (damaged / "fine.onnx.data").write_bytes((tiny_bundle / "fine.onnx.data").read_bytes())
     wrong = manifest | {"fine": manifest["fine"] | {"coarse_quantizers": 3}, "codec": manifest["codec"] | {"sample_hz": 10**8}}

@@ -37,7 +37,8 @@ Manifest manifest_of(const Json& model) {
   manifest.codec.samples_per_frame = model["hop"];
   manifest.codec.groups = model["groups"];
   manifest.codec.lookahead_frames = model["lookahead"];
-  manifest.codec.codebook_size = model["decoders"][kFine]["vocabulary"];
+  manifest.codec.codebook_size = model["codes"];
+  if (!model["seconds"].is_null()) manifest.seconds = model["seconds"].get<double>();
   for (int stage = 0; stage < kStages; stage++) {
     const Json& given = model["decoders"][stage];
     Decoder& decoder = manifest.decoders[stage];
@@ -48,6 +49,9 @@ Manifest manifest_of(const Json& model) {
     decoder.coarse_quantizers = number_or_none(given["coarse_quantizers"]);
     decoder.fine_quantizers = number_or_none(given["fine_quantizers"]);
     decoder.rows = given["rows"].get<std::map<std::string, int64_t>>();
+    decoder.conditioning = given["conditioning"];
+    decoder.semantic_window = number_or_none(given["semantic_window"]);
+    for (const Json& one : given["segments"]) decoder.segments.push_back({one[0], one[1], one[2], one[3], one[4], number_or_none(one[5])});
     if (!given["bias"].is_null()) decoder.bias = Bias{given["bias"][0], given["bias"][1], number_or_none(given["bias"][2])};
   }
   return manifest;
@@ -133,6 +137,10 @@ class Scenario {
             context->values.emplace_back(context->entries * 3, mark + static_cast<float>(2 * layer + 1));
           }
         }
+        for (const Json& one : given_["model"]["decoders"][stage]["segments"]) {
+          context->codes.assign(one[3].get<int64_t>(), static_cast<int64_t>(prompts_.size()) % one[4].get<int64_t>());
+          break;  // the first is the condition's
+        }
         made[stage] = context;
       }
       prompts_.push_back(made);
@@ -164,6 +172,7 @@ class Scenario {
     std::vector<const float*> layers;
     const ds_sequence d = s.described(layers);
     print("ids", {d.ids, d.ids + d.positions});
+    if (d.position_ids) print("positions", {d.position_ids, d.position_ids + d.positions + d.steps - 1});
     print("query", {d.query_coordinates, d.query_coordinates + d.positions});
     print("key", {d.key_coordinates, d.key_coordinates + d.positions});
     const ds_rules& r = d.rules;

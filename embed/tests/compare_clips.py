@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from musiclm_deploy.runtime.bundle import STAGES, Bias, Codec, Decoder, Manifest, Sampling, Step
+from musiclm_deploy.runtime.bundle import STAGES, Bias, Codec, Decoder, Manifest, Sampling, Segment, Step
 from musiclm_deploy.runtime.clip import Clip
 from musiclm_deploy.runtime.music import Tokens
 from musiclm_deploy.runtime.request import default_frames
@@ -66,18 +66,37 @@ def made_model(chance: random.Random) -> dict[str, Any]:
     decoders[1] |= {"coarse_quantizers": coarse}
     decoders[2] |= {"coarse_quantizers": coarse, "fine_quantizers": fine, "bias": bias if chance.random() < 0.8 else None}
     for decoder in decoders:
-        decoder |= {"conditioning": chance.choice(kinds), "guidance": chance.random() < 0.5}
+        decoder |= {"conditioning": chance.choice(kinds), "guidance": chance.random() < 0.5, "segments": [], "semantic_window": None}
+    reads_segments = chance.random() < 0.3
+    if reads_segments:
+        codes = {"semantic": (1, tokens), "coarse": (coarse, codebook), "fine": (fine, codebook)}
+        add_segments(chance, decoders, codes)
     hz, hop = chance.choice([(16000, 320), (24000, 480), (44100, 1470), (32000, 640), (16000, 333), (48000, 7)])
     rate = hz / hop * chance.choice([0.3, 0.5, 1.0, 1.0, 1.5, chance.uniform(0.1, 3)])
     return {
-        "unique": chance.random() < 0.5,
+        "unique": chance.random() < 0.5 and not reads_segments,
+        "codes": codebook,
+        "seconds": chance.choice([None, chance.uniform(0.01, 9)]),
         "rate": chance.choice([rate, rate, 50.0, 49.9, 25.0, 12.5]),
         "hz": hz,
         "hop": hop,
-        "groups": chance.choice([1, 1, 1, 2, 3]),
+        "groups": 1 if reads_segments else chance.choice([1, 1, 1, 2, 3]),
         "lookahead": chance.choice([1, 1, 3, 10]),
         "decoders": decoders,
     }
+
+
+def add_segments(chance: random.Random, decoders: list[dict[str, Any]], codes: dict[str, tuple[int, int]]) -> None:
+    """Let the decoders read segments. codes: quantizers and codes of each stage."""
+    clap, absolute = (chance.randint(1, 4), chance.randint(2, 9)), chance.random() < 0.5
+    for stage, names in enumerate((["semantic"], ["semantic", "coarse"], ["coarse", "fine"])):
+        segments, row, position = [], 1, 1
+        for name, (quantizers, codebook) in [("clap", clap), *((name, codes[name]) for name in names)]:
+            segments.append([name, row, row + 1, quantizers, codebook, position if absolute else None])
+            row, position = row + 2 + quantizers * codebook, position + 500
+        decoders[stage] |= {"segments": segments, "conditioning": "tokens", "guidance": False, "rows": {"padding": 0}, "bias": None}
+        decoders[stage]["vocabulary"] = segments[-1][4] + 1
+    decoders[1]["semantic_window"] = chance.choice([None, chance.randint(1, 20)])
 
 
 def made_plan(chance: random.Random, model: dict[str, Any], frames: int | None) -> dict[str, Any]:
@@ -108,7 +127,7 @@ def made_scenario(number: int) -> dict[str, Any]:
     ends, forgets = chance.random() < 0.4, endless and chance.random() < 0.6
     cuts = [] if forgets or chance.random() < 0.4 else sorted(chance.sample(range(300), chance.randint(1, 4)))
     later = None if chance.random() < 0.7 else made_plan(chance, model, frames)
-    codes = model["decoders"][2]["vocabulary"]
+    codes = model["codes"]
     return made_plan(chance, model, frames) | {
         "number": number,
         "model": model,
@@ -132,16 +151,17 @@ def made_scenario(number: int) -> dict[str, Any]:
 
 def manifest_of(model: dict[str, Any]) -> Manifest:
     """Return a manifest with what planning and clips read."""
-    step = Step(1, 1, 1, False, "fp32", 32, {})
+    step = Step(1, 1, 1, False, False, False, None, "fp32", 32, {})
     decoders = {}
     for stage, given in zip(STAGES, model["decoders"], strict=True):
-        named = {name: given[name] for name in ("guidance", "vocabulary", "coarse_quantizers", "fine_quantizers", "rows", "max_length")}
+        told = ("guidance", "vocabulary", "coarse_quantizers", "fine_quantizers", "rows", "max_length", "semantic_window")
+        named = {name: given[name] for name in told} | {"segments": [Segment(*one) for one in given["segments"]] or None}
         bias = None if given["bias"] is None else Bias(*given["bias"])
         sizes = {"dim": 1, "depth": 1, "heads": 1, "cache_head_size": 1}
         decoders[stage] = Decoder(f"{stage}.onnx", None, given["conditioning"], bias=bias, step=step, **sizes, **named)
-    codes = model["decoders"][2]["vocabulary"]
+    codes = model["codes"]
     codec = Codec("codec_stream.onnx", None, model["hz"], model["hop"], 1, model["groups"], codes, model["lookahead"], 1, {}, 1)
-    rest: dict[str, Any] = {"mulan": None, "conditioner": None, "wav2vec": None}
+    rest: dict[str, Any] = {"mulan": None, "conditioner": None, "wav2vec": None, "seconds": model["seconds"]}
     rest |= {name: {} for name in ("made_by", "sources", "settings", "errors", "quality", "files")}
     return Manifest(codec=codec, unique_consecutive=model["unique"], semantic_tokens_per_second=model["rate"], **decoders, **rest)
 
@@ -212,7 +232,8 @@ class Scenario:
                     for layer in range(2):
                         arrays[f"context.{layer}.key"] = np.full((1, 3, n + 2), mark + 2 * layer, np.float32)
                         arrays[f"context.{layer}.value"] = np.full((1, n + 2, 3), mark + 2 * layer + 1, np.float32)
-                made[STAGES[stage]] = Context(arrays)
+                first = next(iter(decoder["segments"]), None)
+                made[STAGES[stage]] = Context(arrays, None if first is None else np.full(first[3], n % first[4]))
             self.prompts.append(made)
         return self.prompts[number]
 
@@ -235,8 +256,11 @@ class Scenario:
         self.running.append([s, 0])
         self.seen[f"{stage} windows"] += 1
         self.seen["windows with a prefix"] += s.known > 0
-        for name, values in (("ids", s.prompt.ids), ("query", s.prompt.query), ("key", s.prompt.key)):
-            self.print(name, *values)
+        self.print("ids", *s.prompt.ids)
+        if s.position_ids is not None:
+            self.print("positions", *s.position_ids[: s.capacity])
+        self.print("query", *s.prompt.query)
+        self.print("key", *s.prompt.key)
         self.print("place", *s.rules.place)
         self.print("rules", *s.rules[1:])
         self.print("counts", STAGES.index(stage), s.known, s.in_frames, s.steps, s.draw.item, s.draw.first, s.guided)

@@ -25,7 +25,7 @@ _CONDITIONING = {"semantic": "cross_attention", "coarse": "none", "fine": "prefi
 _PRECISION = {"semantic": "fp32", "coarse": "int8", "fine": "int4"}
 _SIZES = {
     "semantic": Sizes(24, 2, 2, 12, 16, 20, 1, 9, 1, 11, 7, True, True),
-    "coarse": Sizes(32, 2, 2, 8, 8, 40, 2, 9, 2, 28, 5, False, False, 8, 32),
+    "coarse": Sizes(32, 2, 2, 8, 8, 40, 2, 9, 2, 28, 5, False, False, 8, 32, True, True, 6),
     "fine": Sizes(40, 1, 3, 8, 8, 33, 1, 8, 3, 43, 0, False, False, 4, 64),
 }
 
@@ -81,13 +81,18 @@ def _decoder(stage: str, places: dict[str, list]) -> dict[str, Any]:
         "coarse_quantizers": None if stage == "semantic" else 2,
         "fine_quantizers": 3 if stage == "fine" else None,
         "rows": _ROWS[stage],
+        "segments": None,
         "bias": {"entries": sizes.bias_entries, "stride": 1} if sizes.bias_entries else None,
         "max_length": 20,
+        "semantic_window": None,
         "step": {
             "dim_head": sizes.dim_head,
             "inner": sizes.inner,
             "streams": sizes.streams,
             "value_residual": sizes.value_residual,
+            "normalised_attention": sizes.normalised_attention,
+            "convolution": sizes.convolution,
+            "positions": sizes.positions or None,
             "precision": _PRECISION[stage],
             "block": sizes.block,
             "weights": places,
@@ -144,6 +149,7 @@ def _manifest(places: dict[str, dict[str, list]]) -> dict[str, Any]:
             "codebook_size": 8,
             "heads": None,
         },
+        "seconds": None,
         "unique_consecutive": False,
         "semantic_tokens_per_second": 25,
         "made_by": {"musiclm-deploy": "0.1.0"},
