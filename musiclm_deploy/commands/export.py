@@ -22,7 +22,7 @@ def add_options(commands: Any) -> None:
         ("codec", "codec: a SoundStream, or an EnCodec at 24 kHz"),
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="FILE", help=f"checkpoint of the {what}")
-    parser.add_argument("--mulan", type=Path, metavar="FILE", help="checkpoint of MuLaN; not needed where the quantizer's holds it")
+    parser.add_argument("--mulan", type=Path, metavar="FILE", help="MuLaN or a CLAP; not needed where the quantizer's file holds it")
     parser.add_argument(
         "--quantizer",
         action="append",
@@ -41,7 +41,7 @@ def add_options(commands: Any) -> None:
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="tokenizer.json of the Hugging Face tokenizer that MuLaN was trained with, or its folder (default: CLIP's)",
+        help="tokenizer.json that MuLaN was trained with, or its folder (default: CLIP's; of a CLAP, RoBERTa's beside it)",
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'
