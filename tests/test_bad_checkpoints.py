@@ -219,8 +219,8 @@ def test_hostile_codec_config_is_not_run(packages, good, tmp_path):
     ("asked", "given", "reason"),
     [
         ("fine", "coarse", "expected a fine transformer, but the file holds a coarse transformer."),
-        ("quantizer", "mulan", "expected a MuLaN embedding quantizer, but the file holds a MuLaN model."),
-        ("mulan", "codec", "expected a MuLaN model, but the file holds a codec (SoundStream or EnCodec)."),
+        ("quantizer", "mulan", "expected a MuLaN embedding quantizer, but the file holds a MuLaN model or a CLAP."),
+        ("mulan", "codec", "expected a MuLaN model or a CLAP, but the file holds a codec (SoundStream or EnCodec)."),
         ("semantic", "quantizer", "expected a semantic transformer, but the file holds a MuLaN embedding quantizer."),
         ("codec", "semantic", "expected a codec (SoundStream or EnCodec), but the file holds a semantic transformer."),
     ],
