@@ -76,11 +76,11 @@ def export_checkpoints(
 ) -> Path:
     """Export trained checkpoints to the bundle `out`.
 
-    quantizer: one file for all stages, or {stage: file}. mulan: may be left out where a quantizer file contains its MuLaN.
+    quantizer: one file for all stages, or {stage: file}. mulan: a MuLaN or a CLAP; may be left out where a quantizer file contains it.
     semantic_features: the file of the MelKmeans that the semantic transformer was trained with; or hubert and kmeans: the two that
     upstream's HubertWithKmeans takes, the first may be a Hugging Face folder. Without either the bundle makes no tokens of sounds.
     tokenizer: the `tokenizer.json` of the Hugging Face tokenizer whose ids MuLaN's text tower was trained on, or its folder; by default
-    CLIP's tokenizer, as in musiclm-pytorch.
+    CLIP's tokenizer, as in musiclm-pytorch. Of a CLAP RoBERTa's files, by default those beside it.
     config: overrides, `{"semantic": {"cond_as_self_attn_prefix": True}}`, under upstream's argument names.
     open_musiclm_config: the JSON of the model that open-musiclm keeps beside its checkpoints, for what these do not tell.
     target: "onnxruntime"; or "tensorrt", for a bundle that also has what TensorRT's engines are built of, and kernels that draw its tokens.

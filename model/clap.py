@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from ..runtime.audio import resample
 from ..runtime.roberta_tokenizer import MAX_TOKENS, RobertaTokenizer, tokenizer_files
 from ..runtime.user_files import expanded
-from .clap_files import SAMPLE_HZ, WINDOW_SECONDS, clap_facts, clap_tensors, preprocessor_of, read_clap
+from .clap_files import SAMPLE_HZ, WINDOW_SECONDS, check_ranges, clap_facts, clap_tensors, preprocessor_of, read_clap
 from .clap_spectrogram import ClapSpectrogram, bicubic_rows, windows_of
 from .contrastive import contrastive_loss
 
 # Settings of the tower's entrance, which are none of transformers' configuration, and their defaults.
 _ENTRANCE = {"frequency_min": 50, "frequency_max": 14000, "fft_window_size": 1024, "hop_length": 480, "mel_scale": "slaney"}
+_MOST_ROWS = 1 << 14  # of a tower's image in time: 1,024 in every published model
 
 
 class ClapTowers(nn.Module):
@@ -56,6 +57,7 @@ class ClapTowers(nn.Module):
         super().__init__()
         from .upstream import import_transformers
 
+        check_ranges(settings)
         clap = import_transformers().models.clap.modeling_clap
         audio, text = (
             {name.removeprefix(tower): value for name, value in settings.items() if name.startswith(tower)} for tower in ("audio.", "text.")
@@ -86,8 +88,11 @@ class ClapTowers(nn.Module):
         self.window_samples, self.min_samples = WINDOW_SECONDS * SAMPLE_HZ, entrance["fft_window_size"]
         bands, frames = audio_config.num_mel_bins, self.window_samples // entrance["hop_length"] + 1
         rows = audio_config.spec_size * (audio_config.spec_size // bands)
-        if frames > rows:
-            raise ValueError(f"10 s make {frames} frames of {entrance['hop_length']} samples, but the audio tower takes {rows} at most.")
+        if not frames <= rows <= _MOST_ROWS:
+            raise ValueError(
+                f"10 s make {frames} frames of {entrance['hop_length']} samples, and the audio tower takes {rows}: at least as many are "
+                f"covered, and at most {_MOST_ROWS}."
+            )
         lowest, highest, n_fft, hop, scale = entrance.values()
         self.spectrogram = ClapSpectrogram(SAMPLE_HZ, n_fft, hop, bands, lowest, highest, scale == "slaney")
         self.register_buffer("stretch", bicubic_rows(frames, rows), persistent=False)

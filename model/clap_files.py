@@ -45,6 +45,14 @@ _UNTOLD_TEXT = {"hidden_act": "gelu", "pad_token_id": 1}
 _ROBERTA_EPS, _CONFIG_EPS = 1e-5, 1e-12
 # Of preprocessor_config.json, and the values of LAION's audio_cfg.
 _FRONT_END = {"frequency_min": 50, "frequency_max": 14000, "fft_window_size": 1024, "hop_length": 480}
+_RANGES = {
+    "audio.window_size": (1, 32),
+    "audio.spec_size": (16, 1024),
+    "audio.num_mel_bins": (1, 512),
+    "audio.fft_window_size": (16, 8192),
+    "audio.hop_length": (1, SAMPLE_HZ),
+    "text.pad_token_id": (0, 1 << 20),
+}
 _FIXED = {"sampling_rate": SAMPLE_HZ, "max_length_s": WINDOW_SECONDS, "top_db": None}
 
 
@@ -126,6 +134,8 @@ def clap_facts(tensors: Mapping[str, Tensor], config: Mapping[str, Any], preproc
         inner = _shape(tensors, f"{_AUDIO}patch_embed.fusion_model.local_att.0.weight", 4)[0]
         facts["audio.aff_block_r"] = _told(patch[0] // max(inner, 1), f"fusion_model.local_att [{inner}, ...]")
     audio_config, text_config = (_section(config, name) for name in ("audio_config", "text_config"))
+    if isinstance(audio_config.get("patch_stride"), int):
+        audio_config = {**audio_config, "patch_stride": [audio_config["patch_stride"]] * 2}
     for name, value in _UNTOLD_AUDIO.items():
         facts[f"audio.{name}"] = _from(audio_config, name, value, "as every published CLAP")
     facts |= _text_facts(tensors, text_config)
@@ -167,6 +177,21 @@ def _text_facts(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
     else:
         facts["text.layer_norm_eps"] = _told(eps, "config.json")
     return facts
+
+
+def check_ranges(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError for a setting that cannot be, or that would take gigabytes. Settings that are missing have a default."""
+    for name, (least, most) in _RANGES.items():
+        value = settings.get(name, least)
+        if type(value) is not int or not least <= value <= most:
+            raise ValueError(f"{name} must be a whole number from {least} to {most}, got {value!r}.")
+    lowest, highest = (settings.get(f"audio.{name}", _FRONT_END[name]) for name in ("frequency_min", "frequency_max"))
+    if not all(isinstance(hz, int | float) for hz in (lowest, highest)) or not 0 <= lowest < highest <= SAMPLE_HZ / 2:
+        raise ValueError(
+            f"audio.frequency_min and audio.frequency_max must lie between 0 and {SAMPLE_HZ // 2}, got {lowest!r}, {highest!r}."
+        )
+    if (scale := settings.get("audio.mel_scale", "slaney")) not in ("slaney", "htk"):
+        raise ValueError(f"audio.mel_scale must be 'slaney' or 'htk', got {scale!r}.")
 
 
 def preprocessor_of(path: Path) -> dict[str, Any]:

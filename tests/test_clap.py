@@ -3,6 +3,7 @@
 Latents are unit vectors. LAION's were computed by laion_clap 1.1.7 (tests/golden). fp32 rounding moves an entry by some 1e-7.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,17 @@ def test_settings_that_are_not_covered() -> None:
     tensors = clap_tensors(laion_state())
     with pytest.raises(ValueError, match="sampling_rate = 16000; covered is 48000"):
         clap_facts(tensors, {}, {"sampling_rate": 16000})
+    for settings, message in (
+        ({"audio.window_size": 4096}, "audio.window_size must be a whole number from 1 to 32, got 4096"),
+        ({"audio.fft_window_size": 1 << 30}, "audio.fft_window_size must be a whole number from 16 to 8192"),
+        ({"audio.spec_size": 1024, "audio.num_mel_bins": 2}, "the audio tower takes 524288"),
+        ({"audio.hop_length": 100}, "10 s make 4801 frames of 100 samples, and the audio tower takes 1024"),
+        ({"audio.frequency_min": 20000}, "must lie between 0 and 24000, got 20000, 14000"),
+        ({"audio.mel_scale": "bark"}, "audio.mel_scale must be 'slaney' or 'htk', got 'bark'"),
+        ({"text.pad_token_id": None}, "text.pad_token_id must be a whole number"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ClapTowers({"text.num_hidden_layers": 1, "audio.depths": [1, 1, 1, 1]} | settings)
     with pytest.raises(ValueError, match="fusion of type 'channel_map' is not covered"):
         ClapTowers({"audio.enable_fusion": True, "audio.fusion_type": "channel_map", "audio.hidden_size": 768})
 

@@ -43,7 +43,7 @@ def add_options(commands: Any) -> None:
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="tokenizer.json of the Hugging Face tokenizer that MuLaN was trained with, or its folder (default: CLIP's)",
+        help="tokenizer.json that MuLaN was trained with, or its folder (default: CLIP's; of a CLAP, RoBERTa's beside it)",
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help='JSON of what checkpoints cannot tell: {"semantic": {"cond_as_self_attn_prefix": true}}'

@@ -35,8 +35,12 @@ def laion_state() -> dict[str, Tensor]:
 
 
 def laion_file(path: Path) -> Path:
-    """Save them as LAION's training does."""
-    state = {f"module.{name}": tensor for name, tensor in laion_state().items()}
+    """Save them as LAION's training does, with the tensors beside them that no latent depends on."""
+    beside = ("audio_branch.spectrogram_extractor.stft.conv_real.weight", "audio_branch.logmel_extractor.melW", "audio_branch.head.bias")
+    beside += ("audio_branch.tscam_conv.weight", "audio_branch.layers.0.blocks.1.attn_mask", "text_branch.embeddings.position_ids")
+    beside += ("audio_branch.layers.0.blocks.0.attn.relative_position_index", "audio_transform.sequential.0.weight", "logit_scale_a")
+    state = laion_state() | dict.fromkeys(beside, torch.ones(3))
+    state = {f"module.{name}": tensor for name, tensor in state.items()}
     torch.save({"epoch": 15, "name": "clap", "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}, path)
     return path
 
