@@ -132,14 +132,19 @@ def second_bundle(tiny_bundle, tiny_checkpoints, mel_file) -> Path:
 
 @pytest.fixture(scope="session")
 def open_musiclm_files(tiny_checkpoints, mel_file) -> dict[str, Path]:
-    """The files of a tiny open-musiclm, with the tiny MuLaN in CLAP's place, by the arguments of the export. Read only."""
+    """The files of a tiny open-musiclm and of a tiny CLAP, by the arguments of the export. Read only."""
+    from support.clap import clap_folder
     from support.open_musiclm import write_checkpoints
 
-    folder = shared("open-musiclm-files", lambda folder: write_checkpoints(folder))
+    def save(folder: Path) -> None:
+        write_checkpoints(folder)
+        clap_folder(folder / "clap")
+
+    folder = shared("open-musiclm-files", save)
     names = {"quantizer": "clap.rvq.10.pt", "open_musiclm_config": "tiny.json"}
     files = {name: folder / file for name, file in names.items()}
     files |= {stage: folder / f"{stage}.transformer.10.pt" for stage in ("semantic", "coarse", "fine")}
-    return files | {name: tiny_checkpoints[name] for name in ("codec", "mulan")} | {"semantic_features": mel_file}
+    return files | {"codec": tiny_checkpoints["codec"], "mulan": folder / "clap", "semantic_features": mel_file}
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def model_config(**of_stage: Any) -> dict[str, Any]:
     }
 
 
-def write_checkpoints(folder: Path, latent: int = 16, seed: int = 0, dim_head: int = 8, **of_stage: Any) -> dict[str, Path]:
+def write_checkpoints(folder: Path, latent: int = 32, seed: int = 0, dim_head: int = 8, **of_stage: Any) -> dict[str, Path]:
     """Write the files as open-musiclm's trainer does; return them by the names of `export_checkpoints`."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
