@@ -29,6 +29,7 @@ from .doctor import USELESS, FileReport, Report, describe_bundle, is_bundle
 from .errors import ExportError, MissingCheckpoint, naming
 from .fit import conditioning_dim, faults_of_fit
 from .mulan import check_conditioner, codebooks_of, conditioner_weights, is_bare, split_quantizer_state
+from .open_musiclm import is_open_musiclm
 from .open_musiclm_config import with_model_config
 from .semantic_tokens import build_tokenizer
 from .settings import Settings
@@ -119,6 +120,10 @@ def _describe(path: Path, package: Mapping[Any, Any], kind: str) -> FileReport:
         what = what_clap(checkpoint.state, path) if is_clap(checkpoint.state) else "a MuLaN model"
     if kind == "codec":
         what = f"a codec ({'EnCodec' if is_encodec(checkpoint.state) else 'SoundStream'})"
+    if is_open_musiclm(checkpoint.state):
+        what += " of open-musiclm"
+    if kind == "quantizer" and is_bare(checkpoint.state):
+        what = "a residual quantizer of CLAP's latents, as open-musiclm has it"
     if kind == "quantizer" and (inside := split_quantizer_state(checkpoint.state)[1]) is not None:
         what += " with its CLAP" if is_clap(inside) else " with its MuLaN"
     namespaces = [name.removeprefix(_TABLE) for name in checkpoint.state if name.startswith(_TABLE)]

@@ -204,6 +204,9 @@ def test_doctor(open_musiclm_files: dict[str, Path]) -> None:
     report = diagnose(files, open_musiclm_config=config)
     kinds = {Path(file.path).name: file.kind for file in report.files}
     assert {kinds[f"{stage}.transformer.10.pt"]: stage for stage in STAGES} == {stage: stage for stage in STAGES}
+    words = {Path(file.path).name: file.what for file in report.files}
+    assert words["fine.transformer.10.pt"] == "a fine transformer of open-musiclm"
+    assert words["clap.rvq.10.pt"] == "a residual quantizer of CLAP's latents, as open-musiclm has it"
     assert kinds["clap.rvq.10.pt"] == "quantizer" and not report.faults and not report.missing
     report = diagnose(files)
     assert len(report.faults) == 3 and all("--open-musiclm-config" in fault for fault in report.faults)
