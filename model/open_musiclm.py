@@ -53,9 +53,9 @@ class TokenConditionedTransformer(nn.Module):
             rows = ids + torch.arange(ids.shape[1]) % Q * V
             if index < len(self.sequences) - 1:
                 rows = F.pad(rows, (0, 1), value=0 if hide_ends else V)
-            x = self.embeddings[index](rows)
+            x = F.embedding(rows, self.get_parameter(f"embeddings.{index}.weight"))
             if self.absolute_position_embeddings is not None:
-                x = x + self.absolute_position_embeddings[index].weight[: x.shape[1]]
+                x = x + self.get_parameter(f"absolute_position_embeddings.{index}.weight")[: x.shape[1]]
             parts += [self.start_tokens[index].expand(len(ids), 1, -1), x]
             hidden += [torch.zeros(1 + x.shape[1], dtype=torch.bool)]
             hidden[-1][-1] = hide_ends and index < len(self.sequences) - 1
@@ -67,6 +67,8 @@ class TokenConditionedTransformer(nn.Module):
 
 class _Norm(nn.Module):
     """Layer normalisation whose bias is a buffer of zeros."""
+
+    beta: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -158,8 +160,9 @@ class _Transformer(nn.Module):
             raise ValueError(f"relative_position_bias_type must be continuous, t5 or none, got {bias!r}")
         self.rel_pos_bias = _DistanceBias(dim // 2, heads) if bias == "continuous" else _BucketBias(heads) if bias == "t5" else None
         # the second of three would be a cross-attention, which is never there
-        layers = ([_Attention(dim, heads, dim_head, scale), None, _feed_forward(dim, convolution)] for _ in range(depth))
+        layers = [[_Attention(dim, heads, dim_head, scale), None, _feed_forward(dim, convolution)] for _ in range(depth)]
         self.layers = nn.ModuleList(nn.ModuleList(layer) for layer in layers)
+        self._branches = [(attention, feed_forward) for attention, _, feed_forward in layers]
         self.norm = _Norm(dim)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
@@ -168,7 +171,7 @@ class _Transformer(nn.Module):
         unseen = torch.ones(n, n, dtype=torch.bool).triu(1) | hidden
         bias = torch.zeros(1, n, n) if self.rel_pos_bias is None else self.rel_pos_bias(n)
         bias = bias.masked_fill(unseen, _FAR)
-        for attention, _, feed_forward in self.layers:
+        for attention, feed_forward in self._branches:
             x = x + attention(x, bias)
             x = x + feed_forward(x)
         return self.norm(x)

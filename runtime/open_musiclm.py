@@ -41,7 +41,7 @@ class OpenMusicLM(Upstream):
     """One request on its way. Every window of a stage is run for all items before the next one."""
 
     def run(self) -> list[Tokens]:
-        self._drawn = dict.fromkeys(STAGES, 0)  # tokens of an item that were sampled; the noise counts them
+        self._drawn: dict[str, int] = dict.fromkeys(STAGES, 0)  # tokens of an item that were sampled; the noise counts them
         semantic = self._all_semantic()
         cut = _cut(self._manifest) if any(self._primes) else 0
         coarse = self._all_coarse([row[cut:] for row in semantic])

@@ -141,7 +141,7 @@ def test_scale_of_xformers(tmp_path: Path) -> None:
     with np.load(GOLDEN / "semantic.continuous.conv.p0.rel.npz") as file:
         values = dict(file)
     said = {"use_memory_efficient_attention": True}
-    decoder = export_golden(values, "semantic", tmp_path, **said)
+    decoder = export_golden(values, "semantic", tmp_path, use_memory_efficient_attention=True)
     checkpoint = checkpoint_of(values, "semantic")
     reference = open_musiclm_transformer("semantic", infer_transformer("semantic", checkpoint, SAID | said), checkpoint.state)
     codes, tokens = values["cond.0"].reshape(2, -1), values["tokens.noise"].reshape(2, -1)

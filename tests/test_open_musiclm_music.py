@@ -52,8 +52,9 @@ def windowed(open_musiclm_bundle: Path, tmp_path_factory: pytest.TempPathFactory
     decoders = {}
     for stage in STAGES:
         with np.load(GOLDEN / f"{stage}.continuous.conv.p0.rel.npz") as file:
-            window = {"max_length": WINDOWS[stage]} if stage == "semantic" else {"max_time_steps": WINDOWS[stage]}
-            decoders[stage] = export_golden(dict(file), stage, folder, **window, **({"semantic_window": 9} if stage == "coarse" else {}))
+            said: dict[str, Any] = {"max_length": WINDOWS[stage]} if stage == "semantic" else {"max_time_steps": WINDOWS[stage]}
+            said |= {"semantic_window": 9} if stage == "coarse" else {}
+            decoders[stage] = export_golden(dict(file), stage, folder, **said)
     codec = replace(manifest.codec, sample_hz=320 * FRAMES, samples_per_frame=320, codebook_size=19)
     return replace(manifest, **decoders, codec=codec, semantic_tokens_per_second=float(RATE)), folder
 
