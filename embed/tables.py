@@ -20,6 +20,7 @@ from typing import Any
 
 import ftfy
 import regex
+import tokenizers
 from ftfy import badness, chardata
 
 _COLUMNS = 140
@@ -75,8 +76,28 @@ def kinds() -> dict[int, int]:
     return found
 
 
+def byte_level_signs(kinds: dict[int, int]) -> dict[int, int]:
+    """Return 1 for characters that are no signs in `kinds`, but are in the pattern of the package tokenizers, whose Unicode is older.
+
+    Assert what roberta_tokenizer.cpp takes for granted: nothing else differs, and <mask> swallows what the pattern has as \\s.
+    """
+    split = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    mask = tokenizers.Tokenizer(tokenizers.models.BPE({"<mask>": 0}, []))
+    mask.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, normalized=False, special=True)])
+    found = {}
+    for c, kind in kinds.items():
+        joined = [len(split.pre_tokenize_str(f"{one}{chr(c)}{one}")) == 1 for one in "!a1"]
+        assert sum(joined) <= 1, f"U+{c:04X} is of two kinds"
+        of_byte_level = joined.index(True) if any(joined) else 3
+        assert of_byte_level in (0, kind), f"U+{c:04X} is of one more kind"
+        assert (mask.encode(f"{chr(c)}<mask>").offsets == [(0, 7)]) == (of_byte_level == 3), f"U+{c:04X} is swallowed by one of two"
+        if of_byte_level != kind:
+            found[c] = 1
+    return found
+
+
 def check_clitics() -> None:
-    """Assert what `stands_at` in tokenizer.cpp does: where case is ignored, only the long s is another form of their letters."""
+    """Assert what `stands_at` in clip_tokenizer.cpp does: where case is ignored, only the long s is another form of their letters."""
     for letter in "srevmldtaoxnf":
         pattern = regex.compile(letter, regex.IGNORECASE)
         others = {c for c in _CHARACTERS if pattern.fullmatch(chr(c))} - {ord(letter), ord(letter.upper())}
@@ -115,10 +136,14 @@ def lower_ranges() -> list[str]:
 
 def unicode_tables() -> str:
     check_clitics()
+    of_characters = kinds()
     return header(
-        "Kinds of characters, their lower case, and what stands around a sigma. See unicode.cpp.",
+        "Kinds of characters, their lower case, and what stands around a sigma. See unicode.cpp. kByteLevelSigns is from tokenizers "
+        f"{tokenizers.__version__}.",
         "struct CaseRange {\n  char32_t first, last;\n  uint32_t step;\n  int32_t difference;  // of the lower case\n};\n",
-        "// Kind; 2 bits.\n" + array("uint32_t kKinds[]", runs(kinds(), 2)),
+        "// Kind; 2 bits.\n" + array("uint32_t kKinds[]", runs(of_characters, 2)),
+        "// 1: a sign for the byte-level pattern, of another kind in kKinds; 1 bit.\n"
+        + array("uint32_t kByteLevelSigns[]", runs(byte_level_signs(of_characters), 1)),
         "// 1: cased, 2: ignored; 2 bits.\n" + array("uint32_t kCase[]", runs(case_kinds(), 2)),
         array("CaseRange kLower[]", lower_ranges()),
     )

@@ -21,15 +21,6 @@ std::string name_of(const Blend& parts) {
   return name;
 }
 
-ClipTokenizer open_tokenizer(const Bundle& bundle) {
-  const Mulan& mulan = bundle.manifest.mulan;
-  if (mulan.tokenizer_from_file) {
-    throw Error(ML_BAD_BUNDLE, "the bundle " + bundle.root.string() + " has another tokenizer than CLIP's, which is the only one that this " +
-                                   "library reads: play it with musiclm-deploy in Python");
-  }
-  return ClipTokenizer(bundle.path(mulan.tokenizer));
-}
-
 // What a stage's context graph makes; sizes are checked, since the decoder reads the arrays without knowing them.
 void read_context(const Decoder& decoder, Tensors& arrays, Context* context) {
   const std::string& graph = *decoder.context;
@@ -52,7 +43,10 @@ void read_context(const Decoder& decoder, Tensors& arrays, Context* context) {
 }  // namespace
 
 Encoder::Encoder(const Bundle& bundle, std::shared_ptr<OnnxRuntime> runtime, int threads)
-    : bundle_(bundle), runtime_(std::move(runtime)), threads_(threads), tokenizer_(open_tokenizer(bundle)) {}
+    : bundle_(bundle), runtime_(std::move(runtime)), threads_(threads) {
+  const Mulan& mulan = bundle.manifest.mulan;
+  tokenizer_ = open_tokenizer(bundle.path(mulan.tokenizer), mulan.tokenizer_from_file);
+}
 
 const Session& Encoder::session(const std::string& graph) {
   std::lock_guard<std::mutex> lock(opening_);
@@ -63,7 +57,7 @@ const Session& Encoder::session(const std::string& graph) {
 
 std::vector<float> Encoder::embed(const std::string& text) {
   const Mulan& mulan = bundle_.manifest.mulan;
-  std::vector<int64_t> ids = tokenizer_.encode(text, mulan.max_tokens), mask;
+  std::vector<int64_t> ids = tokenizer_->encode(text, mulan.max_tokens), mask;
   for (int64_t id : ids) mask.push_back(id != mulan.pad_id);  // a token may have the padding's id: training masked it as well
   const auto count = static_cast<int64_t>(ids.size());
   Tensors inputs;

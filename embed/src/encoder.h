@@ -28,7 +28,7 @@ class Encoder {
   const Bundle& bundle_;
   std::shared_ptr<OnnxRuntime> runtime_;
   int threads_;
-  ClipTokenizer tokenizer_;
+  std::unique_ptr<Tokenizer> tokenizer_;
   std::mutex opening_;
   std::map<std::string, std::unique_ptr<Session>> sessions_;
 };

@@ -134,15 +134,19 @@ Json read_json(const std::string& text) {
   try {
     return Json::parse(strict(text));
   } catch (const Json::exception& error) {
-    // nlohmann's words begin with its own number in brackets, and quote what was read last, of any length and in any bytes
-    std::string why = error.what();
-    why = why.substr(why.find("] ") + 2);
-    why = why.substr(0, std::min(why.find(" - "), why.find(": '")));
-    why = head(why, 200);
-    std::replace_if(
-        why.begin(), why.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
-    refuse(why);
+    refuse(reason_of(error));
   }
+}
+
+// nlohmann's words begin with its own number in brackets, and quote what was read last.
+std::string reason_of(const Json::exception& error) {
+  std::string why = error.what();
+  why = why.substr(why.find("] ") + 2);
+  why = why.substr(0, std::min(why.find(" - "), why.find(": '")));
+  why = head(why, 200);
+  std::replace_if(
+      why.begin(), why.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  return why;
 }
 
 const char* not_finite(const Json& value) {

@@ -15,6 +15,9 @@ constexpr size_t kMostJsonBytes = size_t{8} << 20;  // a manifest has 40 KB to 1
 // reason.
 Json read_json(const std::string& text);
 
+// Returns why a text is no JSON, without what was read last, which may be of any length and in any bytes.
+std::string reason_of(const Json::exception&);
+
 const char* not_finite(const Json&);  // "nan", "inf" or "-inf"; NULL for any other value
 
 std::string python_repr(const std::string& text);  // in quotes, with what cannot be printed as escapes

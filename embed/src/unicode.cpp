@@ -89,6 +89,7 @@ std::string encode_utf8(const std::u32string& text) {
 }
 
 Kind kind_of(char32_t c) { return static_cast<Kind>(run_value(kKinds, 2, c)); }
+Kind byte_level_kind_of(char32_t c) { return run_value(kByteLevelSigns, 1, c) != 0 ? Kind::sign : kind_of(c); }
 
 std::u32string to_lower(const std::u32string& text) {
   std::u32string lower;

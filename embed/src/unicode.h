@@ -1,6 +1,7 @@
-// Texts as code points: UTF-8 in and out, the kinds of characters that CLIP's pieces are made of, lower case, and the composed form NFC.
+// Texts as code points: UTF-8 in and out, the kinds of characters that a tokenizer's pieces are made of, lower case, and the composed form NFC.
 //
-// The rules are those of Python (`str.lower`, `unicodedata.normalize`) and of its module `regex`, in the versions that `tables.py` met.
+// The rules are those of Python (`str.lower`, `unicodedata.normalize`) and of its packages `regex` and `tokenizers`, in the versions that
+// `tables.py` met.
 #pragma once
 
 #include <cstddef>
@@ -24,6 +25,7 @@ enum class Kind : uint8_t {
   gap      // in no piece: \s, and U+0345, which is the same as a letter but for its case
 };
 Kind kind_of(char32_t);
+Kind byte_level_kind_of(char32_t);  // as the package tokenizers has it, whose Unicode is older; U+0345 is a sign
 
 std::u32string to_lower(const std::u32string&);  // str.lower
 std::u32string to_nfc(const std::u32string&);    // unicodedata.normalize("NFC", ...)

@@ -57,7 +57,7 @@ std::string answer(const std::string& path, ds_pool* pool) {
     const Bundle bundle = Bundle::open(path);
     for (int stage = 0; stage < kStages; stage++) Transformer(bundle, stage, pool);
     const Mulan& mulan = bundle.manifest.mulan;
-    if (!mulan.tokenizer_from_file) ClipTokenizer(bundle.path(mulan.tokenizer)).encode("Calm piano, 12/8!", INT64_MAX);
+    open_tokenizer(bundle.path(mulan.tokenizer), mulan.tokenizer_from_file)->encode("Calm piano, 12/8!", INT64_MAX);
     return "0";
   } catch (const Error& error) {
     std::string text = std::to_string(error.status) + " " + error.what();
