@@ -17,9 +17,12 @@ import pytest
 import torch
 from support.open_musiclm import GOLDEN, SAID, checkpoint_of, export_golden
 
+from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.open_musiclm import open_musiclm_transformer
+from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import infer_transformer
+from musiclm_deploy.model.open_musiclm import TokenConditionedTransformer
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.bundle import Decoder, Sampling
 from musiclm_deploy.runtime.forcing import HostBatch, forced, logits_of
@@ -154,3 +157,27 @@ def test_scale_of_xformers(tmp_path: Path) -> None:
     found = np.stack([row[:, 0] for row in logits])
     np.testing.assert_allclose(found, expected[:, :12], rtol=0, atol=LOGITS)
     assert np.abs(found - values["logits.teacher_masked"][:, :12]).max() > 0.5, "the scale makes no difference"
+
+
+@pytest.mark.nightly
+def test_full_width(tmp_path: Path) -> None:
+    """24 layers of the published width, whose sums are longest: logits against the reference in float64."""
+    torch.manual_seed(0)
+    sequences = [(12, 1024), (3, 1024), (5, 1024)]
+    reference = TokenConditionedTransformer(sequences, 1024, 24, 16)
+    checkpoint = Checkpoint("fine.transformer.0.pt", reference.state_dict())
+    settings = infer_transformer("fine", checkpoint, SAID)
+    decoder = export_stage("fine", checkpoint, settings, tmp_path, 500, 1)
+    codes, coarse, tokens = torch.randint(0, 1024, (1, 12)), torch.randint(0, 1024, (1, 90)), torch.randint(0, 1024, (1, 20))
+    with torch.inference_mode():
+        expected = reference.double().eval()(codes, coarse, tokens)[0].numpy()
+    draw, context = Draw(0, 0, 0, Sampling(cond_scale=1.0)), Context(codes=codes[0].numpy())
+    none = np.zeros(0, np.int64)
+    window = segment_sequence(decoder, [codes[0].numpy(), coarse[0].numpy()], 20, False, none, draw, context)
+    for batch in (
+        GraphBatch(open_session(tmp_path / decoder.graph, None), decoder),
+        NativeBatch(open_native(tmp_path, decoder, open_pool(None))),
+    ):
+        _, logits = logits_of(batch, [forced(window, tokens[0, :-1].numpy(), decoder.vocabulary)])
+        np.testing.assert_allclose(logits[0][:, 0], expected[:20], rtol=0, atol=1e-5 * np.abs(expected).max())
+        batch.close()
