@@ -135,7 +135,7 @@ class _DistanceBias(nn.Module):
         self.net = nn.ModuleList([*hidden, nn.Linear(dim, heads)])
 
     def forward(self, n: int) -> Tensor:
-        x = torch.arange(n, dtype=torch.float32)[:, None]
+        x = torch.arange(n, dtype=next(self.parameters()).dtype)[:, None]
         for layer in self.net:
             x = layer(x)
         distance = (torch.arange(n)[:, None] - torch.arange(n)).clamp(min=0)  # a key after its query is hidden
