@@ -311,14 +311,15 @@ def never_loads(monkeypatch) -> None:
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory):
     """Transformers by variant, name and precision (support/stages.py), exported when first asked for."""
-    from support.stages import VARIANTS, Stage
+    from support.stages import OPEN_MUSICLM, VARIANTS, Stage
 
+    variants = VARIANTS | OPEN_MUSICLM
     made: dict[tuple[str, str, str], Stage] = {}
 
     def get(variant: str, stage: str, precision: str = "fp32") -> Stage:
         key = variant, stage, precision
         if key not in made:
-            made[key] = Stage(stage, *VARIANTS[variant], tmp_path_factory.mktemp("stage"), precision)
+            made[key] = Stage(stage, *variants[variant], tmp_path_factory.mktemp("stage"), precision)
         return made[key]
 
     return get

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from support.native import MISSING, PATHS, address_space_left, allocated_bytes
-from support.stages import CONDITIONING_TOKENS, ROWS, VARIANTS, Stage, tokens_of
+from support.stages import CONDITIONING_TOKENS, OPEN_MUSICLM, ROWS, VARIANTS, Stage, tokens_of
 
 import musiclm_deploy as md
 from musiclm_deploy.export.transformers import STAGES
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS | OPEN_MUSICLM)
 def test_at_32_bits_it_is_the_graph(variant: str, stage: str, stages, pools) -> None:
     """Fault: a branch, bias, norm, head or cache that differs from the graph's in one variant or one form of the code."""
     made = stages(variant, stage)
@@ -51,7 +51,8 @@ def test_at_8_and_4_bits_it_has_the_graphs_weights(precision: str, stage: str, s
     Both quantize their activations, the graph that is told not to is the measure: neither is farther from it than the other by half, and
     a single matrix read wrongly is as far as the logits are large.
     """
-    for variant in ("cross-attention, four streams", "prefix, two streams, heads of 20", "no value residual, before 2.2, five heads of 7"):
+    audiolm = ("cross-attention, four streams", "prefix, two streams, heads of 20", "no value residual, before 2.2, five heads of 7")
+    for variant in (*audiolm, *OPEN_MUSICLM):
         made = stages(variant, stage, precision)
         exact = _logits_of_exact_activations(made)
         by_graph = np.abs(made.logits(None, [0, 1, 2]) - exact)
@@ -118,7 +119,7 @@ def _alone(made: Stage, model: Model, sequence: Sequence) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS | OPEN_MUSICLM)
 def test_tokens_are_the_graphs(variant: str, stage: str, stages, pools) -> None:
     """Fault: guidance, a forbidden entry, top-k, noise, the place of a token, an end or a prefix that differs from the reference's."""
     made = stages(variant, stage)

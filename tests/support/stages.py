@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from demo.checkpoints import TINY, build_models
+from demo.checkpoints import TINY, build_models, randomize
 from musiclm_deploy.export.checkpoint import Checkpoint
 from musiclm_deploy.export.stage import export_stage
 from musiclm_deploy.export.transformers import infer_transformer
 from musiclm_deploy.kernels.decoder_step import Model, Pool
+from musiclm_deploy.model.open_musiclm import TokenConditionedTransformer
 from musiclm_deploy.runtime.backend import open_session
 from musiclm_deploy.runtime.batch import Batch
 from musiclm_deploy.runtime.bundle import Decoder, Sampling
@@ -20,6 +22,8 @@ from musiclm_deploy.runtime.host.graph import GraphBatch
 from musiclm_deploy.runtime.host.native import NativeBatch
 from musiclm_deploy.runtime.sequence import Context, Draw, Sequence, coarse_sequence, fine_sequence, semantic_sequence
 from musiclm_deploy.runtime.step import open_native
+
+from .open_musiclm import CLAP, SAID, SEQUENCES
 
 ROWS, STEPS, CONDITIONING_TOKENS, CAPACITY = 3, 7, 5, 64
 _RNG = np.random.default_rng(0)
@@ -48,6 +52,21 @@ VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "wide: whole blocks and panels": ({"dim": 128, "heads": 8, "dim_head": 64}, "2.4.0"),
 }
+# The same of open-musiclm's transformer, which runs on CPUs alone.
+OPEN_MUSICLM: dict[str, tuple[dict[str, Any], str]] = {
+    "open-musiclm, convolution, heads of 8": ({"heads": 3, "dim_head": 8}, "open-musiclm"),
+    "open-musiclm, absolute positions, heads of 20": (
+        {
+            "relative_position_bias_type": "none",
+            "use_conv_ff": False,
+            "use_absolute_position_embeddings": True,
+            "max_absolute_position_embeddings": 40,
+            "heads": 2,
+            "dim_head": 20,
+        },
+        "open-musiclm",
+    ),
+}
 
 
 class Stage:
@@ -56,12 +75,16 @@ class Stage:
     def __init__(
         self, stage: str, arguments: dict[str, Any], version: str, folder: Path, precision: str = "fp32", capacity: int | None = None
     ) -> None:
-        state = build_models(replace(TINY, shared_arguments=arguments), seed=3)[stage].state_dict()
-        if version != "2.4.0":
+        if version == "open-musiclm":
+            state = self._open_musiclm(stage, arguments)
+        else:
+            state = build_models(replace(TINY, shared_arguments=arguments), seed=3)[stage].state_dict()
+        if version not in ("2.4.0", "open-musiclm"):
             state = {name.replace(".branch.", "."): tensor for name, tensor in state.items()}
         overrides = {"max_length": 32} if stage == "semantic" else {"max_time_steps": 12}
         if "cond_as_self_attn_prefix" in arguments or not arguments.get("audio_text_condition", True):
             overrides["cond_as_self_attn_prefix"] = arguments.get("cond_as_self_attn_prefix", False)
+        overrides |= SAID if version == "open-musiclm" else {}
         checkpoint = Checkpoint(f"{stage}.pt", state, version)
         self.name, self.folder, self.capacity = stage, folder, capacity
         settings = infer_transformer(stage, checkpoint, overrides)
@@ -74,7 +97,16 @@ class Stage:
             conditioning = np.random.default_rng(1).standard_normal((ROWS, CONDITIONING_TOKENS, width), np.float32)
             names = [output.name for output in graph.get_outputs()]
             self.context = dict(zip(names, graph.run(names, {"conditioning": conditioning}), strict=True))
-        self._conditions = [Context({name: array[row : row + 1] for name, array in self.context.items()}) for row in range(ROWS)]
+        codes = np.random.default_rng(1).integers(0, CLAP[1], (ROWS, CLAP[0])) if self.decoder.segments else [None] * ROWS
+        arrays = [{name: array[row : row + 1] for name, array in self.context.items()} for row in range(ROWS)]
+        self._conditions = [Context(own, row) for own, row in zip(arrays, codes, strict=True)]
+
+    @staticmethod
+    def _open_musiclm(stage: str, arguments: dict[str, Any]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        model = TokenConditionedTransformer(SEQUENCES[stage], TINY.dim, TINY.depth, **arguments)
+        randomize(model)
+        return model.state_dict()
 
     def model(self, pool: Pool, path: str | None = None) -> Model:
         return open_native(self.folder, self.decoder, pool, path)
@@ -106,6 +138,8 @@ class Stage:
 
         sequence = self.sequence(row, Draw(0, 0, 0, Sampling(1, 0, 1), noise))
         made = replace(sequence, steps=steps)
+        if (ids := sequence.position_ids) is not None:  # beyond the frames that the row's prompt has
+            made = replace(made, position_ids=np.concatenate([ids, ids[-1] + 1 + np.arange(steps)]))
         return made if self.capacity is None else _Static(**{field.name: getattr(made, field.name) for field in fields(made)})
 
     def logits(self, native: Model | None, rows: list[int], steps: int = STEPS, together: bool = True) -> np.ndarray:
