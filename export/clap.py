@@ -115,7 +115,7 @@ def clap_record(settings: Settings, tokenizer: Settings | None, towers: ClapTowe
 
 
 class _TextLatents(nn.Module):
-    """The text tower alone: what of the other one a graph does not need is not in it."""
+    """The text tower alone: its graph holds no weight of the audio tower."""
 
     def __init__(self, towers: ClapTowers) -> None:
         super().__init__()

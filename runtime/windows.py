@@ -261,10 +261,11 @@ def tokens_per_frame(manifest: Manifest) -> Fraction:
 
 
 def ranked_at_once(manifest: Manifest) -> int:
-    """Return the samples of a wave that MuLaN takes whole; parts are at least half as long, which must be enough for MuLaN."""
+    """Return the samples of a wave that MuLaN takes whole; parts are at least half as long, which must be enough for MuLaN. CLAP takes
+    a window whole, to which it repeats what is shorter."""
     codec, mulan = manifest.codec, manifest.mulan
-    least = 2 * math.ceil(mulan.min_samples * codec.sample_hz / mulan.sample_hz)
-    return max(manifest.coarse.max_length * codec.samples_per_frame, least)
+    least, window = (math.ceil(samples * codec.sample_hz / mulan.sample_hz) for samples in (mulan.min_samples, mulan.window_samples or 0))
+    return max(manifest.coarse.max_length * codec.samples_per_frame, 2 * least, window)
 
 
 def equal_parts(total: int, most: int) -> list[slice]:

@@ -336,6 +336,7 @@ def _clap() -> list[Section]:
         *covered("test_clap_export.py::test_a_bundle_of_laions_file", "tokenizer: RoBERTa's, beside the file or by --tokenizer"),
         *covered(settings, "trained_tokens: not looked for"),
         *no_effect(_TRAINING, "frozen", "decoupled_contrastive_learning", "sigmoid_contrastive_loss"),
+        *no_effect("of training alone: a bundle resamples itself", "input_sample_hz"),
     ]
     audio = [
         *covered(settings, "patch_embeds_hidden_size, depths, num_attention_heads, hidden_size, window_size, num_mel_bins, patch_size"),

@@ -3,6 +3,7 @@
 The towers are tiny, with the weights of tests/golden; the transformers are those of the tiny MusicLM.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from musiclm_deploy.export.errors import ExportError, MissingCheckpoint
 from musiclm_deploy.model import MuLaNEmbedQuantizer
 from musiclm_deploy.runtime.bundle import Bundle
 from musiclm_deploy.runtime.memory import mulan_audio_bytes
+from musiclm_deploy.runtime.windows import ranked_at_once
 
 TOLERANCE = 1e-6  # of a graph against the same towers in PyTorch, entries of unit vectors; measured: 2e-7
 AGAINST_LAION = 1e-4  # measured: 1.4e-5, of a tone, most of whose bands hold nothing but rounding
@@ -105,7 +107,10 @@ def test_settings_and_their_sources(folder: Path) -> None:
 def test_a_bundle_of_the_folder(folder: Path, quantizer: Path, good: dict[str, Path], mel_file: Path, tmp_path: Path) -> None:
     """Fault: any step between the towers' files and music: recognition, quantizer, tokenizer, manifest, validation, runtime."""
     out = md.export_checkpoints(**sources(good, quantizer, mulan=folder), semantic_features=mel_file, out=tmp_path / "bundle", quiet=True)
-    record = Bundle.open(out).manifest.mulan
+    manifest = Bundle.open(out).manifest
+    record = manifest.mulan
+    short = replace(manifest, coarse=replace(manifest.coarse, max_length=8))
+    assert ranked_at_once(short) == 10 * manifest.codec.sample_hz  # and not the eight frames that the coarse stage takes
     assert (record.sample_hz, record.max_tokens, record.pad_id, record.window_samples) == (48000, 77, 1, WINDOW)
     assert mulan_audio_bytes(record, 2, WINDOW + 1) == 4 * (record.window_bytes or 0) + (1 << 26)
     with md.load(out, device="cpu") as model:

@@ -19,6 +19,7 @@ import pytest
 
 import musiclm_deploy as md
 from musiclm_deploy.export import export as exporting
+from musiclm_deploy.export import towers
 from musiclm_deploy.export import validate as validating
 from musiclm_deploy.export.errors import ExportError
 from musiclm_deploy.export.export import export_checkpoints
@@ -198,8 +199,8 @@ def test_full_disk_at_the_tokenizer(tiny_checkpoints, tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         return write(path, *arguments, **named)
 
-    monkeypatch.setattr(exporting, "export_mulan_text", lambda *_: None)
-    monkeypatch.setattr(exporting, "export_mulan_audio", lambda *_: None)
+    monkeypatch.setattr(towers, "export_mulan_text", lambda *_: None)
+    monkeypatch.setattr(towers, "export_mulan_audio", lambda *_: None)
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ExportError, match=r"could not be written: .*No space left on device.*tokenizer\.json"):
         export_checkpoints(**tiny_checkpoints, out=tmp_path / "bundle", quiet=True)
