@@ -166,6 +166,21 @@ def build_bias(checkpoint: Checkpoint, settings: Settings, positions: int) -> np
     return np.concatenate([np.full((heads, 1), HIDDEN), bias], axis=1).astype(np.float32)
 
 
+def check_positions(stage: str, name: str, settings: Settings, length: int, semantic_window: int) -> None:
+    """Raise ExportError if a window of `length` tokens or frames has more tokens than there are absolute positions. name: of the file."""
+    if not settings["use_absolute_position_embeddings"]:
+        return
+    most = settings["max_absolute_position_embeddings"]
+    for segment in segments(stage, settings):
+        frames = {"clap": 1, "semantic": length if stage == "semantic" else semantic_window}.get(segment.name, length)
+        needed = frames * segment.quantizers + (-1 if segment.name == stage else 1)  # the end counts, the last token is never fed
+        if needed > most:
+            raise ExportError(
+                f"{name}: a window of {frames * segment.quantizers} {segment.name} tokens needs {needed} absolute positions, the model has "
+                f"{most}. Say which windows it was trained on, with --open-musiclm-config or --config."
+            )
+
+
 def longest(stage: str, settings: Settings, length: int, semantic_window: int) -> int:
     """Return the positions of a stage's longest window of `length` tokens or frames. semantic_window: tokens that a coarse one reads."""
     read = {"clap": 1, "semantic": length if stage == "semantic" else semantic_window}

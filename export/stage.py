@@ -68,6 +68,7 @@ def build_stage(
         parts = open_musiclm.segments(stage, settings)
         rows, first_rows = open_musiclm.build_rows(stage, checkpoint, settings), {"padding": 0}
         reads = settings.values().get("semantic_window", semantic_length)
+        open_musiclm.check_positions(stage, checkpoint.name, settings, length, reads)
         bias = open_musiclm.build_bias(checkpoint, settings, open_musiclm.longest(stage, settings, length, reads))
         positions = open_musiclm.build_positions(stage, checkpoint, settings)
     else:

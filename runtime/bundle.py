@@ -374,5 +374,7 @@ def _faults_of_segments(stage: str, manifest: Manifest) -> Iterator[str]:
         expected = [(name, quantizers[name]) for name in names]
         if [(one.name, one.quantizers) for one in found] != expected:
             yield f"{where}: expected {expected}, names and quantizers, got {[(one.name, one.quantizers) for one in found]}"
+        if (decoder.semantic_window is None) == (stage == "coarse"):
+            yield f"{MANIFEST}: {stage}: semantic_window: {'missing' if stage == 'coarse' else 'of coarse alone'}"
         if found[-1].codebook + 1 != decoder.vocabulary:
             yield f"{where}: the last one has {found[-1].codebook} codes, expected {decoder.vocabulary - 1}, one less than the vocabulary"

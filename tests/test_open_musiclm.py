@@ -181,3 +181,12 @@ def test_full_width(tmp_path: Path) -> None:
         _, logits = logits_of(batch, [forced(window, tokens[0, :-1].numpy(), decoder.vocabulary)])
         np.testing.assert_allclose(logits[0][:, 0], expected[:20], rtol=0, atol=1e-5 * np.abs(expected).max())
         batch.close()
+
+
+def test_windows_beyond_the_absolute_positions(tmp_path: Path) -> None:
+    """A window that the model has no positions for is refused by the export, and not when music is made."""
+    with np.load(GOLDEN / "semantic.t5.plain.p0.abs.npz") as file:
+        values = dict(file)
+    with pytest.raises(ExportError, match=r"a window of 500 semantic tokens needs 499 absolute positions, the model has 40\. Say which"):
+        export_golden(values, "semantic", tmp_path, max_length=500)
+    assert export_golden(values, "semantic", tmp_path, max_length=41).step.positions == 81

@@ -23,6 +23,9 @@ void check_segments(const Manifest& manifest, int stage, Faults& faults) {
   for (const int one : read[stage]) expected += std::string(", ") + kStageNames[one] + " " + std::to_string(quantizers[one]);
   for (const Segment& one : decoder.segments) found += (found.empty() ? "" : ", ") + one.name + " " + std::to_string(one.quantizers);
   if (found != expected) faults.note(where + "expected " + expected + ", names and quantizers, got " + found);
+  if (decoder.semantic_window.has_value() != (stage == kCoarse)) {
+    faults.note(std::string(kManifestName) + ": " + kStageNames[stage] + ": semantic_window: " + (stage == kCoarse ? "missing" : "of coarse alone"));
+  }
   const int64_t codes = decoder.segments.back().codebook;
   if (codes + 1 != decoder.vocabulary) {
     faults.note(where + "the last one has " + std::to_string(codes) + " codes, expected " + std::to_string(decoder.vocabulary - 1) +

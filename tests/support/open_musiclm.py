@@ -76,6 +76,7 @@ def export_golden(values: Any, stage: str, folder: Path, precision: str = "fp32"
     """Export a stage of a golden file into `folder`."""
     checkpoint = checkpoint_of(values, stage)
     window = {"max_length": 20} if stage == "semantic" else {"max_time_steps": 8}
+    window |= {"semantic_window": 20} if stage == "coarse" else {}
     inferred = infer_transformer(stage, checkpoint, SAID | window | said)
     return export_stage(stage, checkpoint, inferred, folder, 20, 1, precision)
 

@@ -84,7 +84,8 @@ class Stage:
         overrides = {"max_length": 32} if stage == "semantic" else {"max_time_steps": 12}
         if "cond_as_self_attn_prefix" in arguments or not arguments.get("audio_text_condition", True):
             overrides["cond_as_self_attn_prefix"] = arguments.get("cond_as_self_attn_prefix", False)
-        overrides |= SAID if version == "open-musiclm" else {}
+        if version == "open-musiclm":
+            overrides |= SAID | ({"semantic_window": 20} if stage == "coarse" else {})
         checkpoint = Checkpoint(f"{stage}.pt", state, version)
         self.name, self.folder, self.capacity = stage, folder, capacity
         settings = infer_transformer(stage, checkpoint, overrides)
