@@ -28,6 +28,7 @@ from ..runtime.engines.form import FOLDER as FORM
 from . import graph, trace
 from .arguments import list_of, overrides_of, path_of, sources_of
 from .calibration import sounds_in
+from .checkpoint import read_checkpoint
 from .codec import export_codec
 from .collect import Collected, collect, conditioner_tables, settings_table, warnings_of
 from .errors import ExportError, naming
@@ -109,13 +110,14 @@ def export_checkpoints(
         raise ExportError("kernels for int8 are those of stages of 8 bits: give precision int8, of all stages, too.")
     if kernels or engines:
         capabilities_of(compute_capabilities)  # now, and not when minutes have gone into the graphs
+        _refuse_gpus(sources["semantic"])
     sounds = [] if calibration is None else _calibration(path_of(calibration, "calibration"), asked, sources)
     if out.parent.is_dir():
         remove_abandoned(out.parent, out.name)
     _check_out(out, overwrite)
     bar = tqdm(total=len(_STEPS) + (engines is not None), desc="export", unit="step", disable=quiet, file=sys.stderr)
     with bar, traces_in(trace_cache), _aside(out) as folder:
-        manifest = write_stages(sources, overrides, folder, bar, quiet, bool(kernels), engines is not None)
+        manifest = write_stages(sources, overrides, folder, bar, quiet, bool(kernels))
         if engines is None:
             candidates = _write_narrow(sources, overrides, asked, folder)
         else:
@@ -146,6 +148,15 @@ def export_checkpoints(
     return out
 
 
+def _refuse_gpus(semantic: Path) -> None:
+    """Raise ExportError for a transformer that runs on CPUs alone."""
+    if is_open_musiclm(read_checkpoint(semantic, "semantic").state):
+        raise ExportError(
+            "open-musiclm's transformers run on CPUs alone: no kernel and no engine here computes their normalised attention and their "
+            "convolution. Leave out --kernels and --target tensorrt."
+        )
+
+
 def _calibration(folder: Path, asked: Mapping[str, str], sources: Mapping[str, Path]) -> list[Path]:
     """Its sounds. What makes them useless is said before anything is exported."""
     if not any(narrower(name) for name in asked.values()):
@@ -156,21 +167,14 @@ def _calibration(folder: Path, asked: Mapping[str, str], sources: Mapping[str, P
 
 
 def write_stages(
-    sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool, kernels: bool, engines: bool
+    sources: Mapping[str, Path], overrides: Mapping[str, Any], folder: Path, bar: tqdm, quiet: bool, kernels: bool
 ) -> Manifest:
-    """Write every graph in fp32, the tokenizer and a manifest without measurements. kernels: whether a kernel makes MuLaN's patches.
-
-    engines: whether TensorRT's form is written afterwards."""
+    """Write every graph in fp32, the tokenizer and a manifest without measurements. kernels: whether a kernel makes MuLaN's patches."""
     _step(bar, "read", first=True)
     collected = collect(sources, overrides)
     if not quiet:
         bar.write("\n".join((settings_table(collected), *(f"warning: {text}" for text in warnings_of(collected)))), file=sys.stderr)
     settings, checkpoints = collected.settings, collected.checkpoints
-    if (kernels or engines) and is_open_musiclm(checkpoints["semantic"].state):
-        raise ExportError(
-            "open-musiclm's transformers run on CPUs alone: no kernel and no engine here computes their normalised attention and their "
-            "convolution. Leave out --kernels and --target tensorrt."
-        )
     groups = settings["codec"]["rq_groups"]
     decoders = {}
     for stage in STAGES:

@@ -25,8 +25,11 @@ from musiclm_deploy.runtime.sequence import Context, Sequence, coarse_sequence, 
 from musiclm_deploy.runtime.sequence import Draw as Drawing
 
 V, DIM, STREAMS, TABLE = 11, 5, 2, 80
-_STEP = Step(dim_head=8, inner=8, streams=STREAMS, value_residual=True, precision="fp32", block=0, weights={})
-DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, None, None, {"padding": 0, "start": 1, "semantic": 2}, Bias(9, 1), 99, _STEP)
+_STEP = Step(
+    8, 8, STREAMS, value_residual=True, normalised_attention=False, convolution=False, positions=None, precision="fp32", block=0, weights={}
+)
+_ROWS = {"padding": 0, "start": 1, "semantic": 2}
+DECODER = Decoder("", None, "none", True, DIM, 1, 1, 8, V, None, None, _ROWS, None, Bias(9, 1), 99, None, _STEP)
 ITEMS = [(2**63 + 5, 0, 0), (7, 1, 40), (2**64 - 1, 3, 9)]  # seed, item and number of the first token of each row
 
 
