@@ -211,7 +211,8 @@ def _refused_by_builders(collected: Collected) -> list[str]:
 def _check_conditioning(collected: Collected) -> None:
     known = [stage for stage in STAGES if f"quantizer.{stage}" in collected.settings]
     if all(stage in collected.settings for stage in STAGES) and known == collected.conditioned:
-        if all(conditioning_dim(collected.settings[f"quantizer.{stage}"], stage) for stage in known):
+        tables = {stage: conditioning_dim(collected.settings[f"quantizer.{stage}"], stage) for stage in known}
+        if all(width or is_bare(collected.checkpoints[f"quantizer.{stage}"].state) for stage, width in tables.items()):
             check_conditioner(conditioner_tables(collected))
     else:  # some transformers are not there: every table of what is there
         for stage in known:

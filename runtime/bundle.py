@@ -34,7 +34,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +41,7 @@ from typing import Any
 
 import numpy as np
 
+from .consistency import inconsistencies
 from .recorded_files import fault_of_file, identity
 from .records import parse
 from .user_files import escape_surrogates, expanded
@@ -49,7 +49,6 @@ from .user_files import escape_surrogates, expanded
 FORMAT = 7  # rises when the layout changes
 MANIFEST = "musiclm.json"
 STAGES = ("semantic", "coarse", "fine")
-MOST_SECONDS = 86_400  # of a clip: a day, whose windows fit any list, and its tokens the 32 bits that count them for the noise
 
 
 class BundleError(ValueError):
@@ -349,32 +348,7 @@ def _check_files(root: Path, manifest: Manifest, faults: list[str]) -> None:
     named += [name for decoder in decoders for name in (decoder.graph, f"{decoder.graph}.data", decoder.context) if name]
     named += [manifest.codec.encode] if manifest.codec.encode else []
     faults += [f"{name}: the manifest uses this file but does not list it" for name in named if name not in manifest.files]
-    if manifest.seconds is not None and not 0 < manifest.seconds <= MOST_SECONDS:
-        faults.append(f"{MANIFEST}: seconds: expected more than 0 and at most {MOST_SECONDS}, got {manifest.seconds}")
-    faults += [fault for stage in STAGES for fault in _faults_of_segments(stage, manifest)]
+    faults += [f"{MANIFEST}: {fault}" for fault in inconsistencies(manifest)]
     with ThreadPoolExecutor() as pool:  # hashing leaves Python's lock
         found = pool.map(lambda item: fault_of_file(root, *item), manifest.files.items())
         faults += [f"{name!r}: {fault}" for name, fault in zip(manifest.files, found, strict=True) if fault]
-
-
-def _faults_of_segments(stage: str, manifest: Manifest) -> Iterator[str]:
-    """Yield what is wrong with a stage that reads segments, whose tokens a clip could otherwise wait for without end."""
-    decoder: Decoder = getattr(manifest, stage)
-    names = {"semantic": ["clap", "semantic"], "coarse": ["clap", "semantic", "coarse"], "fine": ["clap", "coarse", "fine"]}[stage]
-    found, where = decoder.segments or [], f"{MANIFEST}: {stage}: segments"
-    if bool(found) != (decoder.conditioning == "tokens"):
-        yield f"{where}: a stage has them if its condition is tokens, and none else"
-    elif found:
-        quantizers = {
-            "clap": manifest.conditioner.quantizers,
-            "semantic": 1,
-            "coarse": manifest.coarse.outputs,
-            "fine": manifest.fine.outputs,
-        }
-        expected = [(name, quantizers[name]) for name in names]
-        if [(one.name, one.quantizers) for one in found] != expected:
-            yield f"{where}: expected {expected}, names and quantizers, got {[(one.name, one.quantizers) for one in found]}"
-        if (decoder.semantic_window is None) == (stage == "coarse"):
-            yield f"{MANIFEST}: {stage}: semantic_window: {'missing' if stage == 'coarse' else 'of coarse alone'}"
-        if found[-1].codebook + 1 != decoder.vocabulary:
-            yield f"{where}: the last one has {found[-1].codebook} codes, expected {decoder.vocabulary - 1}, one less than the vocabulary"

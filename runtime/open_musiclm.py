@@ -13,6 +13,7 @@ from collections.abc import Sequence as Many
 import numpy as np
 
 from .bundle import STAGES, Manifest
+from .consistency import MOST_SECONDS
 from .music import Tokens
 from .sequence import Sequence, segment_sequence
 from .upstream import Upstream
@@ -27,6 +28,10 @@ def seconds_of(manifest: Manifest, asked: float | None) -> float:
 def output_frames(manifest: Manifest, seconds: float, primed: bool) -> int:
     """Return the codec frames that come out when `seconds` are asked for, those of a prime not counted. ValueError if there are none."""
     read, coarse, fine = _semantic_window(manifest), manifest.coarse.max_length, manifest.fine.max_length
+    if min(manifest.semantic.max_length, coarse) < 2:
+        raise ValueError("compat='upstream' goes on by half a window, and a window of this model has one token or frame. Leave it out.")
+    if seconds > MOST_SECONDS:
+        raise ValueError(f"seconds = {seconds:g} is longer than a clip may be: ask for at most {MOST_SECONDS} s, a day.")
     tokens = _semantic_tokens(manifest, seconds) - (_cut(manifest) if primed else 0)
     windows = (tokens - read) // max(read // 2, 1) + 1
     frames = coarse + (windows - 1) * (coarse - coarse // 2) - (coarse // 2 if primed else 0)

@@ -204,7 +204,8 @@ class Pipeline:
         request, mulan, hz = prepared.request, self.bundle.manifest.mulan, self.bundle.manifest.codec.sample_hz
         if request.num_samples == 1:
             return [None] * len(waves)
-        rate = mulan.sample_hz if request.upstream else hz  # upstream takes the codec's wave as it is
+        as_it_is = request.upstream and not self.bundle.manifest.reads_segments  # musiclm-pytorch takes the codec's wave so
+        rate = mulan.sample_hz if as_it_is else hz
         scores: list[float | None] = []
         for index, wave in enumerate(waves):
             if len(wave) * mulan.sample_hz < mulan.min_samples * rate:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .arguments import MOST_ITEMS, whole_number
-from .bundle import MOST_SECONDS, STAGES, Manifest, Sampling
+from .bundle import STAGES, Manifest, Sampling
 from .codec import first_chunk_frames
 from .config import GenerationConfig
+from .consistency import MOST_SECONDS
 from .music import Tokens
 from .open_musiclm import output_frames, seconds_of
 from .primes import Prime, make_primes
@@ -110,6 +111,9 @@ def make_request(
     if config.upstream and manifest.reads_segments:
         if given is not None:
             raise ValueError("compat='upstream' does not go on from tokens with open-musiclm's transformers. Leave one of the two out.")
+        heard = manifest.semantic.max_length / manifest.semantic_tokens_per_second
+        if long := next((one.sound.seconds for one in primes if one and one.sound.seconds > heard), None):
+            raise ValueError(f"compat='upstream' hears the first {heard:g} s of a prime, as open-musiclm does, got {long:g} s. Cut it.")
         frames = output_frames(manifest, seconds_of(manifest, config.seconds), max(lengths) > 0) + max(lengths)
         samples = frames * manifest.codec.samples_per_frame
     else:

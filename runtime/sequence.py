@@ -214,7 +214,7 @@ def segment_sequence(
 
     read: int64 [n] of each segment before the last, flat; each is followed by its end. hide_ends: whether ends are what they were in
     training, code 0 that no query sees; else what open-musiclm's inference makes of them: seen, in the row of their own number. An end
-    that may be drawn is allowed for the last quantizer of a frame.
+    that may be drawn is allowed for the last quantizer of a frame, by default of a frame after the first.
     """
     assert decoder.segments is not None and len(read) == len(decoder.segments) - 1
     parts, first, absolute = [], 0, []
@@ -230,7 +230,9 @@ def segment_sequence(
     parts.append(_shift(_line(np.array([last.start]), np.array([first])), 1))
     place = Place(last.first, last.codebook, last.quantizers, first + 1, 1, 1, shift=1, padding=0)
     rules = _rules(decoder, last.name, place, last.quantizers if end_allowed else ALWAYS, last.codebook, draw)
-    made = _begun(Positions.join(*parts), rules, prefix, tokens, len(prefix) + 1, draw, context)
+    # counted so that a frame's last token is the one on which an end is allowed, but not the first frame's: a clip is not empty
+    in_frames = len(prefix) + 1 - (last.quantizers if hide_ends else 0)
+    made = _begun(Positions.join(*parts), rules, prefix, tokens, in_frames, draw, context)
     if last.positions is None:
         return made
     absolute += [np.zeros(1, np.int64), last.positions + np.arange(tokens)]

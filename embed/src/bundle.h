@@ -76,7 +76,7 @@ struct Mulan {
 
 struct Conditioner {
   std::string graph;
-  int64_t quantizers;
+  int64_t quantizers, codebook_size;
   std::map<std::string, int64_t> namespaces;  // name -> width of its conditioning, 0 where its codes are read as tokens
 };
 

@@ -19,17 +19,27 @@ void check_segments(const Manifest& manifest, int stage, Faults& faults) {
   if (decoder.segments.empty()) return;
   const int64_t quantizers[] = {1, manifest.decoders[kCoarse].outputs(), manifest.decoders[kFine].outputs()};
   const std::vector<int> read[kStages] = {{kSemantic}, {kSemantic, kCoarse}, {kCoarse, kFine}};
-  std::string expected = "clap " + std::to_string(manifest.conditioner.quantizers), found;
-  for (const int one : read[stage]) expected += std::string(", ") + kStageNames[one] + " " + std::to_string(quantizers[one]);
-  for (const Segment& one : decoder.segments) found += (found.empty() ? "" : ", ") + one.name + " " + std::to_string(one.quantizers);
-  if (found != expected) faults.note(where + "expected " + expected + ", names and quantizers, got " + found);
+  const auto sizes = [](int64_t count, int64_t codes) { return std::to_string(count) + " x " + std::to_string(codes); };
+  std::string expected = "clap " + sizes(manifest.conditioner.quantizers, manifest.conditioner.codebook_size), found;
+  for (const int one : read[stage]) {
+    expected += std::string(", ") + kStageNames[one] + " " + sizes(quantizers[one], manifest.decoders[one].vocabulary - 1);
+  }
+  for (const Segment& one : decoder.segments) found += (found.empty() ? "" : ", ") + one.name + " " + sizes(one.quantizers, one.codebook);
+  if (found != expected) faults.note(where + "expected " + expected + ", names, quantizers and codes, got " + found);
   if (decoder.semantic_window.has_value() != (stage == kCoarse)) {
     faults.note(std::string(kManifestName) + ": " + kStageNames[stage] + ": semantic_window: " + (stage == kCoarse ? "missing" : "of coarse alone"));
   }
-  const int64_t codes = decoder.segments.back().codebook;
-  if (codes + 1 != decoder.vocabulary) {
-    faults.note(where + "the last one has " + std::to_string(codes) + " codes, expected " + std::to_string(decoder.vocabulary - 1) +
-                ", one less than the vocabulary");
+  __int128 row = 1;
+  for (const Segment& one : decoder.segments) {  // one after the other in the table
+    if (one.start != row || one.first != row + 1) {
+      faults.note(where + one.name + " begins at rows " + std::to_string(one.start) + " and " + std::to_string(one.first) +
+                  ", not where the one before ends");
+    }
+    row += 2 + static_cast<__int128>(one.quantizers) * one.codebook;
+  }
+  const auto table = decoder.step.weights.find("rows");
+  if (table != decoder.step.weights.end() && table->second.shape.size() == 2 && row != static_cast<__int128>(table->second.shape[0])) {
+    faults.note(where + "they take other rows than the table's " + std::to_string(table->second.shape[0]));
   }
 }
 
@@ -40,10 +50,23 @@ void check_consistency(const Manifest& manifest, Faults& faults) {
   const std::vector<std::string> rows[kStages] = {{"padding", "start", "semantic"},
                                                   {"padding", "semantic_start", "coarse_start", "semantic", "coarse"},
                                                   {"padding", "coarse_start", "fine_start", "coarse", "fine"}};
+  const bool none[] = {manifest.decoders[0].segments.empty(), manifest.decoders[1].segments.empty(), manifest.decoders[2].segments.empty()};
+  if (none[0] != none[1] || none[1] != none[2]) {
+    faults.note(std::string(kManifestName) + ": some stages read segments and some do not: export the checkpoints again");
+    return;
+  }
   for (int stage = 0; stage < kStages; stage++) {
     const Decoder& decoder = manifest.decoders[stage];
     const std::string where = std::string(kManifestName) + ": " + kStageNames[stage] + ": ";
     const bool tokens = decoder.conditioning == "tokens";
+    int64_t heads = 0;
+    for (const auto& [name, place] : decoder.step.weights) {
+      const size_t dot = name.rfind(".weight");
+      heads += name.rfind("head.", 0) == 0 && dot != std::string::npos && dot + 7 == name.size();
+    }
+    if (decoder.outputs() != heads) {
+      faults.note(where + "it predicts " + std::to_string(decoder.outputs()) + " quantizers, its weights are for " + std::to_string(heads));
+    }
     check_segments(manifest, stage, faults);
     for (const std::string& row : tokens ? std::vector<std::string>{"padding"} : rows[stage]) {
       if (!decoder.rows.count(row)) faults.note(where + "rows: the field " + python_repr(row) + " is missing");
@@ -85,8 +108,8 @@ void check_consistency(const Manifest& manifest, Faults& faults) {
   if (manifest.seconds && !(*manifest.seconds > 0 && *manifest.seconds <= 86400)) {
     faults.note(std::string(kManifestName) + ": seconds: expected more than 0 and at most 86400, got " + Json(*manifest.seconds).dump());
   }
-  if (manifest.semantic_tokens_per_second <= 0) {
-    faults.note(std::string(kManifestName) + ": semantic_tokens_per_second: expected more than 0, got " +
+  if (manifest.semantic_tokens_per_second <= 0 || manifest.semantic_tokens_per_second > 1e6) {
+    faults.note(std::string(kManifestName) + ": semantic_tokens_per_second: expected more than 0 and at most 1e6, got " +
                 Json(manifest.semantic_tokens_per_second).dump());
   }
 }

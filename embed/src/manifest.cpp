@@ -218,7 +218,7 @@ Conditioner read_conditioner(const Found& found) {
   Conditioner conditioner;
   conditioner.graph = record.get("graph", read_text);
   conditioner.quantizers = record.get("quantizers", read_count);
-  record.get("codebook_size", read_count);
+  conditioner.codebook_size = record.get("codebook_size", read_count);
   conditioner.namespaces = record.each("namespaces", [](const Found& width) { return read_whole(width, 0, INT32_MAX); });
   record.finish();
   return conditioner;

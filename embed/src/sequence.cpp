@@ -112,8 +112,9 @@ Sequence segment_sequence(const Decoder& decoder, int stage, const std::vector<c
     number(segment, static_cast<int64_t>(read[i]->size()) + 1);
   }
   place(last);
-  // an end is allowed for the last quantizer of a frame
-  Sequence made = begun(stage, std::move(prompt), rules, prefix, tokens, static_cast<int64_t>(prefix.size()) + 1, draw, std::move(context));
+  // counted so that a frame's last token is the one on which an end is allowed, but not the first frame's
+  const int64_t in_frames = static_cast<int64_t>(prefix.size()) + 1 - last.quantizers;
+  Sequence made = begun(stage, std::move(prompt), rules, prefix, tokens, in_frames, draw, std::move(context));
   if (last.positions) {
     number(last, tokens);
     position_ids.resize(made.prompt.ids.size() + made.steps - 1);

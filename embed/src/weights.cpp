@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <new>
+#include <set>
 #include <vector>
 
 #include "error.h"
@@ -95,6 +96,13 @@ class Weights {
   const std::map<std::string, Place>& places() const { return decoder_.step.weights; }
   bool has(const std::string& name) const { return places().count(name) > 0; }
 
+  // Throws for a weight that no step reads: the manifest describes another model then.
+  void refuse_unread() const {
+    for (const auto& [name, place] : places()) {
+      if (!read_.count(name)) refuse("the weight " + python_repr(name) + " is of another model than the manifest describes");
+    }
+  }
+
   const float* floats(const std::string& name, const Shape& shape) const { return static_cast<const float*>(at(name, "float32", shape)); }
 
   ds_norm norm(const std::string& name, uint64_t width) const {
@@ -122,9 +130,11 @@ class Weights {
       refuse("the weight " + python_repr(name) + " must be " + text_of(type, shape) + ", got " +
              (missing ? "none" : text_of(found->second.type, found->second.shape)));
     }
+    read_.insert(name);
     return data_ + found->second.offset;
   }
 
+  mutable std::set<std::string> read_;
   const Decoder& decoder_;
   const uint8_t* data_;
   int bits_;
@@ -215,6 +225,7 @@ ds_model* make_model(const Decoder& decoder, const uint8_t* data, size_t size, d
   described.heads_out = heads.data();
   described.head_bias = weights.has("head.bias") ? weights.floats("head.bias", {vocabulary}) : nullptr;
 
+  weights.refuse_unread();
   char fault[200] = "";
   ds_model* const model = ds_model_create(pool, &described, -1, fault, sizeof fault);
   if (!model && std::strstr(fault, "not enough memory") == fault) {

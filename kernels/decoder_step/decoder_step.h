@@ -96,7 +96,7 @@ typedef struct {
   const float *prefix;                                      /* [P, dim]: embeddings that its keys and values are made of in every layer */
   int32_t guided;                                           /* whether the pass without condition is computed as well */
   ds_rules rules;
-  int64_t known, in_frames, steps; /* tokens that the prompt ends with; those that count towards rules.frame; tokens to sample at most */
+  int64_t known, in_frames, steps; /* tokens that the prompt ends with; those that count towards rules.frame, below 0 where the first frame ends later; tokens to sample at most */
   uint64_t seed;                   /* of the noise */
   int64_t item, first;             /* number of the candidate under its seed, and of the first sampled token in its stage: 32 bits */
   float temperature, scale;        /* 0: the most likely token, without noise; of guidance */

@@ -35,7 +35,7 @@ const char* fault_of(const ds_weights& w, const ds_rules& r) {
 const char* fault_of(const ds_model& model, const ds_sequence& s) {
   const ds_weights& w = model.sizes;
   if (!within(s.positions, 1, kLongest)) return "a prompt has less than one position or too many";
-  if (!within(s.steps, 0, kLongest) || !within(s.known, 0, kLongest) || !within(s.in_frames, 0, kLongest)) return "a number of tokens is out of range";
+  if (!within(s.steps, 0, kLongest) || !within(s.known, 0, kLongest) || !within(s.in_frames, -kLongest, kLongest)) return "a number of tokens is out of range";
   if ((model.layers[0].cross_q.data != nullptr) != (s.context > 0)) return "a context and a model with cross-attention go together";
   if (!within(s.context, 0, kLongest) || !within(s.prefix_positions, 0, kLongest)) return "a condition's length is out of range";
   for (int64_t i = 0; i < s.positions; i++) {

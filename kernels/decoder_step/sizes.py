@@ -79,7 +79,7 @@ class Sizes:
         return {f"{name}.values": (shape[1], blocks, self.block * self.bits // 8), f"{name}.scales": (shape[1], blocks)}
 
     def checked(self, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The weights that a step reads, contiguous. ValueError names the one that is missing or is not of its type and shape."""
+        """The weights that a step reads, contiguous. ValueError names one missing, of another type or shape, or that no step reads."""
         if self.bits < 32 and self.block not in range(32, MOST_BLOCK + 1, 32):
             raise ValueError(
                 f"weights of {self.bits} bits in blocks of {self.block}: bits are 32, 8 or 4, a block a multiple of 32 up to {MOST_BLOCK}"
@@ -95,4 +95,6 @@ class Sizes:
             if name not in weights or weights[name].shape != shape or weights[name].dtype != dtype:
                 found = f"{weights[name].dtype} {list(weights[name].shape)}" if name in weights else "none"
                 raise ValueError(f"the weight {name!r} must be {np.dtype(dtype)} {list(shape)}, got {found}")
+        if surplus := sorted(weights.keys() - shapes.keys()):
+            raise ValueError(f"the weight {surplus[0]!r} is of another model than these sizes are")
         return {name: np.ascontiguousarray(weights[name]) for name in shapes}

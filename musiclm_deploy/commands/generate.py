@@ -206,6 +206,7 @@ def _sampling(options: argparse.Namespace, manifest: Any) -> dict[str, Any]:
     for name in ("temperature", "filter_thres", "cond_scale"):
         for stage, value in sorted(getattr(options, name), key=lambda pair: pair[0] != ""):
             guided = [s for s in STAGES if name != "cond_scale" or getattr(manifest, s).guidance]
-            for target in [stage] if stage else guided:
+            # where no stage is guided, the request refuses a scale for what it is
+            for target in [stage] if stage else guided or STAGES:
                 chosen.setdefault(target, {})[name] = value
     return {stage: SamplingConfig(**values) for stage, values in chosen.items()}
