@@ -250,13 +250,16 @@ def test_links_and_special_files(inputs: dict[str, Input], tmp_path: Path) -> No
 def _manifest() -> dict[str, Any]:
     """A manifest that opens: the fields of every record with values of their types, and small files to list."""
     decoder = {"context": None, "conditioning": "none", "guidance": False, "dim": 8, "depth": 1, "heads": 1, "cache_head_size": 8}
-    decoder |= {"vocabulary": 9, "coarse_quantizers": 1, "fine_quantizers": None, "rows": {"padding": 0}, "max_length": 5}
+    decoder |= {"vocabulary": 9, "coarse_quantizers": 1, "fine_quantizers": None, "max_length": 5}
+    names = ("padding", "start", "semantic_start", "coarse_start", "fine_start", "semantic", "coarse", "fine")
+    decoder |= {"rows": {name: row for row, name in enumerate(names)}, "segments": None, "semantic_window": None}
     decoder |= {
         "bias": {"entries": 3, "stride": 1, "frames": None},
         "sampling": {"temperature": 1.0, "filter_thres": 0.9, "cond_scale": 3.0},
         "step": {"dim_head": 8, "inner": 21, "streams": 1, "value_residual": True, "precision": "fp32"},
     }
-    decoder["step"] |= {"block": 32, "weights": {"rows": ["float32", 0, 3, 8]}}
+    decoder["step"] |= {"normalised_attention": False, "convolution": False, "positions": None}
+    decoder["step"] |= {"block": 32, "weights": {"rows": ["float32", 0, 3, 8], "head.0.weight": ["float32", 96, 8, 9]}}
     codec = {"stream": "d.onnx", "encode": None, "sample_hz": 16000, "samples_per_frame": 320, "quantizers": 2, "groups": 1}
     codec |= {"codebook_size": 9, "lookahead_frames": 1, "min_frames": 1, "states": {"tail": [8, 6]}, "min_encode_frames": 1}
     mulan = {"text": "t.onnx", "audio": "a.onnx", "tokenizer": "t.json", "max_tokens": 9, "dim_latent": 4, "sample_hz": 16000}
@@ -266,6 +269,7 @@ def _manifest() -> dict[str, Any]:
         **{stage: {"graph": f"{stage}.onnx", **decoder} for stage in ("semantic", "coarse", "fine")},
         "codec": codec,
         "wav2vec": None,
+        "seconds": None,
         "unique_consecutive": True,
         "semantic_tokens_per_second": 50.0,
         "made_by": {"torch": "2"},

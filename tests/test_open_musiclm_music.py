@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.open_musiclm import GOLDEN, SAID, export_golden
+from support.open_musiclm import GOLDEN, SAID, export_golden, model_config
 
 import musiclm_deploy as md
 from musiclm_deploy.export.checkpoint import read_checkpoint
@@ -172,6 +172,21 @@ def test_continues_a_sound(model: md.MusicLM) -> None:
     assert len(made.audio) == round(2.3 * 16000)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_an_end_that_may_come_at_once(model: md.MusicLM, seed: int) -> None:
+    """A clip that may end early is not empty, streamed or not."""
+    sampling = {stage: SamplingConfig(temperature=3.0, filter_thres=0.0) for stage in STAGES}
+    made = model.generate("x", seconds=1, seed=seed, stop="eos", sampling=sampling)
+    with model.stream("x", seconds=1, seed=seed, stop="eos", sampling=sampling) as stream:
+        assert np.array_equal(np.concatenate([chunk.audio for chunk in stream]), made.audio) and len(made.audio)
+
+
+def test_a_prime_beyond_its_window(model: md.MusicLM) -> None:
+    sound = np.zeros(16000 * 2, np.float32), 16000
+    with pytest.raises(ValueError, match=r"hears the first 1 s of a prime, as open-musiclm does, got 2 s\. Cut"):
+        model.generate("x", prime=sound, seconds=2, compat="upstream")
+
+
 def test_guidance_is_refused(model: md.MusicLM) -> None:
     with pytest.raises(ValueError, match="cond_scale has no effect on the coarse stage, which was trained without a null condition"):
         model.generate("x", sampling={"coarse": SamplingConfig(cond_scale=2.0)})
@@ -223,6 +238,13 @@ def test_two_packages_do_not_mix(open_musiclm_files: dict[str, Path], tiny_check
     assert any("takes embeddings of codes, but clap.rvq.10.pt is codebooks alone" in fault for fault in report.faults)
 
 
+def with_value(record: str, name: str, value: float) -> dict[str, Any]:
+    """Return the tiny model's JSON with another value."""
+    given = model_config()
+    given[record][name] = value
+    return given
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
@@ -234,10 +256,12 @@ def test_two_packages_do_not_mix(open_musiclm_files: dict[str, Path], tiny_check
         ),
     ],
 )
-def test_another_json(open_musiclm_files: dict[str, Path], tmp_path: Path, content: str, message: str) -> None:
+def test_another_json(open_musiclm_files: dict[str, Path], tmp_path: Path, content: str, message: str | None) -> None:
+    """What is no such file, has values that cannot be, or is of another model than the checkpoints."""
     path = tmp_path / "model.json"
     path.write_text(content)
-    with pytest.raises(ExportError, match=rf"--open-musiclm-config .*model\.json: .*{message}"):
+    wanted = "num_fine_quantizers = 1 contradicts" if message is None else rf"--open-musiclm-config .*model\.json: .*{message}"
+    with pytest.raises(ExportError, match=wanted):
         export_checkpoints(**{**open_musiclm_files, "open_musiclm_config": path}, out=tmp_path / "bundle", quiet=True)
 
 

@@ -238,7 +238,7 @@ def test_sampling_out_of_range(name, value):
         ({"fine": {"temperature": 0}}, "sampling must map a stage to a SamplingConfig, got {'fine': {'temperature': 0}}."),
         ({"fine": None}, "sampling must map a stage to a SamplingConfig, got {'fine': None}."),
         (GREEDY, "sampling must map a stage to a SamplingConfig, got SamplingConfig(temperature=0.0"),
-        ({"fine": SamplingConfig(cond_scale=2.0)}, "cond_scale has no effect on the fine stage: audiolm-pytorch trains it without"),
+        ({"fine": SamplingConfig(cond_scale=2.0)}, "cond_scale has no effect on the fine stage, which was trained without"),
         ({"semantic": SamplingConfig(cond_scale=1.0)}, "cond_scale has no effect on the semantic stage"),
     ],
 )

@@ -34,7 +34,8 @@ def model_config(**of_stage: Any) -> dict[str, Any]:
     """Return the JSON of the model. of_stage: further settings of all three transformers."""
     stage = {**SIZES, "non_causal_prefix_size": 0, "use_memory_efficient_attention": False, **of_stage}
     return {
-        "global_cfg": {f"{name}_audio_length_seconds": seconds for name, seconds in SECONDS.items()},
+        "global_cfg": {f"{name}_audio_length_seconds": seconds for name, seconds in SECONDS.items()}
+        | {"num_coarse_quantizers": COARSE, "num_fine_quantizers": FINE},
         "clap_rvq_cfg": {"rq_num_quantizers": CLAP[0], "codebook_size": CLAP[1]},
         "hubert_kmeans_cfg": {"model_name": "m-a-p/MERT-v0", "normalize_embeds": True, "embed_layer": 7, "output_hz": 50},
         "encodec_cfg": {"bandwidth": 6.0, "codebook_size": CODES, "output_hz": 50},
