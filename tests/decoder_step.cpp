@@ -228,7 +228,7 @@ bool refuses(ds_pool* pool, const ds_model* model, Parts parts) {
     refused([&](ds_sequence& s) { s.context = wrong; });
     refused([&](ds_sequence& s) { s.prefix_positions = wrong; });
     refused([&](ds_sequence& s) { s.known = wrong; });
-    refused([&](ds_sequence& s) { s.in_frames = wrong; });
+    if (wrong != -2) refused([&](ds_sequence& s) { s.in_frames = wrong; });  // a first frame may end after the prompt
     refused([&](ds_sequence& s) { s.steps = wrong; });
     refused([&](ds_sequence& s) { s.item = wrong; });
     refused([&](ds_sequence& s) { s.first = wrong; });
