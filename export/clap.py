@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from ..model.clap import ClapTowers
@@ -21,6 +21,7 @@ from ..runtime.roberta_tokenizer import MAX_TOKENS, tokenizer_files
 from ..runtime.tokenizer_file import TOKENIZER_FILE
 from .checkpoint import Checkpoint, check_finite
 from .errors import ExportError
+from .mulan import AudioLatents, TextLatents
 from .settings import Settings
 from .text_tokenizer import most_tokens
 from .trace import trace
@@ -83,14 +84,14 @@ def what_clap(state: Mapping[str, Tensor], path: Path) -> str:
 def export_clap_text(towers: ClapTowers, path: Path) -> None:
     """Write `input_ids`, `attention_mask` [batch, tokens] int64 -> `latent` [batch, dim_latent], for 1 to max_tokens tokens."""
     ids, dims = torch.ones(2, 3, dtype=torch.long), {0: Dim("batch"), 1: Dim("tokens", max=towers.max_tokens)}
-    trace(_TextLatents(towers), (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["latent"], [dims, dims])
+    trace(TextLatents(towers), (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["latent"], [dims, dims])
 
 
 def export_clap_audio(towers: ClapTowers, path: Path) -> None:
     """Write `wave` [batch, samples] fp32 -> `latent` [batch, dim_latent], for waves of `min_samples` and more."""
     wave = torch.zeros(2, 2 * towers.window_samples + 777)
     dims = {0: Dim("batch"), 1: Dim("samples", min=towers.min_samples)}
-    trace(_AudioLatents(towers), (wave,), path, ["wave"], ["latent"], [dims])
+    trace(AudioLatents(towers), (wave,), path, ["wave"], ["latent"], [dims])
 
 
 def clap_record(settings: Settings, tokenizer: Settings | None, towers: ClapTowers) -> bundle.Mulan:
@@ -112,23 +113,3 @@ def clap_record(settings: Settings, tokenizer: Settings | None, towers: ClapTowe
         window_samples=towers.window_samples,
         window_bytes=_BYTES_PER_NUMBER * patches * settings["audio.patch_embeds_hidden_size"],
     )
-
-
-class _TextLatents(nn.Module):
-    """The text tower alone: its graph holds no weight of the audio tower."""
-
-    def __init__(self, towers: ClapTowers) -> None:
-        super().__init__()
-        self.towers = towers
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.towers.get_text_latents(input_ids, mask=attention_mask != 0)
-
-
-class _AudioLatents(nn.Module):
-    def __init__(self, towers: ClapTowers) -> None:
-        super().__init__()
-        self.towers = towers
-
-    def forward(self, wave: Tensor) -> Tensor:
-        return self.towers.get_audio_latents(wave)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-from ..model import AudioSpectrogramTransformer, MuLaN, TextTransformer
+from ..model import AudioSpectrogramTransformer, ClapTowers, MuLaN, TextTransformer
 from ..model.residual_vq import nearest_codes
 from ..runtime import bundle
 from ..runtime.tokenizer_file import TOKENIZER_FILE
@@ -197,14 +197,14 @@ def conditioner_weights(state: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, 
 def export_mulan_text(mulan: MuLaN, path: Path) -> None:
     """Write `input_ids`, `attention_mask` [batch, tokens] int64 -> `latent` [batch, dim_latent], for 1 to max_seq_len tokens."""
     ids, dims = torch.ones(2, 3, dtype=torch.long), {0: Dim("batch"), 1: Dim("tokens", max=mulan.text.max_seq_len)}
-    trace(_TextLatents(mulan), (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["latent"], [dims, dims])
+    trace(TextLatents(mulan), (ids, ids.clone()), path, ["input_ids", "attention_mask"], ["latent"], [dims, dims])
 
 
 def export_mulan_audio(mulan: MuLaN, path: Path) -> None:
     """Write `wave` [batch, samples] fp32 -> `latent` [batch, dim_latent], for waves of `mulan.audio.min_samples` and more."""
     shortest = mulan.audio.min_samples
     wave = torch.zeros(2, shortest + 3 * mulan.audio.patch_size[1] * mulan.audio.spec.hop_length)
-    trace(_AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
+    trace(AudioLatents(mulan), (wave,), path, ["wave"], ["latent"], [{0: Dim("batch"), 1: Dim("samples", min=shortest)}])
 
 
 def export_conditioner(stages: Mapping[str, tuple[Tensor, Tensor | None]], path: Path) -> None:
@@ -259,22 +259,26 @@ def mulan_record(
     )
 
 
-class _TextLatents(nn.Module):
-    def __init__(self, mulan: MuLaN) -> None:
+class TextLatents(nn.Module):
+    """The text tower of a MuLaN, or of what has its methods, as a module to trace."""
+
+    def __init__(self, towers: MuLaN | ClapTowers) -> None:
         super().__init__()
-        self.mulan = mulan
+        self.towers = towers
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.mulan.get_text_latents(input_ids, mask=attention_mask != 0)
+        return self.towers.get_text_latents(input_ids, mask=attention_mask != 0)
 
 
-class _AudioLatents(nn.Module):
-    def __init__(self, mulan: MuLaN) -> None:
+class AudioLatents(nn.Module):
+    """The audio tower likewise."""
+
+    def __init__(self, towers: MuLaN | ClapTowers) -> None:
         super().__init__()
-        self.mulan = mulan
+        self.towers = towers
 
     def forward(self, wave: Tensor) -> Tensor:
-        return self.mulan.get_audio_latents(wave)
+        return self.towers.get_audio_latents(wave)
 
 
 class _Conditioner(nn.Module):

@@ -7,8 +7,7 @@ import hashlib
 import io
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from support.server import Server, serving
+from support.server import Server, eventually, serving
 
 import musiclm_deploy as md
 from musiclm_deploy.runtime.bundle import STAGES
@@ -62,15 +61,6 @@ def post(client: httpx.Client, path: str = "/v1/audio/generations", headers: dic
 
 def events(text: str) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def gauge(client: httpx.Client, name: str, **labels: str) -> float:

@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 from support.rough_clients import PATH, bad_request, half_a_body, reset_in_the_middle
-from support.server import Server, serving
+from support.server import Server, eventually, serving
 
 import musiclm_deploy as md
 from musiclm_deploy.runtime.bundle import STAGES
@@ -156,15 +156,6 @@ def idle(url: str) -> bool:
     return all(gauge(url, f"musiclm_{name}") == 0 for name in ("requests_running", "requests_waiting", "rows"))
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30.0) -> bool:
-    end = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 class Alone:
     """The SHA-256 of clips as their one client would get them, made once."""
 
@@ -245,7 +236,7 @@ def test_one_seed_one_sound(server: Server, music: md.MusicLM, requests: int) ->
     with ThreadPoolExecutor(CLIENTS) as pool:
         found = sum(pool.map(lambda number: one_client(server, alone, number, requests), range(CLIENTS)), Counter[str]())
     assert sum(found.values()) == CLIENTS * requests and min(found["done"], found["left"]) > requests
-    assert eventually(lambda: idle(server.url))
+    assert eventually(lambda: idle(server.url), seconds=30.0)
 
 
 def test_a_server_that_is_killed(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,8 +248,8 @@ def test_a_server_that_is_killed(tiny_bundle: Path, tmp_path: Path, monkeypatch:
     kinds = [{}, {"stream_format": "sse"}, {"response_format": "wav"}, {"stream": False}]
     with serving(tmp_path, tiny_bundle, "--max-ahead-s", 5) as server, ThreadPoolExecutor(len(kinds)) as pool:
         ends = [pool.submit(_listen_until_it_ends, server, asked | kind) for kind in kinds]
-        assert eventually(lambda: gauge(server.url, "musiclm_requests_running") == len(kinds))
-        assert eventually(lambda: gauge(server.url, "musiclm_audio_seconds_total") > 6)
+        assert eventually(lambda: gauge(server.url, "musiclm_requests_running") == len(kinds), seconds=30.0)
+        assert eventually(lambda: gauge(server.url, "musiclm_audio_seconds_total") > 6, seconds=30.0)
         server.process.kill()
         for kind, end in zip(kinds, ends, strict=True):
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
@@ -293,7 +284,7 @@ def test_a_thousand_requests(server: Server, music: md.MusicLM) -> None:
             numbers = range(100 * part, 100 * part + clients)
             found = sum(pool.map(lambda one: rough_client(server, alone, one, 32, firsts), numbers), Counter[str]())
         assert sum(found.values()) == clients * 32 and len(found) == 6, found
-        assert eventually(lambda: idle(server.url))
+        assert eventually(lambda: idle(server.url), seconds=30.0)
         states = Counter(job["state"] for job in httpx.get(f"{server.url}/v1/jobs").json()["data"])
         assert not {"queued", "running"} & set(states) and sum(states.values()) <= KEPT_JOBS + clients
         resident.append(server.resident_bytes())
